@@ -1,0 +1,26 @@
+"""The errors of this package.
+
+They descend from ``Exception`` alone: while transformers loads the model of a pipeline it catches OSError, ValueError,
+TypeError and RuntimeError and goes on with another model (``transformers/pipelines/base.py``, ``load_model``). A posterior
+that was refused with one of those would be answered for by a point estimate.
+"""
+
+
+class SwagError(Exception):
+    """Something this package was asked for cannot be done as asked. All its own errors are of this family."""
+
+
+class AdapterMismatchError(SwagError):
+    """The posterior (or the moments it is made of) belongs to another adapter or another base model."""
+
+
+class PosteriorFormatError(SwagError):
+    """A file does not hold what its name promises: truncated, edited, of a newer format, or with impossible values."""
+
+
+class PosteriorNotFoundError(SwagError):
+    """The folder or repository that should hold a posterior has none, or it cannot be reached."""
+
+
+class TooFewCollectionsError(SwagError):
+    """Fewer than two weight vectors were collected, so there is no covariance to speak of."""
