@@ -1,0 +1,147 @@
+"""Files of a posterior <-> the Hub: one commit up, one commit down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from swag_trainer.errors import PosteriorNotFoundError, SwagError
+
+_TRANSIENT = {429, 500, 502, 503, 504}
+_ATTEMPTS = 5
+
+
+def download(
+    repo_id: str,
+    filenames: Iterable[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch files of one commit of a model repository into the cache and return the folder they lie in.
+
+    Args:
+        repo_id: "user/name".
+        filenames: Which files; all are needed.
+        revision: Branch, tag or commit. It is resolved once, so that a commit landing meanwhile cannot mix two versions.
+        token: Access token, see `huggingface_hub.hf_hub_download`; the other arguments too.
+
+    Raises:
+        PosteriorNotFoundError: The repository, the revision or one of the files does not exist, or is not in the cache while offline.
+        SwagError: The Hub could not be asked; the error says nothing about what exists.
+    """
+    where = f"{repo_id!r} at revision {str(revision or 'main')!r}"
+    options: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
+    try:
+        resolved = HfApi(token=token).resolve_revision(
+            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        paths = []
+        for filename in filenames:
+            try:
+                paths.append(hf_hub_download(repo_id, filename, revision=resolved, **options))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError as error:
+                raise PosteriorNotFoundError(_missing(where, filename)) from error
+    except HFValidationError as error:
+        raise PosteriorNotFoundError(
+            f"{repo_id!r} is neither a folder that exists nor the id of a repository on the Hub."
+        ) from error
+    except GatedRepoError as error:
+        raise PosteriorNotFoundError(f"Access to {where} is gated: ask for it on the Hub and pass token=...") from error
+    except RepositoryNotFoundError as error:
+        raise PosteriorNotFoundError(
+            f"There is no repository {repo_id!r} on the Hub, or it is private and the token is missing or of another account."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise PosteriorNotFoundError(f"The repository {repo_id!r} has no revision {str(revision)!r}.") from error
+    except (LocalEntryNotFoundError, RevisionResolutionError) as error:
+        raise PosteriorNotFoundError(
+            f"{where} is not complete in the local cache, and the Hub cannot be reached or must not be asked (offline mode). "
+            f"Load it once while online. {_short(error)}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise SwagError(f"Loading {where} failed before anything could be read: {_short(error)}") from error
+    return Path(paths[0]).parent
+
+
+def upload(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    commit_message: str,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Put files into a model repository in one atomic commit, so that nobody can load half of them.
+
+    The repository, and the branch ``revision``, are created if needed. Answers 429 and 5xx are tried again with growing pauses.
+
+    Args:
+        files: What each path in the repository shall hold.
+        repo_id: "user/name" or "name".
+        commit_message: First line of the commit.
+        revision: Branch; the default branch if None.
+        private: Visibility of a repository that is created.
+        token: Access token, see `huggingface_hub.HfApi`.
+        create_pr: Open a pull request instead of committing to the branch.
+
+    Raises:
+        SwagError: The commit was not made.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        for attempt in range(_ATTEMPTS):
+            operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+            try:
+                return api.create_commit(
+                    repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+                )
+            except HfHubHTTPError as error:
+                if error.response is None or error.response.status_code not in _TRANSIENT or attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.5 * 2**attempt)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise SwagError(f"Nothing was committed to {repo_id!r}: {_short(error)}") from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _missing(where: str, filename: str) -> str:
+    hint = ""
+    if filename.startswith("swag_posterior"):
+        hint = (
+            ' It holds no posterior; collect one with SwagCallback, or use the "text-classification" task for a plain adapter.'
+        )
+    return f"{where} has no {filename}.{hint}"

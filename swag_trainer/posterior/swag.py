@@ -1,0 +1,297 @@
+"""SwagPosterior: the Gaussian over an adapter's weights, where it comes from, and the adapter it lies beside."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo
+from torch import Tensor
+
+from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.posterior.design import Design
+from swag_trainer.posterior.gaussian import LowRankGaussian
+from swag_trainer.posterior.hub import download, upload
+from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+from swag_trainer.posterior.storage import read_file, write_file
+
+POSTERIOR_FILE = "swag_posterior.safetensors"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SwagPosterior:
+    """What SWAG believes about the weights of one adapter: a Gaussian, eq. (1) of Maddox et al. 2019, arXiv:1902.02476.
+
+    Made by `SwagCallback` (``callback.posterior``) or read with `from_pretrained`. A value: nothing changes it in place.
+
+    Attributes:
+        layout: Keys and shapes of the weights.
+        gaussian: The distribution over flat vectors of P numbers.
+        provenance: How it was collected and what it belongs to.
+        adapter: The adapter it lies beside, as PEFT saves it; after training that adapter holds the posterior mean.
+    """
+
+    layout: WeightLayout
+    gaussian: LowRankGaussian
+    provenance: Provenance
+    adapter: SavedAdapter
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Mean of every weight, ``{key: (*shape)}``, float32: the SWA solution."""
+        return self.layout.unflatten(self.gaussian.mean)
+
+    @property
+    def variance(self) -> dict[str, Tensor]:
+        """Diagonal variance of the collected vectors, ``{key: (*shape)}``, float32, before the one-half and the scale."""
+        return self.layout.unflatten(self.gaussian.variance)
+
+    @property
+    def deviations(self) -> dict[str, Tensor]:
+        """The K deviations that were kept, oldest first, ``{key: (K, *shape)}``, float32."""
+        return self.layout.unflatten(self.gaussian.deviations)
+
+    @property
+    def num_collected(self) -> int:
+        """How many weight vectors went into the moments."""
+        return self.provenance.num_collected
+
+    @property
+    def rank(self) -> int:
+        """K, the deviations that were kept; 0 makes it SWAG-diagonal."""
+        return self.gaussian.rank
+
+    @property
+    def scale(self) -> float:
+        """Factor of the covariance that draws use unless told otherwise; 1 is the paper's covariance."""
+        return self.provenance.scale
+
+    def with_scale(self, scale: float) -> SwagPosterior:
+        """Return the same posterior with another default scale, one chosen on validation data, say.
+
+        Raises:
+            SwagError: ``scale`` is negative or not finite.
+        """
+        return replace(self, provenance=replace(self.provenance, scale=checked_scale(scale)))
+
+    def sample(
+        self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched"
+    ) -> dict[str, Tensor]:
+        """Draw weights.
+
+        Args:
+            num_samples: S, at least 1.
+            seed: The draws depend on this alone: not on the global random state, the device or the number of threads.
+            scale: Factor of the covariance; None for the posterior's own, 0 for the mean (SWA).
+            design: "matched" makes the S draws cancel each other's linear error, see `swag_trainer.posterior.design`;
+                "iid" makes them independent.
+
+        Returns:
+            ``{key: (S, *shape)}``, float32, on the CPU.
+
+        Raises:
+            SwagError: ``num_samples`` or ``scale`` is out of range.
+        """
+        return self.layout.unflatten(self.sample_flat(num_samples, seed=seed, scale=scale, design=design))
+
+    def sample_flat(self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched") -> Tensor:
+        """Draw weights as `sample` does, as one matrix. Shape (S, P); ``layout.unflatten`` cuts it into weights."""
+        if num_samples < 1:
+            raise SwagError(
+                f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
+            )
+        scale = self.scale if scale is None else checked_scale(scale)
+        return self.gaussian.sample(num_samples, seed=seed, scale=scale, design=design)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.
+
+        Plain PEFT opens the folder as an adapter like any other. Each file is written whole or not at all, the posterior last.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.adapter.write(folder)
+        tensors = {
+            f"{part}/{key}": tensor
+            for part, weights in (("mean", self.mean), ("variance", self.variance), ("deviations", self.deviations))
+            for key, tensor in weights.items()
+        }
+        provenance = replace(self.provenance, adapter_digest=self.adapter.digest, base_model=self.adapter.base_model)
+        write_file(folder / POSTERIOR_FILE, tensors, provenance.as_document())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        ignore_mismatched_adapter: bool = False,
+    ) -> SwagPosterior:
+        """Read a posterior and its adapter from a folder or a repository on the Hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or "user/name" on the Hub.
+            revision: Branch, tag or commit on the Hub.
+            token: Access token, as everywhere in huggingface_hub; so are the next three.
+            ignore_mismatched_adapter: Accept an adapter or a base model other than the recorded one. Its weights must still have
+                the posterior's names and shapes. For an adapter that was re-saved in another precision, or a base that moved.
+
+        Raises:
+            PosteriorNotFoundError: No posterior there, or not to be reached.
+            PosteriorFormatError: The file is damaged, of a newer format, or its values cannot be those of a posterior.
+            AdapterMismatchError: The adapter beside it is not the one it was collected from.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            if not (folder / POSTERIOR_FILE).exists():
+                raise PosteriorNotFoundError(
+                    f"The folder {str(folder)!r} has no {POSTERIOR_FILE}. Collect a posterior with SwagCallback and save it there, "
+                    'or use the "text-classification" task for a plain adapter.'
+                )
+        else:
+            folder = download(
+                str(pretrained_model_name_or_path),
+                (POSTERIOR_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        posterior = cls._read(folder)
+        posterior._check_adapter(str(pretrained_model_name_or_path), strict=not ignore_mismatched_adapter)
+        return posterior
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload SWAG posterior",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        card: str | None = None,
+    ) -> CommitInfo:
+        """Put adapter and posterior (and the card, if there is one) on the Hub in one commit.
+
+        Args:
+            repo_id: "user/name"; created if needed.
+            commit_message: First line of the commit.
+            private: Visibility of a repository that is created.
+            token: Access token.
+            revision: Branch to commit to; created if needed.
+            create_pr: Open a pull request instead.
+            card: Text of README.md; the repository's own stays if None.
+
+        Returns:
+            The commit; ``.oid`` pins it: ``SwagPosterior.from_pretrained(repo_id, revision=commit.oid)``.
+
+        Raises:
+            SwagError: Nothing was committed.
+        """
+        with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
+            self.save_pretrained(folder)
+            files: dict[str, Path | bytes] = {path.name: path for path in sorted(Path(folder).iterdir())}
+            if card is not None:
+                files["README.md"] = card.encode()
+            return upload(
+                files,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def __repr__(self) -> str:
+        """Sizes, never tensors."""
+        return (
+            f"SwagPosterior({len(self.layout.keys)} weights, P={self.layout.size}, num_collected={self.num_collected}, "
+            f"rank={self.rank}, scale={self.scale:g}, base_model={self.adapter.base_model!r})"
+        )
+
+    @classmethod
+    def _read(cls, folder: Path) -> SwagPosterior:
+        path = folder / POSTERIOR_FILE
+        tensors, document, _ = read_file(path)
+        provenance = Provenance.from_document(document, where=repr(str(path)))
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            if part not in parts:
+                raise PosteriorFormatError(
+                    f"{str(path)!r} has a tensor {name[:200]!r}; mean/, variance/ and deviations/ were expected."
+                )
+            parts[part][key] = tensor
+        layout = WeightLayout.of(parts["mean"])
+        rank = next((len(tensor) for tensor in parts["deviations"].values() if tensor.dim()), 0)
+        expected = {
+            "mean": layout,
+            "variance": layout,
+            "deviations": WeightLayout(layout.keys, tuple((rank, *shape) for shape in layout.shapes)),
+        }
+        for part, weights in parts.items():
+            if WeightLayout.of(weights) != expected[part]:
+                raise PosteriorFormatError(
+                    f"{str(path)!r}: the tensors of {part}/ do not have the names and shapes that those of mean/ ask for."
+                )
+            wrong = next((key for key, tensor in weights.items() if str(tensor.dtype) != "torch.float32"), None)
+            if wrong is not None:
+                raise PosteriorFormatError(
+                    f"{str(path)!r}: {part}/{wrong} is {weights[wrong].dtype}; a posterior is kept in float32."
+                )
+        negative = next((key for key, tensor in parts["variance"].items() if (tensor < 0).any()), None)
+        if negative is not None:
+            raise PosteriorFormatError(f"{str(path)!r}: the variance of {negative!r} has negative values.")
+        if rank == 1 or rank > provenance.num_collected or not layout.keys:
+            raise PosteriorFormatError(
+                f"{str(path)!r} has {len(layout.keys)} weights and {rank} deviations from {provenance.num_collected} collections."
+            )
+        rows = (
+            torch.cat([parts["deviations"][key].reshape(rank, -1) for key in layout.keys], dim=1)
+            if rank
+            else torch.empty(0, layout.size)
+        )
+        gaussian = LowRankGaussian(layout.flatten(parts["mean"]), layout.flatten(parts["variance"]), rows)
+        return cls(layout, gaussian, provenance, SavedAdapter.read(folder))
+
+    def _check_adapter(self, where: str, *, strict: bool) -> None:
+        lacking = sorted(set(self.layout.keys) - set(self.adapter.tensors))
+        beside = WeightLayout.of({key: self.adapter.tensors[key] for key in self.layout.keys if key in self.adapter.tensors})
+        difference = self.layout.difference(beside, ours="The posterior", theirs="The adapter")
+        if lacking or difference:
+            raise AdapterMismatchError(f"The posterior in {where!r} is of another adapter than the one beside it. {difference}")
+        recorded, found = self.provenance.adapter_digest, self.adapter.digest
+        problem = None
+        if recorded != found:
+            problem = (
+                f"was saved beside an adapter with the digest {str(recorded)[:12]}, the adapter there now has {found[:12]}"
+            )
+        elif self.provenance.base_model != self.adapter.base_model:
+            problem = f"was collected on the base model {self.provenance.base_model!r}, adapter_config.json names {self.adapter.base_model!r}"
+        if problem and strict:
+            raise AdapterMismatchError(
+                f"The posterior in {where!r} {problem}: its uncertainty would be about other weights. Save both again "
+                "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True if you know that they belong together."
+            )
+
+
+def checked_scale(scale: float) -> float:
+    """Return ``scale`` as a float.
+
+    Raises:
+        SwagError: It is negative or not finite.
+    """
+    if not 0 <= scale < float("inf"):
+        raise SwagError(f"scale is a factor of the covariance and must be finite and >= 0, got {scale}.")
+    return float(scale)
