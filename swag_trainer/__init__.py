@@ -1,0 +1,48 @@
+"""Bayesian low-rank adaptation for the Hugging Face Trainer: SWAG over an adapter's weights (arXiv:2405.03425)."""
+
+from typing import TYPE_CHECKING, Any
+
+from swag_trainer.collection.callback import SwagCallback
+from swag_trainer.collection.schedule import Every
+from swag_trainer.errors import (
+    AdapterMismatchError,
+    PosteriorFormatError,
+    PosteriorNotFoundError,
+    SwagError,
+    TooFewCollectionsError,
+)
+from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.predictive import Predictive
+from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.prediction.registration import register_tasks
+from swag_trainer.version import __version__
+
+if TYPE_CHECKING:
+    from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+
+__all__ = [
+    "AdapterMismatchError",
+    "Every",
+    "MonteCarloPredictor",
+    "PosteriorFormatError",
+    "PosteriorNotFoundError",
+    "Predictive",
+    "SwagCallback",
+    "SwagError",
+    "SwagPosterior",
+    "SwagTextClassificationPipeline",
+    "TooFewCollectionsError",
+    "__version__",
+]
+
+
+register_tasks()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the pipeline when it is asked for: transformers' pipelines take a second to import."""
+    if name == "SwagTextClassificationPipeline":
+        from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+
+        return SwagTextClassificationPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

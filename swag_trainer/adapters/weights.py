@@ -1,0 +1,137 @@
+"""Get an adapter's weights out of a model, into a model, and into a private copy of the model that may be written."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from swag_trainer.adapters.keys import active_adapter, parameter_names, unwrap
+from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+
+
+class AdapterWeights:
+    """The trained weights of one adapter in one model: LoRA matrices, the head in ``modules_to_save``, whatever else it trains.
+
+    Args:
+        model: A PEFT model, possibly wrapped.
+        adapter_name: Which adapter; the active one by default.
+        keys: Which weights. By default those that train, which must all be in the adapter's file.
+
+    Attributes:
+        model: The PEFT model without wrappers.
+        adapter_name: The adapter.
+        layout: Keys and shapes of the weights.
+
+    Raises:
+        SwagError: No PEFT model; nothing to train; a weight that trains but would never be saved.
+        AdapterMismatchError: The adapter lacks one of ``keys``.
+    """
+
+    def __init__(self, model: nn.Module, adapter_name: str | None = None, *, keys: Iterable[str] | None = None) -> None:
+        self.model = unwrap(model)
+        self.adapter_name = adapter_name or active_adapter(self.model)
+        names = parameter_names(self.model, self.adapter_name)
+        keys = _trained_keys(self.model, names, self.adapter_name) if keys is None else list(keys)
+        missing = sorted(set(keys) - set(names))
+        if missing:
+            raise AdapterMismatchError(
+                f"The posterior has {len(keys)} weights, the adapter {self.adapter_name!r} of the model {len(names)}. "
+                f"The first the adapter lacks is {missing[0]!r}."
+            )
+        self._owners = {key: _owner(self.model, names[key]) for key in keys}
+        self._parameters = {key: getattr(module, name) for key, (module, name) in self._owners.items()}
+        self.layout = WeightLayout.of(self._parameters)
+
+    def read(self) -> dict[str, Tensor]:
+        """Return the weights as they are now, not copied.
+
+        Raises:
+            AdapterMismatchError: A parameter was replaced or deleted since this object was made.
+        """
+        for key, (module, name) in self._owners.items():
+            if module._parameters.get(name) is not self._parameters[key]:
+                raise AdapterMismatchError(
+                    f"The adapter {self.adapter_name!r} was changed while its weights were being collected: {key!r} is another "
+                    "parameter now. Merge, resize or delete adapters after training."
+                )
+        return {key: parameter.detach() for key, parameter in self._parameters.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters themselves, in the order of the layout."""
+        return [self._parameters[key] for key in self.layout.keys]
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Put ``weights`` in place, cast to the parameters' own dtypes and devices."""
+        with torch.no_grad():
+            for key, parameter in self._parameters.items():
+                parameter.copy_(weights[key])
+
+    def saved(self) -> SavedAdapter:
+        """Return the adapter as ``save_pretrained`` would write it now, weights that do not train included."""
+        with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
+            self.model.save_pretrained(folder, selected_adapters=[self.adapter_name])
+            # PEFT writes every adapter but "default" into a folder of its own.
+            own_folder = Path(folder) / self.adapter_name
+            return SavedAdapter.read(own_folder if own_folder.is_dir() else Path(folder))
+
+
+def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]) -> AdapterWeights:
+    """Copy a model so that the weights ``keys`` may be written, in evaluation mode; every other tensor is shared, not copied.
+
+    The user's model is never written to predict: swapping weights in and out answers wrongly under threads and leaves a draw
+    behind when interrupted inside ``finally``.
+
+    Raises:
+        SwagError: The adapter is merged into the base or switched off, so its weights would not take part in the answer.
+        AdapterMismatchError: The adapter lacks one of ``keys``.
+    """
+    original = AdapterWeights(model, adapter_name, keys=keys)
+    # PEFT's set_adapter would also switch requires_grad of the other adapters, whose tensors the copy shares.
+    if active_adapter(original.model) != original.adapter_name:
+        raise SwagError(
+            f"The adapter {original.adapter_name!r} is not the active one: call model.set_adapter({original.adapter_name!r}) first."
+        )
+    for name, module in original.model.named_modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        merged = getattr(module, "merged", False)
+        if merged or module.disable_adapters:
+            state = "merged into the base" if merged else "switched off"
+            raise SwagError(f"The adapter is {state} at {name!r}: draws of its weights would change nothing. Undo that first.")
+    own = {id(parameter) for parameter in original.parameters()}
+    shared = [*original.model.parameters(), *original.model.buffers()]
+    copied = copy.deepcopy(original.model, {id(tensor): tensor for tensor in shared if id(tensor) not in own})
+    weights = AdapterWeights(copied.eval(), original.adapter_name, keys=original.layout.keys)
+    for parameter in weights.parameters():
+        parameter.requires_grad_(False)
+    return weights
+
+
+def _trained_keys(model: PeftModel, names: Mapping[str, str], adapter_name: str) -> list[str]:
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise SwagError(
+            "Nothing in the model trains: every parameter has requires_grad=False. Was it loaded without is_trainable=True?"
+        )
+    unsaved = sorted(trained - set(names.values()))
+    if unsaved:
+        raise SwagError(
+            f"{len(unsaved)} weights train but are not in the file of the adapter {adapter_name!r}, so they would be lost when it is "
+            f"saved. The first is {unsaved[0]!r}. Name its module in modules_to_save, or freeze it."
+        )
+    return [key for key, name in names.items() if name in trained]
+
+
+def _owner(model: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
+    module_name, _, name = parameter_name.rpartition(".")
+    return model.get_submodule(module_name), name

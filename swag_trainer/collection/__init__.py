@@ -1,0 +1,1 @@
+"""Level 3: from a training run to a posterior."""

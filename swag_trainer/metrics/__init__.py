@@ -1,0 +1,1 @@
+"""Level 1: numbers about probabilities; numpy in, numbers out."""

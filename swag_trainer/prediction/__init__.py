@@ -1,0 +1,1 @@
+"""Level 3: from a posterior to probabilities."""

@@ -1,0 +1,122 @@
+"""Loads base model, adapter and posterior together: the one object in a pipeline that is told where the adapter lies."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoModelForSequenceClassification
+
+from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.swag import SwagPosterior
+
+
+class AutoSwagModelForSequenceClassification:
+    """Loads a PEFT classifier with its posterior, which it attaches as ``model.swag_posterior``.
+
+    PEFT loads the adapter, not transformers: that keeps the adapter in float32 on a bfloat16 base, and loads a trained head in
+    every version of transformers we accept. Labels and problem type come from the posterior's file, as adapter_config.json has
+    no place for them.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        trust_remote_code: bool | None = None,
+        adapter_kwargs: Mapping[str, Any] | None = None,
+        ignore_mismatched_adapter: bool = False,
+        _from_pipeline: str | None = None,
+        _commit_hash: str | None = None,
+        code_revision: str | None = None,
+        **base_kwargs: Any,
+    ) -> PeftModel:
+        """Load from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: Where adapter and posterior lie.
+            revision: Of the adapter's repository. `transformers.pipeline` also asks the base model's repository for it, so with a
+                base on the Hub pin the adapter with ``model_kwargs={"adapter_kwargs": {"revision": ...}}``.
+            token: Access token, as everywhere in huggingface_hub; so are the next three.
+            trust_remote_code: Refused: the adapter names the base, and so would choose whose code runs.
+            adapter_kwargs: Arguments for the adapter's repository alone, as in transformers: ``revision``, ``token``.
+            ignore_mismatched_adapter: See `SwagPosterior.from_pretrained`.
+            **base_kwargs: For the base model: ``dtype``, ``device_map``, ``attn_implementation``, ...
+
+        Raises:
+            SwagError: No posterior; another adapter or base than the recorded one; weights that would be random.
+        """
+        if trust_remote_code:
+            raise SwagError(
+                f"{pretrained_model_name_or_path!r} names its own base model, so trust_remote_code=True would let it choose whose code runs."
+            )
+        hub = {"token": token, "cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
+        where: dict[str, Any] = {"revision": revision, **hub, **(adapter_kwargs or {})}
+        posterior = SwagPosterior.from_pretrained(
+            pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
+        )
+        base = _load_base(posterior, **hub, **base_kwargs)
+        model = _load_adapter(base, posterior.adapter)
+        model.swag_posterior = posterior
+        return model.eval()
+
+
+def _load_base(posterior: SwagPosterior, **kwargs: Any) -> torch.nn.Module:
+    name, provenance = posterior.adapter.base_model, posterior.provenance
+    if not name:
+        raise SwagError(
+            "The adapter names no base model, so it cannot be loaded by itself: load the base and pass model=... and posterior=..."
+        )
+    if not Path(name).is_dir() and provenance.base_revision:
+        kwargs["revision"] = provenance.base_revision
+    if provenance.labels:
+        kwargs["id2label"] = dict(enumerate(provenance.labels))
+        kwargs["label2id"] = {label: index for index, label in enumerate(provenance.labels)}
+        kwargs["num_labels"] = len(provenance.labels)
+    if provenance.problem_type:
+        kwargs["problem_type"] = provenance.problem_type
+    base, info = AutoModelForSequenceClassification.from_pretrained(
+        name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    # A mismatched entry is (name, shape in the file, shape in the model): a head of another task, which the adapter's must replace.
+    fresh = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+    homeless = sorted(fresh - {key.removeprefix("base_model.model.") for key in posterior.adapter.tensors})
+    if homeless:
+        raise SwagError(
+            f"The weights {homeless[:3]} are in neither the checkpoint of {name!r} nor the adapter's file, so they would be random at every "
+            "load. The adapter must be trained anew with their module in modules_to_save."
+        )
+    return base
+
+
+def _load_adapter(base: torch.nn.Module, adapter: SavedAdapter) -> PeftModel:
+    # From our checked bytes, not from the folder: what PEFT reads is what was checked, whoever writes there meanwhile.
+    for setting in ("layer_replication", "megatron_config"):
+        if adapter.config.get(setting):
+            raise SwagError(
+                f"adapter_config.json sets {setting}, which changes far more than an adapter's weights; it is not loaded."
+            )
+    with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
+        adapter.write(Path(folder))
+        model = PeftModel.from_pretrained(base, folder)
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if set(loaded) != set(adapter.tensors):
+        differing = sorted(set(loaded) ^ set(adapter.tensors))
+        raise AdapterMismatchError(
+            f"The adapter's file and the model it describes do not have the same weights; the first is {differing[0]!r}."
+        )
+    for key, tensor in adapter.tensors.items():
+        if not torch.equal(loaded[key].cpu(), tensor.to(loaded[key].dtype)):
+            raise AdapterMismatchError(f"PEFT did not load {key!r} as the adapter's file has it.")
+    return model

@@ -1,0 +1,152 @@
+"""What S draws say about N examples, averaged. Pure: numbers in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Link = Literal["softmax", "sigmoid", "identity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """Averaged class probabilities and how uncertain they are. Entropies are in nats; all arrays are float64.
+
+    Total uncertainty splits into what the draws agree is unclear and what they disagree about (Depeweg et al. 2018,
+    arXiv:1710.07283): ``entropy = aleatoric + mutual_information``.
+
+    Attributes:
+        probabilities: Mean over the draws of the probabilities, never of the logits. Shape (N, C). Rows sum to 1, unless the
+            classes do not exclude each other (multi-label).
+        entropy: Entropy of the mean probabilities: total uncertainty. For several labels at once, summed over them. Shape (N,).
+        aleatoric: Mean over the draws of each draw's entropy. Shape (N,).
+        mutual_information: Between the answer and the weights: epistemic uncertainty, >= 0. Shape (N,).
+        variation_ratio: Share of the draws that do not vote with the majority; for several labels, averaged over them. (N,).
+        std: Standard deviation of each probability over the draws (divisor S). Shape (N, C).
+        standard_error: Monte-Carlo standard error of each mean probability by the formula for independent draws. With matched
+            draws, the default, the true error is smaller, as their linear parts cancel. NaN from a single draw. Shape (N, C).
+        draw_probabilities: Each draw's probabilities, if they were asked for. Shape (S, N, C).
+    """
+
+    probabilities: np.ndarray
+    entropy: np.ndarray
+    aleatoric: np.ndarray
+    mutual_information: np.ndarray
+    variation_ratio: np.ndarray
+    std: np.ndarray
+    standard_error: np.ndarray
+    draw_probabilities: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """N, the number of examples."""
+        return len(self.probabilities)
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, link: Link, *, keep_draws: bool = False) -> Predictive:
+        """Average the answers of S draws.
+
+        Args:
+            logits: Shape (S, N, C).
+            link: "softmax" for classes that exclude each other, "sigmoid" for labels that do not.
+            keep_draws: Keep the probabilities of each draw.
+        """
+        logits = logits.double()
+        draws = logits.softmax(-1) if link == "softmax" else logits.sigmoid()
+        mean = draws.mean(dim=0)
+        num_samples = len(draws)
+        entropy = _entropy(mean, link)
+        aleatoric = _entropy(draws, link).mean(dim=0)
+        std = draws.std(dim=0, correction=0)
+        return cls(
+            probabilities=mean.numpy(),
+            entropy=entropy.numpy(),
+            aleatoric=aleatoric.numpy(),
+            mutual_information=(entropy - aleatoric).clamp_min(0).numpy(),  # Jensen; below 0 by rounding only
+            variation_ratio=_variation_ratio(draws, link).numpy(),
+            std=std.numpy(),
+            standard_error=(std / (num_samples - 1) ** 0.5).numpy() if num_samples > 1 else np.full_like(mean.numpy(), np.nan),
+            draw_probabilities=draws.numpy() if keep_draws else None,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictive]) -> Predictive:
+        """Put the predictives of consecutive batches together."""
+        return cls(**_concatenated(parts, draws="draw_probabilities"))
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionPredictive:
+    """Averaged outputs of a regression model; float64.
+
+    Attributes:
+        mean: Mean over the draws. Shape (N, C), C outputs.
+        std: Standard deviation over the draws (divisor S): epistemic only, the noise of the targets is not in it. Shape (N, C).
+        standard_error: As in `Predictive`. Shape (N, C).
+        draw_values: Each draw's outputs, if they were asked for. Shape (S, N, C).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    standard_error: np.ndarray
+    draw_values: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """N, the number of examples."""
+        return len(self.mean)
+
+    @classmethod
+    def from_outputs(cls, outputs: Tensor, *, keep_draws: bool = False) -> RegressionPredictive:
+        """Average the outputs of S draws. Shape (S, N, C)."""
+        draws = outputs.double()
+        std = draws.std(dim=0, correction=0)
+        num_samples = len(draws)
+        return cls(
+            mean=draws.mean(dim=0).numpy(),
+            std=std.numpy(),
+            standard_error=(std / (num_samples - 1) ** 0.5).numpy() if num_samples > 1 else np.full_like(std.numpy(), np.nan),
+            draw_values=draws.numpy() if keep_draws else None,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[RegressionPredictive]) -> RegressionPredictive:
+        """Put the predictives of consecutive batches together."""
+        return cls(**_concatenated(parts, draws="draw_values"))
+
+
+def link_of(problem_type: str | None, num_labels: int) -> Link:
+    """Return transformers' own rule for turning a classifier's outputs into answers (`TextClassificationPipeline`)."""
+    if problem_type == "regression":
+        return "identity"
+    if problem_type == "multi_label_classification" or num_labels == 1:
+        return "sigmoid"
+    return "softmax"
+
+
+def _entropy(probabilities: Tensor, link: Link) -> Tensor:
+    """Entropy in nats over the last axis; 0 log 0 is 0."""
+    entropy = torch.special.entr(probabilities)
+    if link == "sigmoid":
+        entropy = entropy + torch.special.entr(1 - probabilities)
+    return entropy.sum(-1)
+
+
+def _variation_ratio(draws: Tensor, link: Link) -> Tensor:
+    if link == "sigmoid":
+        share = (draws > 0.5).double().mean(dim=0)
+        return torch.minimum(share, 1 - share).mean(-1)
+    votes = torch.nn.functional.one_hot(draws.argmax(-1), draws.shape[-1]).double().mean(dim=0)
+    return 1 - votes.amax(-1)
+
+
+def _concatenated(parts: Sequence[Predictive | RegressionPredictive], *, draws: str) -> dict[str, np.ndarray | None]:
+    result: dict[str, np.ndarray | None] = {}
+    for item in fields(parts[0]):
+        values = [getattr(part, item.name) for part in parts]
+        axis = 1 if item.name == draws else 0
+        result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis)
+    return result
