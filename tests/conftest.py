@@ -105,7 +105,7 @@ def lora_model(base: str | Path, *, num_labels: int = 3, seed: int = 0, **config
     return get_peft_model(model, LoraConfig(**settings))
 
 
-def trainer_for(model: PeftModel, rows: list, tokenizer, folder: Path, *, callbacks=(), **arguments) -> Trainer:
+def trainer_for(model: PeftModel, rows: list, tokenizer, folder: Path, *, callbacks=(), eval_rows=None, **arguments) -> Trainer:
     """A Trainer that takes 24 steps of 4 rows, saves nothing by itself and logs little."""
     settings = {
         "output_dir": str(folder),
@@ -123,6 +123,7 @@ def trainer_for(model: PeftModel, rows: list, tokenizer, folder: Path, *, callba
         model=model,
         args=TrainingArguments(**settings),
         train_dataset=rows,
+        eval_dataset=eval_rows,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )

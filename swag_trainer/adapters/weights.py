@@ -48,8 +48,8 @@ class AdapterWeights:
                 f"The posterior has {len(keys)} weights, the adapter {self.adapter_name!r} of the model {len(names)}. "
                 f"The first the adapter lacks is {missing[0]!r}."
             )
-        self._owners = {key: _owner(self.model, names[key]) for key in keys}
-        self._parameters = {key: getattr(module, name) for key, (module, name) in self._owners.items()}
+        self._names = {key: names[key] for key in keys}
+        self._parameters = {key: self.model.get_parameter(name) for key, name in self._names.items()}
         self.layout = WeightLayout.of(self._parameters)
 
     def read(self) -> dict[str, Tensor]:
@@ -58,11 +58,11 @@ class AdapterWeights:
         Raises:
             AdapterMismatchError: A parameter was replaced or deleted since this object was made.
         """
-        for key, (module, name) in self._owners.items():
-            if module._parameters.get(name) is not self._parameters[key]:
+        for key, name in self._names.items():
+            if _parameter_or_none(self.model, name) is not self._parameters[key]:
                 raise AdapterMismatchError(
                     f"The adapter {self.adapter_name!r} was changed while its weights were being collected: {key!r} is another "
-                    "parameter now. Merge, resize or delete adapters after training."
+                    "parameter now, or gone. Merge, resize or delete adapters after training."
                 )
         return {key: parameter.detach() for key, parameter in self._parameters.items()}
 
@@ -132,6 +132,8 @@ def _trained_keys(model: PeftModel, names: Mapping[str, str], adapter_name: str)
     return [key for key, name in names.items() if name in trained]
 
 
-def _owner(model: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
-    module_name, _, name = parameter_name.rpartition(".")
-    return model.get_submodule(module_name), name
+def _parameter_or_none(model: nn.Module, name: str) -> nn.Parameter | None:
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        return None

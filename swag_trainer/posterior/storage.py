@@ -115,6 +115,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             f"{_shown(path)} was changed or damaged after it was written: its content has the digest {found[:12]}..., its metadata "
             f"says {_cut(repr(digest))}. If it came from the Hub, load it again with force_download=True."
         )
+    check_finite(tensors, path)
     return tensors, document, digest
 
 
@@ -125,7 +126,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         PosteriorNotFoundError: There is no such file.
-        PosteriorFormatError: It is not a well-formed safetensors file with names, sizes and values we accept.
+        PosteriorFormatError: It is not a well-formed safetensors file with names and sizes we accept.
     """
     data = _read_bytes(Path(path))
     header = _parse_header(data, path)
@@ -133,11 +134,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         raise PosteriorFormatError(f"{_shown(path)} is no readable safetensors file: {_cut(str(error))}.") from error
+    return tensors, header.get("__metadata__", {})
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse values that no posterior can be made of.
+
+    Raises:
+        PosteriorFormatError: A tensor has NaN or infinite values; the error names ``path``, the tensor and how many.
+    """
     for name, tensor in tensors.items():
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise PosteriorFormatError(f"{_shown(path)}: {bad} of {tensor.numel()} values of {name!r} are not finite.")
-    return tensors, header.get("__metadata__", {})
 
 
 def _read_bytes(path: Path) -> bytes:

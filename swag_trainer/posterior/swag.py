@@ -17,7 +17,7 @@ from swag_trainer.posterior.hub import download, upload
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
-from swag_trainer.posterior.storage import read_file, write_file
+from swag_trainer.posterior.storage import check_finite, read_file, write_file
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
@@ -263,7 +263,9 @@ class SwagPosterior:
             else torch.empty(0, layout.size)
         )
         gaussian = LowRankGaussian(layout.flatten(parts["mean"]), layout.flatten(parts["variance"]), rows)
-        return cls(layout, gaussian, provenance, SavedAdapter.read(folder))
+        adapter = SavedAdapter.read(folder)
+        check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
+        return cls(layout, gaussian, provenance, adapter)
 
     def _check_adapter(self, where: str, *, strict: bool) -> None:
         lacking = sorted(set(self.layout.keys) - set(self.adapter.tensors))

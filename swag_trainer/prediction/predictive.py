@@ -74,9 +74,9 @@ class Predictive:
         )
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Predictive]) -> Predictive:
-        """Put the predictives of consecutive batches together."""
-        return cls(**_concatenated(parts, draws="draw_probabilities"))
+    def from_batches(cls, parts: Sequence[Predictive], order: Sequence[int]) -> Predictive:
+        """Put the predictives of batches together; ``order[i]`` is the place of the i-th row in the result."""
+        return cls(**_put_together(parts, order, draws="draw_probabilities"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +113,9 @@ class RegressionPredictive:
         )
 
     @classmethod
-    def concatenate(cls, parts: Sequence[RegressionPredictive]) -> RegressionPredictive:
-        """Put the predictives of consecutive batches together."""
-        return cls(**_concatenated(parts, draws="draw_values"))
+    def from_batches(cls, parts: Sequence[RegressionPredictive], order: Sequence[int]) -> RegressionPredictive:
+        """Put the predictives of batches together; ``order[i]`` is the place of the i-th row in the result."""
+        return cls(**_put_together(parts, order, draws="draw_values"))
 
 
 def link_of(problem_type: str | None, num_labels: int) -> Link:
@@ -143,10 +143,13 @@ def _variation_ratio(draws: Tensor, link: Link) -> Tensor:
     return 1 - votes.amax(-1)
 
 
-def _concatenated(parts: Sequence[Predictive | RegressionPredictive], *, draws: str) -> dict[str, np.ndarray | None]:
+def _put_together(
+    parts: Sequence[Predictive | RegressionPredictive], order: Sequence[int], *, draws: str
+) -> dict[str, np.ndarray | None]:
+    places = np.argsort(np.asarray(order))
     result: dict[str, np.ndarray | None] = {}
     for item in fields(parts[0]):
         values = [getattr(part, item.name) for part in parts]
         axis = 1 if item.name == draws else 0
-        result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis)
+        result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis).take(places, axis=axis)
     return result

@@ -99,11 +99,15 @@ class MonteCarloPredictor:
         """
         if isinstance(data, Mapping):
             return self._answer(self.logits(data), return_draws)
-        if len(data) == 0:
+        rows = [{name: value for name, value in data[index].items() if name in self._inputs} for index in range(len(data))]
+        if not rows:
             raise SwagError("predict() got a data set without rows.")
-        starts = tqdm(range(0, len(data), self.batch_size), desc="Predicting", delay=2, disable=not self.progress)
-        parts = [self._answer(self.logits(self._batch(data, start)), return_draws) for start in starts]
-        return type(parts[0]).concatenate(parts)
+        # Rows of like length share a batch: padding costs S times as much here as in a plain prediction.
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index].get("input_ids", ())))
+        starts = tqdm(range(0, len(rows), self.batch_size), desc="Predicting", delay=2, disable=not self.progress)
+        batches = ([rows[index] for index in order[start : start + self.batch_size]] for start in starts)
+        parts = [self._answer(self.logits(self._collated(batch)), return_draws) for batch in batches]
+        return type(parts[0]).from_batches(parts, order)
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits of every draw for one batch. Shape (S, B, C), on the CPU, float32.
@@ -122,15 +126,13 @@ class MonteCarloPredictor:
             )
         return logits
 
-    def _batch(self, data: Any, start: int) -> Mapping[str, Any]:
-        rows = [data[index] for index in range(start, min(start + self.batch_size, len(data)))]
-        rows = [{name: value for name, value in row.items() if name in self._inputs} for row in rows]
+    def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         try:
             return self._collate(rows)
         except ValueError as error:
             raise SwagError(
-                f"The rows {start} to {start + len(rows) - 1} do not fit in one batch ({str(error)[:100]}). Pass processing_class=tokenizer so that "
-                "they are padded, or batch_size=1."
+                f"{len(rows)} rows do not fit in one batch ({str(error)[:100]}). Pass processing_class=tokenizer so that they are "
+                "padded, or batch_size=1."
             ) from error
 
     def _answer(self, logits: Tensor, return_draws: bool) -> Predictive | RegressionPredictive:

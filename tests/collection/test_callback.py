@@ -1,0 +1,374 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import lora_model, trainer_for
+from oracles import two_pass_moments
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
+
+from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
+from swag_trainer.collection.callback import MOMENTS_FILE
+from swag_trainer.posterior.swag import POSTERIOR_FILE
+
+
+class Recorder(TrainerCallback):
+    """Writes down the trained weights after every optimizer step, and the learning rate that the Trainer logs."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, *, model, **kwargs):
+        trained = [parameter.detach().flatten() for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
+        self.weights[state.global_step] = torch.cat(trained).clone()
+
+
+def same(one: SwagPosterior, other: SwagPosterior) -> bool:
+    return all(
+        torch.equal(getattr(one.gaussian, part), getattr(other.gaussian, part)) for part in ("mean", "variance", "deviations")
+    )
+
+
+def test_the_posterior_is_that_of_the_weights_at_the_steps_that_were_due(base_folder, rows, tokenizer, tmp_path):
+    # Red for: collecting before the optimizer's step, at other steps, or again at the end of training.
+    swag, recorder = SwagCallback(Every(steps=5, start=0.4), rank=3), Recorder()
+    trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[recorder, swag]).train()
+    mean, variance, _ = two_pass_moments(torch.stack([recorder.weights[step] for step in (10, 15, 20)]))
+    # The recorder's order of weights is another one than the layout's, so the values are compared as sets.
+    torch.testing.assert_close(swag.posterior.gaussian.mean.double().sort()[0], mean.sort()[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(swag.posterior.gaussian.variance.double().sort()[0], variance.sort()[0], rtol=1e-5, atol=1e-12)
+    assert (swag.posterior.num_collected, swag.posterior.rank) == (3, 3)
+
+
+def test_without_arguments_it_collects_over_the_last_part_of_any_run_at_a_held_rate(base_folder, rows, tokenizer, tmp_path):
+    # Red for: a default that is due at no step of a short run, or a rate that falls while collecting.
+    swag = SwagCallback()
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], max_steps=16, logging_steps=1)
+    trainer.train()
+    facts = swag.posterior.provenance
+    assert facts.last_step == 16
+    assert facts.num_collected == 16 - facts.first_step + 1
+    assert facts.first_learning_rate == facts.last_learning_rate > 0
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged[-1] == facts.last_learning_rate
+    assert logged[0] > logged[-1]
+
+
+def test_gradient_accumulation_counts_optimizer_steps(base_folder, rows, tokenizer, tmp_path):
+    # Red for: counting micro-batches.
+    swag = SwagCallback(Every(steps=2, start=0.0))
+    trainer_for(
+        lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], gradient_accumulation_steps=3, max_steps=8
+    ).train()
+    assert (swag.num_collected, swag.posterior.provenance.first_step) == (4, 2)
+
+
+def test_epochs_are_those_of_the_optimizer(base_folder, rows, tokenizer, tmp_path):
+    # Red for: batches per epoch taken for steps per epoch. 24 rows, batch 4, accumulation 2: 3 steps an epoch.
+    swag = SwagCallback(Every(epochs=1, start=0.0))
+    trainer_for(
+        lora_model(base_folder),
+        rows,
+        tokenizer,
+        tmp_path,
+        callbacks=[swag],
+        gradient_accumulation_steps=2,
+        max_steps=-1,
+        num_train_epochs=4,
+    ).train()
+    assert (swag.num_collected, swag.posterior.provenance.first_step, swag.posterior.provenance.last_step) == (4, 3, 12)
+
+
+def test_after_training_the_adapter_holds_the_mean_and_plain_peft_answers_with_it(trained, base_folder, texts, tokenizer):
+    # Red for: the last iterate left in the adapter, or in its file.
+    trainer, swag = trained
+    folder = Path(trainer.args.output_dir)
+    for key, mean in swag.posterior.mean.items():
+        assert torch.equal(load_file(folder / "adapter_model.safetensors")[key], mean)
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=3, ignore_mismatched_sizes=True)
+    plain = PeftModel.from_pretrained(base, folder).eval()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, trainer.model(**batch).logits)
+
+
+def test_the_trained_weights_stay_when_asked_for_and_the_posterior_belongs_to_them(base_folder, rows, tokenizer, tmp_path):
+    # Red for: the mean written all the same, or a digest of the mean recorded beside the last iterate.
+    swag, recorder = SwagCallback(final_weights="trained"), Recorder()
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[recorder, swag])
+    trainer.train()
+    trainer.save_model()
+    current = torch.cat([p.detach().flatten() for _, p in sorted(trainer.model.named_parameters()) if p.requires_grad])
+    assert torch.equal(current, recorder.weights[24])
+    assert same(SwagPosterior.from_pretrained(tmp_path), swag.posterior)
+
+
+@pytest.mark.parametrize("final_weights", ["mean", "trained"])
+def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(base_folder, rows, tokenizer, tmp_path, final_weights):
+    # Red for: a collection in on_train_end, which sees the best checkpoint's weights.
+    def run(folder, **arguments):
+        swag = SwagCallback(final_weights=final_weights, schedule=Every(steps=2, start=0.5))
+        trainer = trainer_for(
+            lora_model(base_folder),
+            rows,
+            tokenizer,
+            folder,
+            callbacks=[swag],
+            eval_rows=rows[:6],
+            eval_strategy="steps",
+            eval_steps=4,
+            save_steps=4,
+            **arguments,
+        )
+        trainer.train()
+        trainer.save_model()
+        return swag, trainer
+
+    arguments = {
+        "save_strategy": "steps",
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": True,
+        "eval_on_start": False,
+    }
+    plain, _ = run(tmp_path / "plain", save_strategy="no")
+    best, trainer = run(tmp_path / "best", load_best_model_at_end=True, **arguments)
+    assert trainer.state.best_global_step < 24
+    assert same(plain.posterior, best.posterior)
+    assert same(SwagPosterior.from_pretrained(tmp_path / "best"), best.posterior)
+    stored = load_file(tmp_path / "best" / "adapter_model.safetensors")
+    is_mean = all(torch.equal(stored[key], mean) for key, mean in best.posterior.mean.items())
+    assert is_mean == (final_weights == "mean")
+
+
+@pytest.mark.parametrize("schedule", [Every(steps=3, start=0.3), Every(epochs=0.5, start=0.3), SwagCallback().schedule])
+@pytest.mark.parametrize("stop", [6, 12, 20])
+def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_folder, rows, tokenizer, tmp_path, schedule, stop):
+    # Red for: moments that are lost or counted twice at the resume, or a learning rate that falls again after it.
+    def trainer(folder, rank=4):
+        swag = SwagCallback(schedule, rank=rank, learning_rate=5e-3)
+        return swag, trainer_for(
+            lora_model(base_folder),
+            rows,
+            tokenizer,
+            folder,
+            callbacks=[swag],
+            save_strategy="steps",
+            save_steps=2,
+            max_steps=24,
+        )
+
+    swag, whole = trainer(tmp_path)
+    whole.train()
+    for file in tmp_path.glob("swag_posterior*"):
+        file.unlink()
+    resumed, second = trainer(tmp_path)
+    second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert same(swag.posterior, resumed.posterior)
+    assert swag.posterior.provenance == resumed.posterior.provenance
+
+
+@pytest.fixture
+def interrupted(base_folder, rows, tokenizer, tmp_path):
+    """A run with checkpoints at steps 8, 16 and 24, and a function that resumes it with other settings."""
+
+    def start(swag, checkpoint=None, folder=tmp_path, **arguments):
+        settings = {"save_strategy": "steps", "save_steps": 8} | arguments
+        callbacks = [swag] if swag is not None else []
+        trainer = trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=callbacks, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return swag
+
+    start(SwagCallback(rank=4))
+    return tmp_path, start
+
+
+def test_a_resume_without_its_moments_is_refused_with_the_place_that_was_looked_at(interrupted):
+    # Red for: a silent restart with fewer snapshots.
+    folder, start = interrupted
+    (folder / "checkpoint-16" / MOMENTS_FILE).unlink()
+    with pytest.raises(SwagError, match=r"checkpoint-16.*resume_from"):
+        start(SwagCallback(rank=4), folder / "checkpoint-16")
+
+
+def test_a_resume_with_moments_of_another_run_is_refused(interrupted):
+    # Red for: believing the step number. The moments of another step are whole and have the right name.
+    folder, start = interrupted
+    shutil.copy(folder / "checkpoint-24" / MOMENTS_FILE, folder / "checkpoint-16" / MOMENTS_FILE)
+    with pytest.raises(SwagError, match="digest"):
+        start(SwagCallback(rank=4), folder / "checkpoint-16")
+
+
+def test_a_resume_with_a_torn_moments_file_is_refused(interrupted):
+    # Red for: reading moments without their digest.
+    folder, start = interrupted
+    path = folder / "checkpoint-16" / MOMENTS_FILE
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(SwagError, match=r"swag_moments.*changed|truncated|no readable"):
+        start(SwagCallback(rank=4), folder / "checkpoint-16")
+
+
+@pytest.mark.parametrize(
+    ("swag", "arguments", "expected"),
+    [
+        (SwagCallback(rank=5), {}, r"rank=4.*rank=5"),
+        (SwagCallback(Every(steps=3, start=0.5), rank=4), {}, r"schedule='Evenly.*schedule='Every"),
+        (SwagCallback(rank=4), {"max_steps": 32}, r"max_steps=24.*max_steps=32"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_with_both_values(interrupted, swag, arguments, expected):
+    # Red for: a posterior that is that of neither run.
+    folder, start = interrupted
+    with pytest.raises(SwagError, match=expected):
+        start(swag, folder / "checkpoint-16", **arguments)
+
+
+def test_a_moved_checkpoint_resumes_when_it_is_named(interrupted, tmp_path_factory):
+    # Red for: resume_from ignored, or the checkpoint of the same step in output_dir taken instead.
+    folder, start = interrupted
+    moved = tmp_path_factory.mktemp("elsewhere") / "checkpoint-16"
+    shutil.copytree(folder / "checkpoint-16", moved)
+    other = tmp_path_factory.mktemp("other-run")
+    with pytest.raises(SwagError, match="resume_from"):
+        start(SwagCallback(rank=4), moved, folder=other)
+    resumed = start(SwagCallback(rank=4, resume_from=moved), moved, folder=other)
+    assert same(resumed.posterior, SwagPosterior.from_pretrained(folder))
+
+
+def test_a_callback_that_joins_at_a_resume_works_before_its_first_collection_and_not_after(interrupted, tmp_path_factory):
+    # Red for: the Trainer's KeyError at the next save, or a posterior that lacks its first snapshots.
+    _, start = interrupted
+    plain = tmp_path_factory.mktemp("plain")
+    start(None, folder=plain)
+    swag = start(SwagCallback(Every(steps=4, start=0.5), rank=4), plain / "checkpoint-8", folder=plain)
+    assert swag.num_collected == 4
+    fresh = tmp_path_factory.mktemp("fresh")
+    start(None, folder=fresh)
+    with pytest.raises(SwagError, match=r"step 16 was made without SwagCallback, but 2 collections"):
+        start(SwagCallback(Every(steps=4, start=0.5), rank=4), fresh / "checkpoint-16", folder=fresh)
+
+
+def test_a_trainer_that_replaces_callbacks_is_refused(interrupted):
+    # Red for: the user's object staying empty while another one, with default settings, collects.
+    folder, start = interrupted
+    with pytest.raises(SwagError, match="restore_callback_states_from_checkpoint"):
+        start(SwagCallback(rank=4), folder / "checkpoint-16", restore_callback_states_from_checkpoint=True)
+
+
+def test_trainer_state_holds_the_digest_of_the_moments_beside_it(interrupted):
+    # Red for: a digest of other moments, or moments written after trainer_state.json.
+    from swag_trainer.posterior.storage import read_file
+
+    folder, _ = interrupted
+    for step in (8, 16, 24):
+        checkpoint = folder / f"checkpoint-{step}"
+        record = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["SwagCallback"][
+            "attributes"
+        ]["record"]
+        if step == 8:
+            assert record["digest"] is None and not (checkpoint / MOMENTS_FILE).exists()
+        else:
+            assert record["digest"] == read_file(checkpoint / MOMENTS_FILE)[2]
+
+
+def test_early_stopping_before_the_first_collection_keeps_the_model_and_explains_itself(
+    base_folder, rows, tokenizer, tmp_path, caplog
+):
+    # Red for: an exception out of train() that loses the trained model, or an empty posterior file.
+    swag = SwagCallback(Every(steps=2, start=0.9))
+    trainer = trainer_for(
+        lora_model(base_folder),
+        rows,
+        tokenizer,
+        tmp_path,
+        callbacks=[swag, EarlyStoppingCallback(1)],
+        eval_rows=rows[:4],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=1e-9,
+        metric_for_best_model="eval_loss",
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "No SWAG posterior" in caplog.text and "first is step 22" in caplog.text
+    assert not (tmp_path / POSTERIOR_FILE).exists()
+    with pytest.raises(TooFewCollectionsError, match="this run made 0"):
+        _ = swag.posterior
+
+
+def test_a_schedule_that_can_never_make_a_posterior_is_refused_before_training(base_folder, rows, tokenizer, tmp_path):
+    # Red for: an hour of training before the same error.
+    recorder = Recorder()
+    trainer = trainer_for(
+        lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[SwagCallback(Every(steps=20)), recorder]
+    )
+    with pytest.raises(TooFewCollectionsError, match=r"Every\(steps=20.*1 of the 24 steps"):
+        trainer.train()
+    assert not recorder.weights
+
+
+def test_training_twice_starts_a_new_posterior(base_folder, rows, tokenizer, tmp_path):
+    # Red for: moments of the first run mixed into the second.
+    swag = SwagCallback(rank=4)
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag])
+    trainer.train()
+    first = swag.posterior
+    trainer.train()
+    assert swag.posterior.num_collected == first.num_collected
+    assert not same(first, swag.posterior)
+
+
+def test_the_number_of_snapshots_is_in_the_trainers_logs(trained):
+    # Red for: a number that only our own logger sees.
+    trainer, swag = trained
+    counts = [entry["swag_snapshots"] for entry in trainer.state.log_history]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, swag.num_collected)
+
+
+def test_the_saved_checkpoint_also_holds_a_collection_that_was_due_at_its_step(base_folder, rows, tokenizer, tmp_path):
+    # Red for: a checkpoint made on SIGTERM, before on_step_end reached this callback, without the snapshot of its step.
+    class SaveFirst(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 20:
+                trainer._save_checkpoint(trainer.model, trial=None)
+
+    swag = SwagCallback(Every(steps=4, start=0.5), rank=4)
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[SaveFirst(), swag])
+    trainer.train()
+    resumed = SwagCallback(Every(steps=4, start=0.5), rank=4)
+    second = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[resumed])
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert same(swag.posterior, resumed.posterior)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"rank": 1}, {"rank": -2}, {"learning_rate": 0.0}, {"learning_rate": "constant"}, {"final_weights": "best"}]
+)
+def test_an_argument_that_means_nothing_is_refused_when_the_callback_is_made(arguments):
+    # Red for: an error in the middle of the run.
+    with pytest.raises(ValueError, match=r"got"):
+        SwagCallback(**arguments)
+
+
+def test_asking_before_training_says_what_to_do():
+    # Red for: an AttributeError on None.
+    with pytest.raises(TooFewCollectionsError, match=r"Trainer\(callbacks"):
+        _ = SwagCallback().posterior
+
+
+def test_without_the_callback_the_same_run_ends_elsewhere_only_after_the_first_collection(
+    base_folder, rows, tokenizer, tmp_path
+):
+    # Red for: a callback that draws random numbers or touches weights while the Trainer trains.
+    with_swag, without = Recorder(), Recorder()
+    swag = SwagCallback(Every(steps=4, start=0.5))
+    trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "a", callbacks=[with_swag, swag]).train()
+    trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "b", callbacks=[without]).train()
+    assert all(torch.equal(with_swag.weights[step], without.weights[step]) for step in range(1, 13))
