@@ -52,7 +52,7 @@ class SwagCollector:
         if homeless:
             raise SwagError(
                 f"The module {homeless[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
-                f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={homeless + ['classifier']!r})."
+                f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={[name.rpartition('.')[2] for name in homeless] + ['classifier']!r})."
             )
         self.layout = self.weights.layout
         self.moments = RunningMoments(self.layout.size, rank, device=device)

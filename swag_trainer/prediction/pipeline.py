@@ -14,8 +14,8 @@ from transformers.pipelines.text_classification import ClassificationFunction
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.swag import SwagPosterior, checked_scale
-from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of
-from swag_trainer.prediction.predictor import MonteCarloPredictor, summarise
+from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
+from swag_trainer.prediction.predictor import MonteCarloPredictor
 
 _LINKS: dict[ClassificationFunction, Link] = {
     ClassificationFunction.SOFTMAX: "softmax",

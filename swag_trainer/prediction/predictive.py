@@ -127,6 +127,13 @@ def link_of(problem_type: str | None, num_labels: int) -> Link:
     return "softmax"
 
 
+def summarise(logits: Tensor, link: Link, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
+    """Average the outputs of S draws, shape (S, N, C), into the kind of predictive that the link asks for."""
+    if link == "identity":
+        return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws)
+    return Predictive.from_logits(logits, link, keep_draws=keep_draws)
+
+
 def _entropy(probabilities: Tensor, link: Link) -> Tensor:
     """Entropy in nats over the last axis; 0 log 0 is 0."""
     entropy = torch.special.entr(probabilities)

@@ -16,7 +16,7 @@ from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.swag import SwagPosterior, checked_scale
-from swag_trainer.prediction.predictive import Link, Predictive, RegressionPredictive, link_of
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, link_of, summarise
 from swag_trainer.prediction.sequential import SequentialForward
 
 _LABELS = {"label", "labels", "label_ids"}
@@ -137,10 +137,3 @@ class MonteCarloPredictor:
 
     def _answer(self, logits: Tensor, return_draws: bool) -> Predictive | RegressionPredictive:
         return summarise(logits, self._link, keep_draws=return_draws)
-
-
-def summarise(logits: Tensor, link: Link, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
-    """Average the outputs of S draws, shape (S, N, C), into the kind of predictive that the link asks for."""
-    if link == "identity":
-        return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws)
-    return Predictive.from_logits(logits, link, keep_draws=keep_draws)

@@ -1,0 +1,211 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import lora_model
+from datasets import Dataset
+
+from swag_trainer import AdapterMismatchError, MonteCarloPredictor, SwagError
+from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.prediction.predictive import RegressionPredictive
+
+
+def predictor(trained, tokenizer, **arguments):
+    trainer, swag = trained
+    settings = {"processing_class": tokenizer, "progress": False} | arguments
+    return MonteCarloPredictor(trainer.model, swag.posterior.with_scale(20.0), **settings)
+
+
+def snapshot(model):
+    return {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
+
+
+def assert_untouched(model, before):
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == before[name][0] and torch.equal(tensor, before[name][1]), name
+
+
+def test_draw_by_draw_it_says_what_a_model_with_those_weights_says(trained, base_folder, rows, tokenizer):
+    # Red for: a draw put under the wrong key, in the wrong order, or not at all; a scale or a seed that is ignored.
+    trainer, swag = trained
+    answer = predictor(trained, tokenizer, num_samples=4, seed=3, scale=30.0).predict(rows, return_draws=True)
+    draws = swag.posterior.sample(4, seed=3, scale=30.0)
+    batch = tokenizer.pad([{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows], return_tensors="pt")
+    for index in range(4):
+        twin = lora_model(base_folder).eval()
+        AdapterWeights(twin).write({key: weight[index] for key, weight in draws.items()})
+        with torch.no_grad():
+            expected = twin(**batch).logits.double().softmax(-1)
+        # Other batches are padded to other lengths, which moves float32 sums by some 1e-7.
+        np.testing.assert_allclose(answer.draw_probabilities[index], expected, rtol=0, atol=1e-6)
+    assert answer.draw_probabilities.std(axis=0).max() > 1e-3
+    np.testing.assert_allclose(answer.probabilities, answer.draw_probabilities.mean(0), rtol=1e-12)
+
+
+def test_answers_do_not_depend_on_batches_order_or_threads(trained, rows, tokenizer):
+    # Red for: draws made anew for each batch, rows answered in the order of their lengths, a global generator.
+    threads, order = torch.get_num_threads(), np.random.default_rng(0).permutation(len(rows))
+    reference = predictor(trained, tokenizer, batch_size=7).predict(rows)
+    try:
+        for batch_size in (1, 7, 64):
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                answer = predictor(trained, tokenizer, batch_size=batch_size).predict([rows[index] for index in order])
+                for name in ("probabilities", "entropy", "mutual_information", "aleatoric", "std"):
+                    np.testing.assert_allclose(
+                        getattr(answer, name), getattr(reference, name)[order], rtol=0, atol=1e-6, err_msg=name
+                    )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_same_seed_gives_the_same_answer_whatever_the_global_state(trained, rows, tokenizer):
+    # Red for: torch.manual_seed inside, or noise from the global generator.
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = predictor(trained, tokenizer, seed=5).predict(rows)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert np.array_equal(one.probabilities, predictor(trained, tokenizer, seed=5).predict(rows).probabilities)
+    assert not np.array_equal(one.probabilities, predictor(trained, tokenizer, seed=6).predict(rows).probabilities)
+
+
+def test_scale_0_is_one_pass_at_the_mean_with_nothing_to_disagree_about(trained, rows, tokenizer):
+    # Red for: S equal passes, or a mutual information of 1e-17.
+    trainer, _ = trained
+    answer = predictor(trained, tokenizer, scale=0, num_samples=30, batch_size=24).predict(rows, return_draws=True)
+    assert answer.draw_probabilities.shape[0] == 1
+    assert (answer.mutual_information == 0).all()
+    batch = tokenizer.pad([{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows], return_tensors="pt")
+    with torch.no_grad():
+        expected = trainer.model(**batch).logits.double().softmax(-1)
+    np.testing.assert_allclose(answer.probabilities, expected, rtol=0, atol=1e-6)
+
+
+def test_a_data_set_a_list_and_a_batch_are_answered_alike(trained, rows, tokenizer):
+    # Red for: labels or text columns handed to the model, or a batch taken for a data set of columns.
+    ours = predictor(trained, tokenizer)
+    expected = ours.predict(rows).probabilities
+    columns = {name: [row[name] for row in rows] for name in rows[0]} | {"text": ["x"] * len(rows)}
+    np.testing.assert_allclose(ours.predict(Dataset.from_dict(columns)).probabilities, expected, rtol=0, atol=1e-6)
+    batch = tokenizer.pad([{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows], return_tensors="pt")
+    np.testing.assert_allclose(ours.predict(batch).probabilities, expected, rtol=0, atol=1e-6)
+
+
+def test_the_users_model_is_never_written(trained, rows, tokenizer):
+    # Red for: draws copied into the model and back, or a model left in evaluation mode or without gradients.
+    trainer, _ = trained
+    trainer.model.train()
+    before, grads = snapshot(trainer.model), [p.requires_grad for p in trainer.model.parameters()]
+    predictor(trained, tokenizer).predict(rows)
+    assert_untouched(trainer.model, before)
+    assert trainer.model.training and grads == [p.requires_grad for p in trainer.model.parameters()]
+
+
+def test_an_interrupt_in_the_middle_leaves_the_model_and_the_next_answer_alone(trained, rows, tokenizer):
+    # Red for: try/finally around weights written into the user's model; a lock that is never given back.
+    trainer, _ = trained
+    ours = predictor(trained, tokenizer)
+    expected, before, calls = ours.predict(rows), snapshot(trainer.model), []
+
+    def interrupt(module, arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = ours._forward._weights.model.get_base_model().bert.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ours.predict(rows)
+    handle.remove()
+    assert_untouched(trainer.model, before)
+    assert np.array_equal(ours.predict(rows).probabilities, expected.probabilities)
+
+
+def test_threads_get_the_answers_they_would_get_alone(trained, rows, tokenizer):
+    # Red for: weights swapped without a lock (32 of 100 answers wrong), or a plain forward that sees a draw.
+    trainer, _ = trained
+    batch = tokenizer.pad([{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows], return_tensors="pt")
+    with torch.no_grad():
+        plain = trainer.model(**batch).logits
+    shared, own = predictor(trained, tokenizer, seed=1), predictor(trained, tokenizer, seed=2)
+    expected, wrong = {ours: ours.predict(rows).probabilities for ours in (shared, own)}, []
+
+    def ask(ours):
+        wrong.extend(not np.array_equal(ours.predict(rows).probabilities, expected[ours]) for _ in range(5))
+
+    def forward():
+        with torch.no_grad():
+            wrong.extend(not torch.equal(trainer.model(**batch).logits, plain) for _ in range(30))
+
+    threads = [threading.Thread(target=ask, args=(ours,)) for ours in (shared, shared, own)] + [
+        threading.Thread(target=forward)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 45 and not any(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({"num_samples": 0}, "got 0"), ({"scale": -1.0}, "got -1"), ({"scale": float("inf")}, "got inf")],
+)
+def test_a_number_out_of_range_is_refused(trained, tokenizer, arguments, expected):
+    # Red for: NaN out of no draws.
+    with pytest.raises(SwagError, match=expected):
+        predictor(trained, tokenizer, **arguments)
+
+
+def test_a_posterior_of_another_adapter_is_refused_with_the_first_difference(trained, base_folder):
+    # Red for: weights that happen to have the same names put into another shape, or left out.
+    _, swag = trained
+    with pytest.raises(AdapterMismatchError, match=r"\[4, 32\].*\[8, 32\]"):
+        MonteCarloPredictor(lora_model(base_folder, r=8), swag.posterior)
+    with pytest.raises(AdapterMismatchError, match=r"lacks is .*value"):
+        MonteCarloPredictor(lora_model(base_folder, target_modules=["query"]), swag.posterior)
+
+
+def test_rows_that_cannot_be_padded_say_how_to_pad_them(trained, rows, tokenizer):
+    # Red for: an error of torch about expected sequence lengths.
+    trainer, swag = trained
+    with pytest.raises(SwagError, match="processing_class=tokenizer"):
+        MonteCarloPredictor(trainer.model, swag.posterior).predict(rows)
+    with pytest.raises(SwagError, match="without rows"):
+        predictor(trained, tokenizer).predict([])
+
+
+def test_an_answer_that_is_not_finite_is_refused(trained, rows, tokenizer):
+    # Red for: NaN handed on as a probability.
+    with pytest.raises(SwagError, match="NaN or infinite"):
+        predictor(trained, tokenizer, scale=1e38).predict(rows)
+
+
+def test_regression_gives_means_and_spreads(base_folder, rows, tokenizer, tmp_path):
+    # Red for: a probability for a number.
+    from conftest import trainer_for
+
+    from swag_trainer import SwagCallback
+
+    swag = SwagCallback()
+    targets = [{**row, "labels": float(row["labels"])} for row in rows]
+    trainer = trainer_for(lora_model(base_folder, num_labels=1), targets, tokenizer, tmp_path, callbacks=[swag])
+    trainer.train()
+    answer = MonteCarloPredictor(trainer.model, swag.posterior, processing_class=tokenizer).predict(rows)
+    assert isinstance(answer, RegressionPredictive)
+    assert answer.mean.shape == (24, 1)
+    assert answer.std.min() > 0
+
+
+def test_a_model_trained_under_bfloat16_autocast_is_sampled_too(base_folder, rows, tokenizer, tmp_path):
+    # Red for: accelerate's wrapper of forward pointing from the private copy back to the user's model: S equal answers.
+    from conftest import trainer_for
+
+    from swag_trainer import SwagCallback
+
+    swag = SwagCallback()
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], bf16=True, use_cpu=True)
+    trainer.train()
+    answer = MonteCarloPredictor(trainer.model, swag.posterior, scale=30.0, processing_class=tokenizer).predict(rows)
+    assert answer.std.max() > 1e-3
