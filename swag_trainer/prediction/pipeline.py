@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 from transformers import TextClassificationPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.swag import SwagPosterior, checked_scale
+from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+
+TEXT_CLASSIFICATION_TASK = "swag-text-classification"
 
 _LINKS: dict[ClassificationFunction, Link] = {
     ClassificationFunction.SOFTMAX: "softmax",
@@ -62,7 +67,7 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         self._predictor: MonteCarloPredictor | None = None
         self._lock = threading.Lock()
         self.tokenizer = tokenizer  # _sanitize_parameters is called by the constructor and asks which arguments it knows
-        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        super().__init__(model=model, tokenizer=tokenizer, **{"task": TEXT_CLASSIFICATION_TASK, **kwargs})
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Classify one text, a list of texts, a dictionary with ``text`` and ``text_pair``, a data set or a generator."""
@@ -153,3 +158,13 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         if not _legacy:
             rows = sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
         return rows
+
+
+if TEXT_CLASSIFICATION_TASK not in PIPELINE_REGISTRY.supported_tasks:
+    PIPELINE_REGISTRY.register_pipeline(
+        TEXT_CLASSIFICATION_TASK,
+        pipeline_class=SwagTextClassificationPipeline,
+        pt_model=AutoSwagModelForSequenceClassification,
+        type="text",
+    )
+    SUPPORTED_PEFT_TASKS[TEXT_CLASSIFICATION_TASK] = ["PeftModelForSequenceClassification", "PeftModel"]

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import wrapt
 
-TEXT_CLASSIFICATION_TASK = "swag-text-classification"
-
 
 def register_tasks() -> None:
     """Register the tasks now, or as soon as ``transformers.pipelines`` is imported: that alone takes a second."""
-    wrapt.register_post_import_hook(_register, "transformers.pipelines")
+    wrapt.register_post_import_hook(_import_pipelines, "transformers.pipelines")
 
 
-def _register(pipelines: ModuleType) -> None:
-    from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
-
-    from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
-    from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
-
-    if TEXT_CLASSIFICATION_TASK in pipelines.PIPELINE_REGISTRY.supported_tasks:
-        return
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
-        TEXT_CLASSIFICATION_TASK,
-        pipeline_class=SwagTextClassificationPipeline,
-        pt_model=AutoSwagModelForSequenceClassification,
-        type="text",
-    )
-    SUPPORTED_PEFT_TASKS[TEXT_CLASSIFICATION_TASK] = ["PeftModelForSequenceClassification", "PeftModel"]
+def _import_pipelines(_: ModuleType) -> None:
+    # Each pipeline's module registers its task at its end. Naming the class here instead would fail whenever that module is
+    # itself what imports transformers.pipelines.
+    importlib.import_module("swag_trainer.prediction.pipeline")

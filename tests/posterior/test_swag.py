@@ -260,6 +260,16 @@ def test_a_push_that_fails_says_that_nothing_was_committed(hub):
         a_posterior().push_to_hub("somebody-else/x")
 
 
+def test_a_push_without_a_connection_says_so_too(monkeypatch):
+    # Red for: the HTTP library's own error, which is no child of huggingface_hub's.
+    from swag_trainer.posterior import hub as module
+
+    monkeypatch.setattr(module, "HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token="hf_test"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(SwagError, match="Nothing was committed to 'user/x'"):
+        a_posterior().push_to_hub("user/x")
+
+
 @pytest.mark.parametrize(
     ("name", "revision", "expected"),
     [

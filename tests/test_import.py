@@ -1,0 +1,50 @@
+"""What `import swag_trainer` may not do."""
+
+import json
+import subprocess
+import sys
+
+WATCH = """
+import json, os, sys
+import transformers, peft
+seen = []
+def hook(event, arguments):
+    if event.startswith("socket.connect") or event == "socket.bind":
+        seen.append([event, repr(arguments[1:])])
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wxa+"):
+        seen.append([event, repr(arguments[:2])])
+    if event in ("os.mkdir", "os.rename", "os.remove"):
+        seen.append([event, repr(arguments)])
+sys.addaudithook(hook)
+sys.dont_write_bytecode = True
+import swag_trainer
+print(json.dumps([seen, "transformers.pipelines" in sys.modules, "matplotlib" in sys.modules]))
+from transformers import pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+print(json.dumps("swag-text-classification" in PIPELINE_REGISTRY.supported_tasks))
+"""
+
+
+def test_importing_opens_no_socket_writes_nothing_and_leaves_the_pipelines_for_later():
+    # Red for: registration that imports transformers.pipelines (a second), a request or a cache folder at import.
+    output = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert json.loads(output[-2]) == [[], False, False]
+    # And yet the task is there as soon as somebody asks for a pipeline.
+    assert json.loads(output[-1]) is True
+
+
+def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
+    # Red for: a hook that waits for an import which has already happened.
+    code = (
+        "import transformers.pipelines as p; import swag_trainer; "
+        "assert 'swag-text-classification' in p.PIPELINE_REGISTRY.supported_tasks; print('known')"
+    )
+    assert "known" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_every_public_name_can_be_imported():
+    # Red for: a name of __all__ that is missing, the lazy one too.
+    import swag_trainer
+
+    for name in swag_trainer.__all__:
+        assert getattr(swag_trainer, name) is not None
