@@ -1,0 +1,311 @@
+import ast
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from hub_cards import CardResults, build_card
+from swag_trainer import SwagPosterior
+from swag_trainer.posterior.gaussian import LowRankGaussian
+from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+
+HOSTILE = [
+    "x | y\n---\nlicense: evil",
+    "---\nlicense: evil\n---\n",
+    "<script>alert(1)</script>",
+    "<!-- hidden",
+    "![](http://x)",
+    "[click](javascript:alert(1))",
+    "<http://evil.example>",
+    "see http://evil.example or www.evil.example or me@evil.example",
+    "{{ 7*7 }}{% for x in ().__class__.__mro__ %}{{ x }}{% endfor %}",
+    "` | <b>out of the span</b> | `",
+    "\\` **bold** \\|",
+    "\n\n# heading\n\n```\nfence",
+    "&lt;b&gt; &#91;",
+    "$$\\href{http://x}{y}$$",
+    "* ~~a~~ _b_",
+    "\u202eevil\u2066\u0000\u001b[31m",
+    "lone \ud800 surrogate",
+]
+
+
+def some_posterior(*, base_model="FacebookAI/roberta-base", rank=3, adapter=None, **facts):
+    weights = {"lora_A.weight": torch.tensor([[0.1, 0.2, 0.3]]), "lora_B.weight": torch.tensor([[0.5], [0.7]])}
+    layout = WeightLayout.of(weights)
+    gaussian = LowRankGaussian(layout.flatten(weights), torch.ones(layout.size), torch.zeros(rank, layout.size))
+    record = {
+        "num_collected": 30,
+        "schedule": "Every(steps=50, start=0.5)",
+        "first_step": 1050,
+        "last_step": 2500,
+        "first_learning_rate": 2e-4,
+        "last_learning_rate": 1.5e-4,
+        "scale": 0.5,
+        "base_model": base_model,
+        "labels": ["negative", "positive"],
+        "versions": {"peft": "0.21.2", "torch": "2.6.0"},
+    }
+    saved = SavedAdapter({"base_model_name_or_path": base_model}, adapter or weights)
+    return SwagPosterior(layout, gaussian, Provenance(**record | facts), saved)
+
+
+def some_results(**changes):
+    record = {
+        "dataset": "glue/sst2",
+        "split": "validation",
+        "revision": "5503434",
+        "num_examples": 872,
+        "num_samples": 30,
+        "seed": 7,
+        "num_bins": 15,
+        "metrics": {"MAP": {"accuracy": 0.931, "ECE": 0.0512}, "SWAG": {"accuracy": 0.925, "ECE": 0.0312}},
+    }
+    return CardResults(**record | changes)
+
+
+def tokens(card):
+    """The card's text as a reader of CommonMark with tables sees it, flat."""
+    blocks = MarkdownIt("commonmark").enable("table").parse(card.text)
+    return [token for block in blocks for token in [block, *(block.children or [])]]
+
+
+def shown(card):
+    """What a reader sees, markup taken away."""
+    texts = ("text", "code_inline", "fence", "softbreak")
+    return "".join("\n" if token.type == "softbreak" else token.content for token in tokens(card) if token.type in texts)
+
+
+def table(card):
+    """The rows of the card's only table."""
+    rows = []
+    for token, following in zip(tokens(card), tokens(card)[1:], strict=False):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            rows[-1].append("".join(child.content for child in following.children))
+    return rows
+
+
+def test_the_table_holds_every_figure_in_its_row_and_column():
+    # Red for: columns in the order of each method's own dictionary, rounding to nothing, methods swapped.
+    metrics = {"MAP": {"accuracy": 0.931, "NLL": 0.25}, "SWAG": {"NLL": 0.000012, "accuracy": 0.9254}}
+    assert table(build_card(some_posterior(), some_results(metrics=metrics))) == [
+        ["method", "accuracy", "NLL"],
+        ["MAP", "0.931", "0.25"],
+        ["SWAG", "0.9254", "1.2e-05"],
+    ]
+
+
+def test_the_figures_stand_with_their_circumstances():
+    # Red for: a number without the bins, the draws, the data or N it belongs to.
+    card = build_card(some_posterior(), some_results())
+    text = " ".join(shown(card).split())
+    assert "(15 equal-width bins; 30 draws; glue/sst2, validation at 5503434, N = 872)" in text
+    assert "seed 7" in text
+    text = shown(build_card(some_posterior(), some_results(revision=None)))
+    assert "validation, N = 872)" in text
+
+
+def test_the_metadata_holds_the_figures_of_swag_and_no_other_method():
+    # Red for: MAP's calibration published as SWAG's, or figures whose circumstances stay behind.
+    card = ModelCard(str(build_card(some_posterior(), some_results(), repo_id="me/sst2-swag")))
+    assert card.data.model_name == "sst2-swag"
+    found = {entry.metric_name: (entry.metric_type, entry.metric_value) for entry in card.data.eval_results}
+    assert found == {"accuracy": ("accuracy", 0.925), "ECE": ("ece", 0.0312)}
+    entry = card.data.eval_results[0]
+    assert (entry.task_type, entry.dataset_name, entry.dataset_type) == ("text-classification", "glue/sst2", "glue/sst2")
+    assert (entry.dataset_split, entry.dataset_revision) == ("validation", "5503434")
+    assert entry.dataset_args == {"num_examples": 872}
+    assert entry.metric_args == {"num_bins": 15, "num_samples": 30, "seed": 7}
+
+
+def test_the_metadata_of_a_card_without_figures_is_exactly_this():
+    # Red for: the bare tag "swag", an empty model-index, a licence or a language that nobody stated.
+    assert ModelCard(str(build_card(some_posterior()))).data.to_dict() == {
+        "library_name": "peft",
+        "base_model": "FacebookAI/roberta-base",
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-classification",
+        "tags": ["swag-lora", "lora", "uncertainty"],
+    }
+
+
+def test_a_card_whose_results_lack_swag_has_its_table_but_no_model_index():
+    # Red for: another method's figures in the metadata, or a crash for want of a "SWAG".
+    card = build_card(some_posterior(), some_results(metrics={"MAP": {"ECE": 0.05}}))
+    assert table(card)[1:] == [["MAP", "0.05"]]
+    assert "model-index" not in card.data.to_dict()
+
+
+def test_a_card_without_results_says_that_nothing_was_measured():
+    # Red for: an empty table, or a sentence about a measurement that never was.
+    text = shown(build_card(some_posterior()))
+    assert "None are on record." in text
+    assert "has not been measured" in text
+    assert "was measured on" not in text
+
+
+def test_a_card_says_that_nothing_is_promised_out_of_distribution():
+    # Red for: the sentence lost in one of the two branches.
+    for results in (None, some_results()):
+        assert "Nothing is promised about texts of another kind" in shown(build_card(some_posterior(), results))
+
+
+def test_the_record_of_the_collection_is_printed():
+    # Red for: first and last mixed up, the capacity printed as the rank, a fact left out.
+    posterior = some_posterior(num_skipped=2, base_revision="e2da8e2f", initialisation="pissa")
+    lines = shown(build_card(posterior)).replace("\n", " ")
+    for fact in (
+        "the adapter's 5 trained numbers",
+        "FacebookAI/roberta-base at revision e2da8e2f",
+        "pissa",
+        "Snapshots: 30, from step 1050 to step 2500",
+        "not finite: 2",
+        "0.0002 at the first snapshot, 0.00015 at the last",
+        "Every(steps=50, start=0.5)",
+        "Rank: 3 deviations kept",
+        "Scale of the covariance: 0.5",
+        "peft 0.21.2, torch 2.6.0",
+        "negative, positive",
+    ):
+        assert fact in lines
+
+
+def test_what_is_not_on_record_is_said_to_be_not_on_record():
+    # Red for: "None" printed as if it were a fact.
+    posterior = some_posterior(
+        base_model=None, rank=0, first_learning_rate=None, last_learning_rate=None, labels=None, versions={}, schedule=""
+    )
+    text = shown(build_card(posterior))
+    assert "None " not in text.replace("None are on record", "")
+    assert "Rank: 0 (diagonal covariance)" in text
+    assert "Learning rate: not on record" in text
+    assert "Schedule: not on record" in text
+    assert "names of the labels are not on record" in text
+
+
+@pytest.mark.parametrize("path", ["/home/alice/models/base", "./alice", "out/alice/run", r"C:\alice", "x\nlicense: alice"])
+def test_a_base_model_that_is_no_hub_id_is_named_nowhere(path):
+    # Red for: the layout of somebody's disk in the text or in the metadata.
+    card = build_card(some_posterior(base_model=path))
+    assert "alice" not in str(card)
+    assert not {"base_model", "base_model_relation"} & set(card.data.to_dict())
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_a_folder_unless_a_commit_says_otherwise(tmp_path, monkeypatch):
+    # Red for: only the spelling looked at; the Hub would then show the card under a stranger's model.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roberta-base").mkdir()
+    assert build_card(some_posterior(base_model="roberta-base")).data.base_model is None
+    assert build_card(some_posterior(base_model="roberta-base", base_revision="e2da8e2f")).data.base_model == "roberta-base"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_from_outside_becomes_markup(text):
+    # Red for: any value printed raw, a span that a backtick leaves, a cell that a pipe ends, a template made from data.
+    def card(word):
+        posterior = some_posterior(
+            labels=[word, word], schedule=word, initialisation=word, base_revision=word, versions={word: word}
+        )
+        return build_card(
+            posterior, some_results(dataset=word, split=word, revision=word, metrics={word: {word: 0.5}, "SWAG": {word: 0.5}})
+        )
+
+    hostile, harmless = card(text), card("word")
+    structure = [
+        Counter(token.type for token in tokens(one) if token.type not in ("text", "code_inline")) for one in (hostile, harmless)
+    ]
+    assert structure[0] == structure[1]
+    # No link is looked for in code; in running text a renderer may make one of an address.
+    running = [token.content for token in tokens(hostile) if token.type == "text"]
+    assert not any(sign in content for content in running for sign in ("://", "www.", "@", "$"))
+    assert not any(character in str(hostile) for character in "\u202e\u2066\u0000\u001b\ud800")
+    assert len(table(hostile)) == 3
+    assert {len(row) for row in table(hostile)} == {2}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_metadata_says_what_it_says_whatever_a_data_set_or_label_is_called(text):
+    # Red for: YAML put together from strings.
+    results = some_results(dataset=text, metrics={"SWAG": {text: 0.5}})
+    written = str(build_card(some_posterior(labels=[text]), results, repo_id="me/x")).encode().decode()
+    expected = build_card(some_posterior(), some_results(metrics={"SWAG": {"accuracy": 0.5}}), repo_id="me/x").data.to_dict()
+    found = ModelCard(written).data.to_dict()
+    dataset, metric = found["model-index"][0]["results"][0]["dataset"], found["model-index"][0]["results"][0]["metrics"][0]
+    plain = " ".join("".join(c for c in text if c not in "\u202e\u2066\u0000\u001b").replace("\ud800", "\ufffd").split())
+    assert (dataset["name"], metric["name"]) == (plain, plain)
+    for names, harmless in ((dataset, "glue/sst2"), (metric, "accuracy")):
+        names |= {"name": harmless} | ({"type": harmless})
+    assert found == expected
+
+
+@pytest.mark.parametrize("text", ["a | b", "it`s", "<b>", "100 % {{ x }}", "[a](b)", "f1_macro", "a\\|b"])
+def test_hostile_looking_text_is_shown_letter_for_letter(text):
+    # Red for: an escape that shows on the page, or characters thrown away that need not be.
+    card = build_card(some_posterior(labels=[text]), some_results(metrics={"SWAG": {text: 0.5}}))
+    assert f"order of the logits: {text}" in shown(card)
+    assert table(card)[0] == ["method", text]
+
+
+def test_long_texts_are_cut_and_long_lists_are_counted():
+    # Red for: a label of a megabyte, or a million labels, in README.md.
+    card = build_card(some_posterior(labels=["x" * 10**6] + [f"label {index}" for index in range(999)]))
+    assert "x" * 199 + "…" in str(card)
+    assert "x" * 200 not in str(card)
+    assert "label 98 and 900 more" in shown(card)
+    assert len(str(card)) < 10_000
+
+
+def test_the_example_is_python_that_asks_for_this_repository_as_it_was_measured():
+    # Red for: another repository, task, number of draws or seed than the figures are of.
+    card = build_card(some_posterior(), some_results(), repo_id="me/sst2-swag")
+    code = next(token.content for token in tokens(card) if token.type == "fence")
+    names = [alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names]
+    call = next(n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "pipeline")
+    assert names == ["swag_trainer"]
+    assert ast.unparse(call) == "pipeline('swag-text-classification', model='me/sst2-swag', num_samples=30, seed=7)"
+
+
+def test_the_card_says_what_plain_peft_gets():
+    # Red for: the mean promised although SwagCallback(final_weights="trained") left other weights in the adapter.
+    mean, other = (
+        some_posterior(),
+        some_posterior(adapter={"lora_A.weight": torch.zeros(1, 3), "lora_B.weight": torch.zeros(2, 1)}),
+    )
+    assert "gets the posterior mean" in shown(build_card(mean))
+    assert "gets the posterior mean" not in shown(build_card(other))
+    assert "not the\nposterior mean" in shown(build_card(other))
+
+
+def test_an_adapter_in_half_precision_holds_the_mean_too():
+    # Red for: the rounded mean compared with the exact one.
+    posterior = some_posterior()
+    rounded = {key: tensor.bfloat16() for key, tensor in posterior.adapter.tensors.items()}
+    posterior = replace(posterior, adapter=SavedAdapter(posterior.adapter.config, rounded))
+    assert "gets the posterior mean" in shown(build_card(posterior))
+
+
+def test_plots_are_relative_links_to_files_of_the_repository():
+    # Red for: plots left out, absolute, or in another order.
+    card = build_card(some_posterior(), plots=["reliability.png", "plots/second.png"])
+    assert [token.attrs["src"] for token in tokens(card) if token.type == "image"] == ["reliability.png", "plots/second.png"]
+
+
+@pytest.mark.parametrize("plot", ["/tmp/a.png", "../a.png", "http://x/a.png", "a.svg", "a b.png", "a)](x.png", "a.png\n", ""])
+def test_a_plot_that_is_no_file_of_the_repository_is_refused(plot):
+    # Red for: a link that leaves the repository or its brackets.
+    with pytest.raises(ValueError, match="path inside the repository"):
+        build_card(some_posterior(), plots=[plot])
+
+
+@pytest.mark.parametrize("repo_id", ['me/x", trust_remote_code=True, y="', "a/b/c", "me/x\n", "", "/tmp/x"])
+def test_a_repository_that_is_no_hub_id_is_refused(repo_id):
+    # Red for: an id that ends the string in the example.
+    with pytest.raises(ValueError, match="id of a repository"):
+        build_card(some_posterior(), repo_id=repo_id)
