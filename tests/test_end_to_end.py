@@ -53,7 +53,15 @@ def base_repository(hub, base_folder):
 def train_and_push(base, rows, tokenizer, folder, repo, **arguments):
     swag = SwagCallback(rank=6)
     trainer = trainer_for(
-        lora_model(base), rows, tokenizer, folder, callbacks=[swag], push_to_hub=True, hub_model_id=repo, hub_token="hf_test", **arguments
+        lora_model(base),
+        rows,
+        tokenizer,
+        folder,
+        callbacks=[swag],
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_token="hf_test",
+        **arguments,
     )
     trainer.train()
     trainer.push_to_hub()
@@ -92,7 +100,9 @@ def test_a_new_process_gives_the_training_process_answers_bit_for_bit(base_repos
 
 def test_a_private_repository_and_a_pinned_revision_are_reached(base_repository, rows, texts, tokenizer, tmp_path):
     # Red for: a token or a revision that does not reach the posterior's own file.
-    trainer, swag = train_and_push(base_repository, rows, tokenizer, tmp_path / "run", "user/secret-swag", hub_private_repo=True)
+    trainer, swag = train_and_push(
+        base_repository, rows, tokenizer, tmp_path / "run", "user/secret-swag", hub_private_repo=True
+    )
     pinned = HfApi().list_repo_commits("user/secret-swag")[0].commit_id
     expected = ask_in_a_new_process(tmp_path / "home", "user/secret-swag", texts[:2])
     changed = swag.posterior.with_scale(50.0).push_to_hub("user/secret-swag")

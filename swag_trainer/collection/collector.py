@@ -60,6 +60,7 @@ class SwagCollector:
         self.first: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
         self._row = torch.empty(self.layout.size, device=device)
+        self._pieces = list(self.layout.unflatten(self._row).values())
         self._fingerprint: int | None = None
 
     def collect(self, *, step: int, learning_rate: float | None = None) -> bool:
@@ -78,8 +79,10 @@ class SwagCollector:
         Raises:
             AdapterMismatchError: The adapter was changed since the last collection.
         """
-        row = self.layout.flatten(self.weights.read(), out=self._row)
-        if not bool(torch.isfinite(row).all()):
+        row = self._row
+        self.layout.fill(self._pieces, self.weights.read())
+        # The sum is finite unless a weight is not, or unless weights are so large that their sum overflows.
+        if not bool(torch.isfinite(row.sum())) and not bool(torch.isfinite(row).all()):
             self._skip(row, step)
             return False
         fingerprint = int(row.view(torch.int32).sum(dtype=torch.int64))

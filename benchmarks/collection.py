@@ -1,0 +1,84 @@
+"""What one collection costs, beside a training step and beside the public formula applied weight by weight.
+
+Everything is timed in one process, in turns, one thread; the figures are medians and their ratios. Run `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification
+
+from swag_trainer.collection.collector import SwagCollector
+
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
+class PerParameter:
+    """Mean, mean square and a list of deviations for each weight: the formula as Maddox et al. (2019) published it."""
+
+    def __init__(self, model: torch.nn.Module, rank: int) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.mean = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.square = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.columns = [torch.empty(0, parameter.numel()) for parameter in self.parameters]
+        self.rank, self.count = rank, 0
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        for index, parameter in enumerate(self.parameters):
+            self.mean[index] = self.mean[index] * self.count / (self.count + 1) + parameter / (self.count + 1)
+            self.square[index] = self.square[index] * self.count / (self.count + 1) + parameter**2 / (self.count + 1)
+            deviation = (parameter - self.mean[index]).reshape(1, -1)
+            self.columns[index] = torch.cat([self.columns[index], deviation])[-self.rank :]
+        self.count += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rank", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(BertConfig(num_labels=3, **MINILM))
+    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"]))
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3)
+    batch = {"input_ids": torch.randint(1000, 20000, (8, 32)), "labels": torch.randint(3, (8,))}
+    collector, public = SwagCollector(model, rank=arguments.rank), PerParameter(model, arguments.rank)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+
+    times: dict[str, list[float]] = {"training step, 8 x 32 tokens": [], "collection, ours": [], "collection, weight by weight": []}
+    for round_number in range(arguments.rounds + arguments.rank):
+        taken = [timed(train), timed(lambda step=round_number: collector.collect(step=step)), timed(public.collect)]
+        if round_number >= arguments.rank:  # both rings are full from here on
+            for name, seconds in zip(times, taken, strict=True):
+                times[name].append(seconds)
+    step, ours, theirs = (statistics.median(values) for values in times.values())
+    weights = collector.layout.size
+    kept = sum(tensor.numel() for tensor in collector.moments.tensors().values()) / weights
+    print(f"MiniLM size, random weights; P = {weights:,}, K = {arguments.rank}, {arguments.threads} thread(s), {arguments.rounds} rounds")
+    for name, values in times.items():
+        print(f"{name:32s} {1e3 * statistics.median(values):9.3f} ms  {100 * statistics.median(values) / step:8.3f} % of a step")
+    print(f"weight by weight / ours          {theirs / ours:9.1f} x")
+    print(f"statistics kept                  {kept:9.1f} x the trained weights (K + 3), {kept * weights * 4 / 1e6:.1f} MB")
+
+
+def timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
