@@ -58,7 +58,11 @@ def main() -> None:
         model(**batch).loss.backward()
         optimizer.step()
 
-    times: dict[str, list[float]] = {"training step, 8 x 32 tokens": [], "collection, ours": [], "collection, weight by weight": []}
+    times: dict[str, list[float]] = {
+        "training step, 8 x 32 tokens": [],
+        "collection, ours": [],
+        "collection, weight by weight": [],
+    }
     for round_number in range(arguments.rounds + arguments.rank):
         taken = [timed(train), timed(lambda step=round_number: collector.collect(step=step)), timed(public.collect)]
         if round_number >= arguments.rank:  # both rings are full from here on
@@ -67,9 +71,13 @@ def main() -> None:
     step, ours, theirs = (statistics.median(values) for values in times.values())
     weights = collector.layout.size
     kept = sum(tensor.numel() for tensor in collector.moments.tensors().values()) / weights
-    print(f"MiniLM size, random weights; P = {weights:,}, K = {arguments.rank}, {arguments.threads} thread(s), {arguments.rounds} rounds")
+    print(
+        f"MiniLM size, random weights; P = {weights:,}, K = {arguments.rank}, {arguments.threads} thread(s), {arguments.rounds} rounds"
+    )
     for name, values in times.items():
-        print(f"{name:32s} {1e3 * statistics.median(values):9.3f} ms  {100 * statistics.median(values) / step:8.3f} % of a step")
+        print(
+            f"{name:32s} {1e3 * statistics.median(values):9.3f} ms  {100 * statistics.median(values) / step:8.3f} % of a step"
+        )
     print(f"weight by weight / ours          {theirs / ours:9.1f} x")
     print(f"statistics kept                  {kept:9.1f} x the trained weights (K + 3), {kept * weights * 4 / 1e6:.1f} MB")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +95,17 @@ def compare(
     foreign = tokenised(task.foreign, tokenizer)
 
     map_model = train(task, data["train"], tokenizer, arguments, folder / "map", seed)
-    map_posterior_free = {split: plain_logits(map_model, data[split], tokenizer) for split in ("validation", "test")}
+    map_logits = {split: plain_logits(map_model, data[split], tokenizer) for split in ("validation", "test")}
     map_foreign = plain_logits(map_model, foreign, tokenizer) if task.foreign else None
-    temperature = fit_temperature(map_posterior_free["validation"], task.targets["validation"])
+    temperature = fit_temperature(map_logits["validation"], task.targets["validation"])
 
     swag = SwagCallback()
     model = train(task, data["train"], tokenizer, arguments, folder, seed, callbacks=[swag])
 
     def predict(posterior: SwagPosterior, rows: Dataset) -> np.ndarray:
-        predictor = MonteCarloPredictor(model, posterior, num_samples=NUM_SAMPLES, seed=seed, processing_class=tokenizer)
+        predictor = MonteCarloPredictor(
+            model, posterior, num_samples=NUM_SAMPLES, seed=seed, processing_class=tokenizer, progress=False
+        )
         return predictor.predict(rows).probabilities
 
     # The validation split chooses the scale of the covariance; the test split is looked at once, afterwards.
@@ -119,8 +122,8 @@ def compare(
     tokenizer.save_pretrained(folder)
 
     answers = {
-        "MAP": [softmax(logits) for logits in (map_posterior_free["test"], map_foreign)],
-        "MAP, temperature": [softmax(logits, temperature) for logits in (map_posterior_free["test"], map_foreign)],
+        "MAP": [softmax(logits) for logits in (map_logits["test"], map_foreign)],
+        "MAP, temperature": [softmax(logits, temperature) for logits in (map_logits["test"], map_foreign)],
         "SWA": [predict(posterior.with_scale(0), rows) if len(rows) else None for rows in (data["test"], foreign)],
         "SWAG": [predict(posterior, rows) if len(rows) else None for rows in (data["test"], foreign)],
     }
@@ -156,6 +159,7 @@ def train(
         learning_rate=arguments.learning_rate,
         per_device_train_batch_size=arguments.batch_size,
         warmup_steps=0.06,
+        train_sampling_strategy="group_by_length",
         weight_decay=0.0,
         seed=seed,
         save_strategy="no",
@@ -230,6 +234,8 @@ def sizes(task: TextTask) -> str:
 
 def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("peft").setLevel(logging.ERROR)
 
 

@@ -65,7 +65,9 @@ def test_another_base_needs_to_be_accepted_also_through_the_pipeline(folder, bas
     edit_config(folder, base_model_name_or_path=str(moved))
     with pytest.raises(AdapterMismatchError, match="moved-base"):
         pipeline("swag-text-classification", model=str(folder))
-    accepted = pipeline("swag-text-classification", model=str(folder), model_kwargs={"ignore_mismatched_adapter": True}, device="cpu")
+    accepted = pipeline(
+        "swag-text-classification", model=str(folder), model_kwargs={"ignore_mismatched_adapter": True}, device="cpu"
+    )
     assert accepted("good film")[0]["label"] in {"negative", "neutral", "positive"}
 
 
