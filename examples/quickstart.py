@@ -30,7 +30,7 @@ from swag_trainer import MonteCarloPredictor, SwagCallback, SwagPosterior
 from swag_trainer.metrics.calibration import expected_calibration_error, fit_temperature, reliability_bins
 
 DATA = Path(__file__).parent / "data" / "support.jsonl"
-SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 NUM_SAMPLES = 10
 SHOWN = (
     "where is my parcel??",
@@ -73,8 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validation-rows", type=int, help="choose scale and temperature on that many rows")
     parser.add_argument("--model", default=str(bundled_minilm()), help="a Hub name or a folder")
     parser.add_argument("--target-modules", nargs="+", default=["query", "value"], help="the layers that get LoRA")
-    parser.add_argument("--epochs", type=float, default=15)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps, for MAP and for SWAG")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=1, help="how many times to train, with another seed (and subset) each")
     parser.add_argument("--output", default="demo-output")
@@ -155,7 +155,7 @@ def train(
     model = get_peft_model(base, lora)
     training = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=arguments.epochs,
+        max_steps=arguments.steps,
         learning_rate=arguments.learning_rate,
         per_device_train_batch_size=arguments.batch_size,
         warmup_steps=0.06,

@@ -43,7 +43,7 @@ def test_the_readme_runs_from_its_first_line_to_its_last(minilm_by_name, tmp_pat
     assert len(fences) >= 4
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     # A limit on the steps, and nothing else, is added: what is shown is what runs.
-    script = "import transformers\n" + "\n".join(fences).replace("num_train_epochs=10", "max_steps=12")
+    script = "import transformers\n" + "\n".join(fences).replace("num_train_epochs=20", "max_steps=12")
     (tmp_path / "readme.py").write_text(script)
     result = subprocess.run(
         [sys.executable, "readme.py"],

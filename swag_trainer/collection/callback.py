@@ -255,7 +255,9 @@ def _stored_record(state: TrainerState) -> dict[str, Any] | None:
     stored = state.stateful_callbacks.get(SwagCallback.__name__)
     attributes = stored.get("attributes") if isinstance(stored, dict) else None
     record = attributes.get("record") if isinstance(attributes, dict) else None
-    return record if isinstance(record, dict) and "digest" in record else None
+    # trainer_state.json may come from somebody else's checkpoint: only what has the right type is taken from it.
+    known = isinstance(record, dict) and isinstance(record.get("digest", 0), (str, type(None)))
+    return record if known else None
 
 
 def _steps_per_epoch(dataloader: Any, args: TrainingArguments) -> float | None:

@@ -156,20 +156,21 @@ class SwagCollector:
             raise PosteriorFormatError(
                 f"{str(path)!r} has the digest {found[:12]}, the checkpoint's record says {digest[:12]}."
             )
-        layout = WeightLayout(tuple(document["keys"]), tuple(tuple(shape) for shape in document["shapes"]))
-        difference = layout.difference(self.layout, ours="The checkpoint", theirs="The model")
-        if difference:
-            raise AdapterMismatchError(f"The moments in {str(path)!r} are of another adapter. {difference}")
-        if document["rank"] != self.moments.rank:
-            raise AdapterMismatchError(
-                f"The moments in {str(path)!r} were collected with rank={document['rank']}, this run has rank={self.moments.rank}."
-            )
-        self.moments = RunningMoments.from_tensors(
-            tensors, count=document["count"], rank=document["rank"], device=self._row.device
-        )
-        self.num_skipped = document["num_skipped"]
-        self.first, self.last = document["first"], document["last"]
-        self._fingerprint = document["fingerprint"]
+        try:
+            layout = WeightLayout(tuple(document["keys"]), tuple(tuple(shape) for shape in document["shapes"]))
+            count, rank = int(document["count"]), int(document["rank"])
+            difference = layout.difference(self.layout, ours="The checkpoint", theirs="The model")
+            if difference:
+                raise AdapterMismatchError(f"The moments in {str(path)!r} are of another adapter. {difference}")
+            if rank != self.moments.rank:
+                raise AdapterMismatchError(
+                    f"The moments in {str(path)!r} have rank={rank}, this run has rank={self.moments.rank}."
+                )
+            self.moments = RunningMoments.from_tensors(tensors, count=count, rank=rank, device=self._row.device)
+            self.num_skipped, self._fingerprint = document["num_skipped"], document["fingerprint"]
+            self.first, self.last = document["first"], document["last"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise PosteriorFormatError(f"{str(path)!r} holds no moments of a collection: {error!r}.") from error
 
     def _skip(self, row: Tensor, step: int) -> None:
         self.num_skipped += 1

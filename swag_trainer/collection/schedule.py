@@ -33,7 +33,7 @@ class Every:
 
     steps: int | None = None
     epochs: float | None = None
-    start: float = 0.5
+    start: float = 0.3
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -72,7 +72,7 @@ class Evenly:
     """
 
     snapshots: int = 30
-    start: float = 0.5
+    start: float = 0.3
 
     def __post_init__(self) -> None:
         if self.snapshots < 2:

@@ -213,6 +213,10 @@ class SwagPosterior:
                 create_pr=create_pr,
             )
 
+    def __deepcopy__(self, memo: dict) -> SwagPosterior:
+        """A value needs no copy; a model that carries its posterior is copied to predict."""
+        return self
+
     def __repr__(self) -> str:
         """Sizes, never tensors."""
         return (

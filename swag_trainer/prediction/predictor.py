@@ -99,7 +99,9 @@ class MonteCarloPredictor:
         """
         if isinstance(data, Mapping):
             return self._answer(self.logits(data), return_draws)
-        rows = [{name: value for name, value in data[index].items() if name in self._inputs} for index in range(len(data))]
+        # By index where there is a length: a torch Dataset need not say where it ends otherwise.
+        source = (data[index] for index in range(len(data))) if hasattr(data, "__len__") else data
+        rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
         if not rows:
             raise SwagError("predict() got a data set without rows.")
         # Rows of like length share a batch: padding costs S times as much here as in a plain prediction.

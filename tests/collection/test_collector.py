@@ -125,6 +125,16 @@ def test_moments_of_another_digest_rank_or_adapter_are_refused(base_folder, tmp_
         SwagCollector(lora_model(base_folder, r=8), rank=3).restore(path, digest=digest)
 
 
+def test_a_file_of_ours_that_holds_no_moments_is_refused(base_folder, tmp_path):
+    # Red for: a KeyError out of a file that is whole and has the right digest.
+    from swag_trainer.posterior.storage import write_file
+
+    collector = SwagCollector(lora_model(base_folder), rank=3)
+    digest = write_file(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"keys": 3})
+    with pytest.raises(PosteriorFormatError, match="no moments"):
+        collector.restore(tmp_path / "other.safetensors", digest=digest)
+
+
 def test_a_model_without_peft_and_one_that_does_not_train_are_refused(base_folder):
     # Red for: a posterior over nothing.
     with pytest.raises(SwagError, match=r"A PEFT model is needed, got Linear.*get_peft_model"):

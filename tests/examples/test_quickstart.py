@@ -21,7 +21,7 @@ def test_the_demo_s_model_is_the_one_it_says_it_is():
 @pytest.mark.slow
 def test_the_demo_compares_four_methods_and_leaves_a_posterior_and_a_diagram(tmp_path):
     # Red for: a method left out of the table, a scale chosen and not stored, a plot that is not written.
-    options = ["--train-rows", "60", "--validation-rows", "40", "--epochs", "8", "--output", str(tmp_path)]
+    options = ["--train-rows", "60", "--validation-rows", "40", "--steps", "30", "--output", str(tmp_path)]
     result = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "quickstart.py"), *options],
         capture_output=True,
