@@ -13,7 +13,10 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
 from swag_trainer.collection.callback import MOMENTS_FILE
+from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.swag import POSTERIOR_FILE
+
+LATE = Evenly(snapshots=30, start=0.5)  # in a run of 24 steps: at each of the last 13
 
 
 class Recorder(TrainerCallback):
@@ -171,6 +174,10 @@ def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_fold
     assert swag.posterior.provenance == resumed.posterior.provenance
 
 
+def a_callback(schedule=LATE, **arguments):
+    return SwagCallback(schedule, **{"rank": 4} | arguments)
+
+
 @pytest.fixture
 def interrupted(base_folder, rows, tokenizer, tmp_path):
     """A run with checkpoints at steps 8, 16 and 24, and a function that resumes it with other settings."""
@@ -182,7 +189,7 @@ def interrupted(base_folder, rows, tokenizer, tmp_path):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return swag
 
-    start(SwagCallback(rank=4))
+    start(a_callback())
     return tmp_path, start
 
 
@@ -191,7 +198,7 @@ def test_a_resume_without_its_moments_is_refused_with_the_place_that_was_looked_
     folder, start = interrupted
     (folder / "checkpoint-16" / MOMENTS_FILE).unlink()
     with pytest.raises(SwagError, match=r"checkpoint-16.*resume_from"):
-        start(SwagCallback(rank=4), folder / "checkpoint-16")
+        start(a_callback(), folder / "checkpoint-16")
 
 
 def test_a_resume_with_moments_of_another_run_is_refused(interrupted):
@@ -199,7 +206,7 @@ def test_a_resume_with_moments_of_another_run_is_refused(interrupted):
     folder, start = interrupted
     shutil.copy(folder / "checkpoint-24" / MOMENTS_FILE, folder / "checkpoint-16" / MOMENTS_FILE)
     with pytest.raises(SwagError, match="digest"):
-        start(SwagCallback(rank=4), folder / "checkpoint-16")
+        start(a_callback(), folder / "checkpoint-16")
 
 
 def test_a_resume_with_a_torn_moments_file_is_refused(interrupted):
@@ -208,15 +215,15 @@ def test_a_resume_with_a_torn_moments_file_is_refused(interrupted):
     path = folder / "checkpoint-16" / MOMENTS_FILE
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(SwagError, match=r"swag_moments.*changed|truncated|no readable"):
-        start(SwagCallback(rank=4), folder / "checkpoint-16")
+        start(a_callback(), folder / "checkpoint-16")
 
 
 @pytest.mark.parametrize(
     ("swag", "arguments", "expected"),
     [
-        (SwagCallback(rank=5), {}, r"rank=4.*rank=5"),
-        (SwagCallback(Every(steps=3, start=0.5), rank=4), {}, r"schedule='Evenly.*schedule='Every"),
-        (SwagCallback(rank=4), {"max_steps": 32}, r"max_steps=24.*max_steps=32"),
+        (a_callback(rank=5), {}, r"rank=4.*rank=5"),
+        (a_callback(Every(steps=3, start=0.5)), {}, r"schedule='Evenly.*schedule='Every"),
+        (a_callback(), {"max_steps": 32}, r"max_steps=24.*max_steps=32"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused_with_both_values(interrupted, swag, arguments, expected):
@@ -233,8 +240,8 @@ def test_a_moved_checkpoint_resumes_when_it_is_named(interrupted, tmp_path_facto
     shutil.copytree(folder / "checkpoint-16", moved)
     other = tmp_path_factory.mktemp("other-run")
     with pytest.raises(SwagError, match="resume_from"):
-        start(SwagCallback(rank=4), moved, folder=other)
-    resumed = start(SwagCallback(rank=4, resume_from=moved), moved, folder=other)
+        start(a_callback(), moved, folder=other)
+    resumed = start(a_callback(resume_from=moved), moved, folder=other)
     assert same(resumed.posterior, SwagPosterior.from_pretrained(folder))
 
 
@@ -243,19 +250,19 @@ def test_a_callback_that_joins_at_a_resume_works_before_its_first_collection_and
     _, start = interrupted
     plain = tmp_path_factory.mktemp("plain")
     start(None, folder=plain)
-    swag = start(SwagCallback(Every(steps=4, start=0.5), rank=4), plain / "checkpoint-8", folder=plain)
+    swag = start(a_callback(Every(steps=4, start=0.5)), plain / "checkpoint-8", folder=plain)
     assert swag.num_collected == 4
     fresh = tmp_path_factory.mktemp("fresh")
     start(None, folder=fresh)
     with pytest.raises(SwagError, match=r"step 16 was made without SwagCallback, but 2 collections"):
-        start(SwagCallback(Every(steps=4, start=0.5), rank=4), fresh / "checkpoint-16", folder=fresh)
+        start(a_callback(Every(steps=4, start=0.5)), fresh / "checkpoint-16", folder=fresh)
 
 
 def test_a_trainer_that_replaces_callbacks_is_refused(interrupted):
     # Red for: the user's object staying empty while another one, with default settings, collects.
     folder, start = interrupted
     with pytest.raises(SwagError, match="restore_callback_states_from_checkpoint"):
-        start(SwagCallback(rank=4), folder / "checkpoint-16", restore_callback_states_from_checkpoint=True)
+        start(a_callback(), folder / "checkpoint-16", restore_callback_states_from_checkpoint=True)
 
 
 def test_trainer_state_holds_the_digest_of_the_moments_beside_it(interrupted):
