@@ -38,7 +38,7 @@ class SwagCollector:
         weights: The adapter's trained weights in the model.
         moments: The statistics so far.
         num_skipped: Collections left out because a weight was not finite.
-        steps: First and last step collected at, and the learning rates there.
+        first, last: Step and learning rate of the first and of the last collection.
 
     Raises:
         SwagError: No PEFT model, nothing trains, or a part of the model would be random after loading.
@@ -50,9 +50,10 @@ class SwagCollector:
         self.weights = AdapterWeights(model, adapter_name)
         homeless = modules_saved_nowhere(self.weights.model, self.weights.adapter_name)
         if homeless:
+            heads = [*(name.rpartition(".")[2] for name in homeless), "classifier"]
             raise SwagError(
                 f"The module {homeless[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
-                f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={[name.rpartition('.')[2] for name in homeless] + ['classifier']!r})."
+                f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
             )
         self.layout = self.weights.layout
         self.moments = RunningMoments(self.layout.size, rank, device=device)

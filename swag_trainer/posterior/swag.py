@@ -6,15 +6,15 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.hub import download, upload
 from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.packing import pack, unpack
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.storage import check_finite, read_file, write_file
@@ -115,13 +115,8 @@ class SwagPosterior:
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.adapter.write(folder)
-        tensors = {
-            f"{part}/{key}": tensor
-            for part, weights in (("mean", self.mean), ("variance", self.variance), ("deviations", self.deviations))
-            for key, tensor in weights.items()
-        }
         provenance = replace(self.provenance, adapter_digest=self.adapter.digest, base_model=self.adapter.base_model)
-        write_file(folder / POSTERIOR_FILE, tensors, provenance.as_document())
+        write_file(folder / POSTERIOR_FILE, pack(self.layout, self.gaussian), provenance.as_document())
 
     @classmethod
     def from_pretrained(
@@ -229,44 +224,7 @@ class SwagPosterior:
         path = folder / POSTERIOR_FILE
         tensors, document, _ = read_file(path)
         provenance = Provenance.from_document(document, where=repr(str(path)))
-        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
-        for name, tensor in tensors.items():
-            part, _, key = name.partition("/")
-            if part not in parts:
-                raise PosteriorFormatError(
-                    f"{str(path)!r} has a tensor {name[:200]!r}; mean/, variance/ and deviations/ were expected."
-                )
-            parts[part][key] = tensor
-        layout = WeightLayout.of(parts["mean"])
-        rank = next((len(tensor) for tensor in parts["deviations"].values() if tensor.dim()), 0)
-        expected = {
-            "mean": layout,
-            "variance": layout,
-            "deviations": WeightLayout(layout.keys, tuple((rank, *shape) for shape in layout.shapes)),
-        }
-        for part, weights in parts.items():
-            if WeightLayout.of(weights) != expected[part]:
-                raise PosteriorFormatError(
-                    f"{str(path)!r}: the tensors of {part}/ do not have the names and shapes that those of mean/ ask for."
-                )
-            wrong = next((key for key, tensor in weights.items() if str(tensor.dtype) != "torch.float32"), None)
-            if wrong is not None:
-                raise PosteriorFormatError(
-                    f"{str(path)!r}: {part}/{wrong} is {weights[wrong].dtype}; a posterior is kept in float32."
-                )
-        negative = next((key for key, tensor in parts["variance"].items() if (tensor < 0).any()), None)
-        if negative is not None:
-            raise PosteriorFormatError(f"{str(path)!r}: the variance of {negative!r} has negative values.")
-        if rank == 1 or rank > provenance.num_collected or not layout.keys:
-            raise PosteriorFormatError(
-                f"{str(path)!r} has {len(layout.keys)} weights and {rank} deviations from {provenance.num_collected} collections."
-            )
-        rows = (
-            torch.cat([parts["deviations"][key].reshape(rank, -1) for key in layout.keys], dim=1)
-            if rank
-            else torch.empty(0, layout.size)
-        )
-        gaussian = LowRankGaussian(layout.flatten(parts["mean"]), layout.flatten(parts["variance"]), rows)
+        layout, gaussian = unpack(tensors, num_collected=provenance.num_collected, where=repr(str(path)))
         adapter = SavedAdapter.read(folder)
         check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
         return cls(layout, gaussian, provenance, adapter)
