@@ -107,10 +107,15 @@ class SwagCallback(TrainerCallback, ExportableState):
                 "restore_callback_states_from_checkpoint=True made the Trainer replace your SwagCallback by a new object, so the "
                 "posterior would not appear in yours. Leave it off: SwagCallback restores itself from the checkpoint."
             )
+        name = type(self).__name__
+        if isinstance(state.stateful_callbacks.get(name), list) or state.stateful_callbacks.get(name) == {}:
+            raise SwagError(
+                "One Trainer got two SwagCallbacks; they would write one file in each checkpoint. Keep one of them."
+            )
         record = _stored_record(state)
-        # A checkpoint made without this callback has no such entry, and the Trainer's next save would fail with a KeyError; with
-        # two callbacks of one class the entry would be a list that grows at every save (transformers 5.23, trainer.py, _save_checkpoint).
-        state.stateful_callbacks[type(self).__name__] = {}
+        # A checkpoint made without this callback has no such entry, and the Trainer's next save would fail with a KeyError
+        # (transformers 5.23, trainer.py, _save_checkpoint).
+        state.stateful_callbacks[name] = {}
         self._posterior = None
         self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device)
         steps_per_epoch = _steps_per_epoch(kwargs.get("train_dataloader"), args)
@@ -152,7 +157,8 @@ class SwagCallback(TrainerCallback, ExportableState):
         record = {"digest": None, **self._settings()}
         folder = Path(self._run.args.output_dir) / f"checkpoint-{self._run.state.global_step}"
         if self.num_collected:
-            record["digest"] = self._collector.save(folder / MOMENTS_FILE)
+            # A hyperparameter search saves elsewhere and tells no callback where; nothing can be resumed from such a checkpoint.
+            record["digest"] = self._collector.save(folder / MOMENTS_FILE) if folder.is_dir() else "not saved"
         return {"args": {}, "attributes": {"record": record}}
 
     @property

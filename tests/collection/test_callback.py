@@ -331,6 +331,35 @@ def test_training_twice_starts_a_new_posterior(base_folder, rows, tokenizer, tmp
     assert not same(first, swag.posterior)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_two_callbacks_in_one_trainer_are_refused(interrupted, base_folder, rows, tokenizer, resumed):
+    # Red for: the moments of one overwritten by the other's in every checkpoint.
+    folder, _ = interrupted
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=[a_callback(), a_callback()])
+    with pytest.raises(SwagError, match="two SwagCallbacks"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-16") if resumed else None)
+
+
+def test_a_run_that_was_interrupted_can_be_started_anew_with_the_same_objects(base_folder, rows, tokenizer, tmp_path):
+    # Red for: state(), which the Trainer also calls outside a save, writing into a checkpoint folder that is not there.
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 20 and not self.done:
+                self.done = True
+                raise KeyboardInterrupt
+
+        done = False
+
+    swag = a_callback()
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag, Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert swag.posterior.num_collected == 9  # what there is so far
+    trainer.train()
+    assert swag.posterior.num_collected == 13
+    assert not (tmp_path / "checkpoint-20").exists()
+
+
 def test_the_number_of_snapshots_is_in_the_trainers_logs(trained):
     # Red for: a number that only our own logger sees.
     trainer, swag = trained

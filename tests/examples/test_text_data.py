@@ -58,6 +58,23 @@ def test_a_folder_of_parallel_text_and_label_files_is_read_line_by_line(text_dat
     assert task.foreign == ["e"]
 
 
+def test_a_data_set_of_the_hub_is_read_by_its_name_and_its_class_names(text_data, monkeypatch):
+    # Red for: class numbers taken for names, a configuration that is not passed on, a split under another name left out.
+    import datasets
+
+    features = datasets.Features({"utterance": datasets.Value("string"), "label": datasets.ClassLabel(names=["pay", "oos"])})
+    splits = {
+        name: datasets.Dataset.from_dict({"utterance": [f"{name} 1", f"{name} 2"], "label": [0, 1]}, features=features)
+        for name in ("train", "validation", "test")
+    }
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or datasets.DatasetDict(splits))
+    task = text_data.read_task("user/intents:plus")
+    assert asked == [("user/intents", "plus")]
+    assert task.labels == ["pay"] and task.foreign == ["test 2"]
+    assert task.texts == {"train": ["train 1"], "validation": ["validation 1"], "test": ["test 1"]}
+
+
 def test_a_subset_is_balanced_and_chosen_by_the_seed(text_data, tmp_path):
     # Red for: the first rows of the file, or rows and targets that no longer belong together.
     task = text_data.read_task(jsonl(tmp_path / "task.jsonl", ROWS))
