@@ -7,9 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
-
-from swag_trainer.adapters.keys import parameter_names
 
 _CHECKPOINT_FILES = ("model.safetensors.index.json", "model.safetensors")
 
@@ -30,19 +30,24 @@ def modules_saved_nowhere(model: PeftModel, adapter_name: str) -> list[str]:
         return []
     known = {part for key in checkpoint_keys for part in key.split(".")}
     known |= {getattr(model.get_base_model(), "base_model_prefix", "")}
-    in_adapter = set(parameter_names(model, adapter_name).values())
-    tuner_prefix = getattr(model.base_model, "prefix", "lora_").split("_")[0] + "_"
     missing: list[str] = []
-    for name, _ in model.named_parameters():
+    for name in _base_parameters(model):
         parts = [part for part in name.removeprefix("base_model.model.").split(".")[:-1] if part != "base_layer"]
-        if name in in_adapter or {"original_module", "modules_to_save"} & set(parts):
-            continue
-        if any(part.startswith(tuner_prefix) for part in (*parts, name.rpartition(".")[2])):
-            continue
         unknown = next((index for index, part in enumerate(parts) if not part.isdigit() and part not in known), None)
         if unknown is not None and (module := ".".join(parts[: unknown + 1])) not in missing:
             missing.append(module)
     return missing
+
+
+def _base_parameters(model: PeftModel) -> list[str]:
+    """Names of the parameters that are the base model's own: not those PEFT put beside a layer or in the place of a module."""
+    inserted: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            inserted.append(f"{name}.")
+        elif isinstance(module, BaseTunerLayer):
+            inserted += [f"{name}.{child}." for child, _ in module.named_children() if child != "base_layer"]
+    return [name for name, _ in model.named_parameters() if not name.startswith(tuple(inserted))]
 
 
 def _checkpoint_keys(base_model: str | None, revision: str | None) -> set[str] | None:

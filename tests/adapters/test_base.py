@@ -32,7 +32,17 @@ def test_a_pooler_that_the_adapter_saves_is_fine(base_without_pooler):
     assert modules_saved_nowhere(model, "default") == []
 
 
-@pytest.mark.parametrize("config", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"target_modules": "all-linear"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["query", "word_embeddings"]},
+        {"trainable_token_indices": {"word_embeddings": [5]}},
+    ],
+)
 def test_a_complete_base_has_nothing_missing(base_folder, config):
     # Red for: PEFT's own names taken for modules of the base.
     assert modules_saved_nowhere(lora_model(base_folder, **config), "default") == []
