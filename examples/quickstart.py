@@ -129,7 +129,7 @@ def compare(
     }
     targets = task.targets["test"]
     results = {name: scores(known, unknown, targets) for name, (known, unknown) in answers.items()}
-    bins = {name: reliability_bins(known, targets) for name, (known, _) in answers.items()}
+    bins = {name: reliability_bins(known, targets, num_bins=10) for name, (known, _) in answers.items()}
     chosen = f"temperature {temperature:.2f} and scale {posterior.scale:g} chosen on validation, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"
     return results, bins, chosen
 

@@ -55,7 +55,7 @@ def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None
         curve.plot(bins.confidence[filled], bins.accuracy[filled], label=name, linewidth=1.5, markersize=5, **style)
         histogram.stairs(bins.counts, bins.edges, color=style["color"], linewidth=1.5)
     curve.set(ylabel="share of correct answers", ylim=(-0.02, 1.02), xlim=(0, 1), title=title)
-    curve.legend(loc="upper left", frameon=False)
+    curve.legend(loc="lower right", frameon=False)  # below the diagonal, where few curves get
     histogram.set(xlabel="probability of the predicted class", ylabel="examples", yscale="symlog")
     for axes in (curve, histogram):
         axes.grid(alpha=0.25)

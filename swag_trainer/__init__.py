@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from swag_trainer.collection.callback import SwagCallback
-from swag_trainer.collection.schedule import Every
+from swag_trainer.collection.schedule import Evenly, Every
 from swag_trainer.errors import (
     AdapterMismatchError,
     PosteriorFormatError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterMismatchError",
+    "Evenly",
     "Every",
     "MonteCarloPredictor",
     "PosteriorFormatError",
