@@ -33,6 +33,12 @@ class SwagCallback(TrainerCallback, ExportableState):
     holds its mean (the SWA solution), and both lie in ``args.output_dir``, so that ``trainer.push_to_hub()`` takes them along.
     Every ``checkpoint-N`` holds the moments so far; a resumed run ends with the posterior of an uninterrupted one, bit for bit.
 
+    The defaults were chosen by experiment: MiniLM-L6, LoRA r=8 on query and value, 400 steps at 5e-3 with linear decay, scale chosen
+    on validation data, test NLL. Beginning at 0.3 of the run, at the rate held from there, gave 0.735 where 0.5 gave 0.777 on the
+    demo's text, and on 15 banking intents of CLINC150 0.250 : 0.255 and 0.296 : 0.306 (150 training rows, two seeds) and
+    0.268 : 0.278 (300 rows). In a run too short to fit its data (100 steps on 150 rows) neither helped and 0.7 did least harm:
+    begin later there. Of K = 20, 10, 5 and 0 deviations the demo's posterior gave 0.748, 0.766, 0.777 and 0.781.
+
     Args:
         schedule: When to collect: `Every`, `Evenly` or anything with their one method.
         rank: K, how many deviations to keep. 0 gives SWAG-diagonal, 1 is no covariance and refused.
