@@ -103,9 +103,7 @@ def compare(
     model = train(task, data["train"], tokenizer, arguments, folder, seed, callbacks=[swag])
 
     def predict(posterior: SwagPosterior, rows: Dataset) -> np.ndarray:
-        predictor = MonteCarloPredictor(
-            model, posterior, num_samples=NUM_SAMPLES, seed=seed, processing_class=tokenizer, progress=False
-        )
+        predictor = MonteCarloPredictor(model, posterior, num_samples=NUM_SAMPLES, seed=seed, progress=False)
         return predictor.predict(rows).probabilities
 
     # The validation split chooses the scale of the covariance; the test split is looked at once, afterwards.

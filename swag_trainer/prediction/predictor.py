@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, default_data_collator
+from transformers import default_data_collator
 
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
@@ -38,8 +39,7 @@ class MonteCarloPredictor:
         design: "matched" (10 draws do the work of 30 independent ones) or "iid".
         adapter_name: The adapter's name, if another than the active one is a mistake.
         batch_size: Rows per forward when a data set is given.
-        data_collator: Makes a batch of rows; by default it pads with ``processing_class``.
-        processing_class: The tokenizer, as in `transformers.Trainer`.
+        data_collator: Makes a batch of rows; the default takes rows as tokenizers make them.
         progress: Show a bar when a data set takes more than two seconds.
 
     Raises:
@@ -58,8 +58,7 @@ class MonteCarloPredictor:
         design: Design = "matched",
         adapter_name: str | None = None,
         batch_size: int = 32,
-        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
-        processing_class: Any = None,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
         progress: bool = True,
     ) -> None:
         self.num_samples = num_samples
@@ -67,9 +66,7 @@ class MonteCarloPredictor:
         self.scale = posterior.scale if scale is None else checked_scale(scale)
         self.batch_size = batch_size
         self.progress = progress
-        self._collate = data_collator or (
-            DataCollatorWithPadding(processing_class) if processing_class else default_data_collator
-        )
+        self._collate = data_collator
         # At scale 0 every draw is the mean: one pass, and a mutual information of exactly 0.
         draws = posterior.sample_flat(num_samples, seed=seed, scale=self.scale, design=design)[: 1 if self.scale == 0 else None]
         weights = private_copy(model, adapter_name, posterior.layout.keys)
@@ -95,7 +92,7 @@ class MonteCarloPredictor:
             A `Predictive`, or a `RegressionPredictive` if the model's ``problem_type`` is "regression".
 
         Raises:
-            SwagError: No rows, rows of unequal length without a tokenizer to pad them, or an answer that is not finite.
+            SwagError: No rows, or an answer that is not finite.
         """
         if isinstance(data, Mapping):
             return self._answer(self.logits(data), return_draws)
@@ -104,38 +101,58 @@ class MonteCarloPredictor:
         rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
         if not rows:
             raise SwagError("predict() got a data set without rows.")
-        # Rows of like length share a batch: padding costs S times as much here as in a plain prediction.
-        order = sorted(range(len(rows)), key=lambda index: -len(rows[index].get("input_ids", ())))
-        starts = tqdm(range(0, len(rows), self.batch_size), desc="Predicting", delay=2, disable=not self.progress)
-        batches = ([rows[index] for index in order[start : start + self.batch_size]] for start in starts)
-        parts = [self._answer(self.logits(self._collated(batch)), return_draws) for batch in batches]
+        # Only rows of one length share a batch: padding would cost S times what it costs in a plain prediction.
+        length = [len(row.get("input_ids", ())) for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: -length[index])
+        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: length[index])]
+        batches = [
+            group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
+        ]
+        shown = tqdm(batches, desc="Predicting", delay=2, disable=not self.progress)
+        parts = [self._answer(self.logits(self._collate([rows[index] for index in batch])), return_draws) for batch in shown]
         return type(parts[0]).from_batches(parts, order)
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits of every draw for one batch. Shape (S, B, C), on the CPU, float32.
 
+        Padding on the right is taken off and rows of one length answered together: with padding the float32 sums of attention run
+        in another order, and answers of MiniLM differed by up to 7e-6 in the logits between one batch and another, 1e-6 without.
+
         Raises:
             SwagError: They are not finite.
         """
-        inputs = {
-            name: value.to(self._device) for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)
-        }
+        inputs = {name: value for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)}
+        groups = _rows_of_one_length(inputs)
         with self._lock:
-            logits = self._forward(inputs).float().cpu()
+            parts = [
+                self._forward({name: value.to(self._device) for name, value in part.items()}).float().cpu()
+                for _, part in groups
+            ]
+        logits = torch.empty(parts[0].shape[0], sum(part.shape[1] for part in parts), parts[0].shape[2])
+        for (rows, _), part in zip(groups, parts, strict=True):
+            logits[:, rows] = part
         if not torch.isfinite(logits).all():
             raise SwagError(
                 "A draw of the weights gave NaN or infinite logits. Is the scale too large, or the base model's precision too low?"
             )
         return logits
 
-    def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
-        try:
-            return self._collate(rows)
-        except ValueError as error:
-            raise SwagError(
-                f"{len(rows)} rows do not fit in one batch ({str(error)[:100]}). Pass processing_class=tokenizer so that they are "
-                "padded, or batch_size=1."
-            ) from error
-
     def _answer(self, logits: Tensor, return_draws: bool) -> Predictive | RegressionPredictive:
         return summarise(logits, self._link, keep_draws=return_draws)
+
+
+def _rows_of_one_length(inputs: dict[str, Tensor]) -> list[tuple[Tensor | slice, dict[str, Tensor]]]:
+    """Take a batch apart into the rows of each length, without their padding; as it is where nothing is padded on the right."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2 or bool(mask.all()):
+        return [(slice(None), inputs)]
+    width, lengths = mask.shape[1], mask.sum(dim=1)
+    if not torch.equal(mask.bool(), torch.arange(width, device=mask.device) < lengths[:, None]) or not lengths.all():
+        return [(slice(None), inputs)]
+    groups: list[tuple[Tensor | slice, dict[str, Tensor]]] = []
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero().flatten()
+        parts = {name: value[rows] for name, value in inputs.items()}
+        is_sequence = {name: value.ndim >= 2 and value.shape[1] == width for name, value in inputs.items()}
+        groups.append((rows.cpu(), {name: value[:, :length] if is_sequence[name] else value for name, value in parts.items()}))
+    return groups

@@ -22,9 +22,7 @@ def test_it_gives_label_score_entropy_and_mutual_information_of_the_averaged_dra
     trainer, swag = trained
     answers = classify(texts)
     rows = [dict(tokenizer(text)) for text in texts]
-    ours = MonteCarloPredictor(trainer.model, swag.posterior, scale=20.0, processing_class=tokenizer, batch_size=1).predict(
-        rows
-    )
+    ours = MonteCarloPredictor(trainer.model, swag.posterior, scale=20.0, batch_size=1).predict(rows)
     for row, answer in enumerate(answers):
         best = int(ours.probabilities[row].argmax())
         assert answer == {

@@ -13,7 +13,7 @@ from swag_trainer.prediction.predictive import RegressionPredictive
 
 def predictor(trained, tokenizer, **arguments):
     trainer, swag = trained
-    settings = {"processing_class": tokenizer, "progress": False} | arguments
+    settings = {"progress": False} | arguments
     return MonteCarloPredictor(trainer.model, swag.posterior.with_scale(20.0), **settings)
 
 
@@ -167,11 +167,36 @@ def test_a_posterior_of_another_adapter_is_refused_with_the_first_difference(tra
         MonteCarloPredictor(lora_model(base_folder, target_modules=["query"]), swag.posterior)
 
 
-def test_rows_that_cannot_be_padded_say_how_to_pad_them(trained, rows, tokenizer):
-    # Red for: an error of torch about expected sequence lengths.
-    trainer, swag = trained
-    with pytest.raises(SwagError, match="processing_class=tokenizer"):
-        MonteCarloPredictor(trainer.model, swag.posterior).predict(rows)
+def test_padding_does_not_reach_the_model(trained, rows, texts, tokenizer):
+    # Red for: a padded batch answered as it is; the padded rows and the rows alone then differ in their last digits.
+    ours = predictor(trained, tokenizer)
+    seen = []
+    bert = ours._forward._weights.model.get_base_model().bert
+    bert.register_forward_pre_hook(
+        lambda module, arguments, keywords: seen.append(keywords["attention_mask"]), with_kwargs=True
+    )
+    padded = tokenizer(texts, padding="max_length", max_length=40, return_tensors="pt")
+    answer = ours.predict(padded)
+    assert seen and all(bool(mask.all()) for mask in seen)
+    # The logits are the same; the mean over the draws adds them up in float64 in another order.
+    np.testing.assert_allclose(answer.probabilities, ours.predict(rows).probabilities, rtol=0, atol=1e-12)
+
+
+def test_padding_on_the_left_is_left_alone(trained, texts, tokenizer):
+    # Red for: tokens cut off because the mask's sum is taken for a position.
+    ours, right = predictor(trained, tokenizer), tokenizer(texts[:5], padding=True, return_tensors="pt")
+    turned = {name: value.flip(1) for name, value in right.items()}
+    seen = []
+    bert = ours._forward._weights.model.get_base_model().bert
+    bert.register_forward_pre_hook(
+        lambda module, arguments, keywords: seen.append(keywords["attention_mask"].shape), with_kwargs=True
+    )
+    ours.predict(turned)
+    assert set(seen) == {tuple(right["input_ids"].shape)}
+
+
+def test_a_data_set_without_rows_is_refused(trained, tokenizer):
+    # Red for: an IndexError out of nothing to concatenate.
     with pytest.raises(SwagError, match="without rows"):
         predictor(trained, tokenizer).predict([])
 
@@ -192,7 +217,7 @@ def test_regression_gives_means_and_spreads(base_folder, rows, tokenizer, tmp_pa
     targets = [{**row, "labels": float(row["labels"])} for row in rows]
     trainer = trainer_for(lora_model(base_folder, num_labels=1), targets, tokenizer, tmp_path, callbacks=[swag])
     trainer.train()
-    answer = MonteCarloPredictor(trainer.model, swag.posterior, processing_class=tokenizer).predict(rows)
+    answer = MonteCarloPredictor(trainer.model, swag.posterior).predict(rows)
     assert isinstance(answer, RegressionPredictive)
     assert answer.mean.shape == (24, 1)
     assert answer.std.min() > 0
@@ -207,5 +232,5 @@ def test_a_model_trained_under_bfloat16_autocast_is_sampled_too(base_folder, row
     swag = SwagCallback()
     trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], bf16=True, use_cpu=True)
     trainer.train()
-    answer = MonteCarloPredictor(trainer.model, swag.posterior, scale=30.0, processing_class=tokenizer).predict(rows)
+    answer = MonteCarloPredictor(trainer.model, swag.posterior, scale=30.0).predict(rows)
     assert answer.std.max() > 1e-3
