@@ -62,13 +62,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise OSError(error.errno, f"{error.strerror} (while writing it)", str(path)) from error
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # renamed by now, unless something went wrong
             temporary.unlink()
-        raise
     _flush_folder(path.parent)
 
 
