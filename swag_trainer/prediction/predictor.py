@@ -102,9 +102,9 @@ class MonteCarloPredictor:
         if not rows:
             raise SwagError("predict() got a data set without rows.")
         # Only rows of one length share a batch: padding would cost S times what it costs in a plain prediction.
-        length = [len(row.get("input_ids", ())) for row in rows]
-        order = sorted(range(len(rows)), key=lambda index: -length[index])
-        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: length[index])]
+        lengths = [len(row.get("input_ids", ())) for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: -lengths[index])
+        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: lengths[index])]
         batches = [
             group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
         ]

@@ -1,32 +1,12 @@
 import pytest
 import torch
+from adapter_kinds import ADAPTERS, model_with
 from conftest import lora_model
-from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, set_seed
 
 from swag_trainer import AdapterMismatchError, SwagError
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
-
-TARGETS = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
-ADAPTERS = {
-    "lora": LoraConfig(r=4, **TARGETS),
-    "rslora": LoraConfig(r=4, use_rslora=True, **TARGETS),
-    "dora": LoraConfig(r=4, use_dora=True, **TARGETS),
-    "bias": LoraConfig(r=4, bias="lora_only", **TARGETS),
-    "pooler": LoraConfig(r=4, modules_to_save=["classifier", "pooler"], **TARGETS),
-    "tokens": LoraConfig(r=4, trainable_token_indices={"word_embeddings": [5, 7]}, **TARGETS),
-    "embedding": LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["query", "word_embeddings"]),
-    "olora": LoraConfig(r=4, init_lora_weights="olora", **TARGETS),
-    "ia3": IA3Config(task_type="SEQ_CLS", target_modules=["query", "output.dense"], feedforward_modules=["output.dense"]),
-    "vera": VeraConfig(r=8, **TARGETS),
-}
-
-
-def model_with(base_folder, name):
-    set_seed(0)
-    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=3, ignore_mismatched_sizes=True)
-    return get_peft_model(base, ADAPTERS[name]).eval()
 
 
 def batch(tokenizer, texts):

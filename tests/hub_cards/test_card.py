@@ -6,8 +6,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from measured import some_results
 
-from hub_cards import CardResults, build_card
+from hub_cards import build_card
 from swag_trainer import SwagPosterior
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
@@ -53,20 +54,6 @@ def some_posterior(*, base_model="FacebookAI/roberta-base", rank=3, adapter=None
     }
     saved = SavedAdapter({"base_model_name_or_path": base_model}, adapter or weights)
     return SwagPosterior(layout, gaussian, Provenance(**record | facts), saved)
-
-
-def some_results(**changes):
-    record = {
-        "dataset": "glue/sst2",
-        "split": "validation",
-        "revision": "5503434",
-        "num_examples": 872,
-        "num_samples": 30,
-        "seed": 7,
-        "num_bins": 15,
-        "metrics": {"MAP": {"accuracy": 0.931, "ECE": 0.0512}, "SWAG": {"accuracy": 0.925, "ECE": 0.0312}},
-    }
-    return CardResults(**record | changes)
 
 
 def tokens(card):

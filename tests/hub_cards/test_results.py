@@ -1,21 +1,6 @@
 import numpy as np
 import pytest
-
-from hub_cards import CardResults
-
-
-def some_results(**changes):
-    record = {
-        "dataset": "glue/sst2",
-        "split": "validation",
-        "revision": "5503434",
-        "num_examples": 872,
-        "num_samples": 30,
-        "seed": 0,
-        "num_bins": 15,
-        "metrics": {"MAP": {"accuracy": 0.931, "ECE": 0.051}, "SWAG": {"accuracy": 0.932, "ECE": 0.0312}},
-    }
-    return CardResults(**record | changes)
+from measured import some_results
 
 
 @pytest.mark.parametrize(

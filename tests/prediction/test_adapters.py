@@ -1,8 +1,8 @@
 """Every kind of adapter goes the whole way: trained, saved, loaded by its folder's name, answering as in memory."""
 
 import pytest
+from adapter_kinds import ADAPTERS, model_with
 from conftest import trainer_for
-from test_weights import ADAPTERS, model_with
 from transformers import pipeline
 
 from swag_trainer import SwagCallback, SwagTextClassificationPipeline
