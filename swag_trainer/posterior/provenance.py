@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_type_hints
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from swag_trainer.errors import PosteriorFormatError
 
@@ -17,14 +18,20 @@ class Provenance:
         num_collected: How many weight vectors went into it.
         num_skipped: How many were left out because a weight was not finite.
         schedule: The collection schedule, as it prints.
+        acceptance: The rule that accepted or rejected snapshots, as it prints; None where all were taken.
         first_step, last_step: Optimizer steps of the first and the last collection.
         first_learning_rate, last_learning_rate: Learning rate at these steps; None where there was no scheduler.
+        steps, learning_rates, deviation_norms: Of every snapshot in turn: its optimizer step, the rate there, and the length of its
+            deviation from the mean as it stood.
+        diagnostics: What the trajectory says about the posterior, see `swag_trainer.collection.diagnostics`.
         scale: Factor of the covariance that the posterior asks to be used with.
         base_model: Hub id or folder of the base model.
         base_revision: Commit of the base model, where it came from the Hub.
         labels: Names of the classes, in the order of the logits.
         problem_type: "single_label_classification", "multi_label_classification", "regression", or None for transformers' rule.
         initialisation: How the adapter was initialised where that changed the base weights (OLoRA, PiSSA, ...), else None.
+        base_fingerprint: A few numbers for each base weight that the initialisation changed, to tell whether another process
+            changed it the same way.
         adapter_digest: Content digest of the adapter the posterior lies beside.
         versions: Versions of the libraries that collected it.
     """
@@ -34,14 +41,20 @@ class Provenance:
     first_step: int
     last_step: int
     num_skipped: int = 0
+    acceptance: str | None = None
     first_learning_rate: float | None = None
     last_learning_rate: float | None = None
+    steps: list[int] = field(default_factory=list)
+    learning_rates: list[float | None] = field(default_factory=list)
+    deviation_norms: list[float] = field(default_factory=list)
+    diagnostics: dict[str, float] = field(default_factory=dict)
     scale: float = 1.0
     base_model: str | None = None
     base_revision: str | None = None
     labels: list[str] | None = None
     problem_type: str | None = None
     initialisation: str | None = None
+    base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
     adapter_digest: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -53,33 +66,35 @@ class Provenance:
     def from_document(cls, document: Mapping[str, Any], *, where: str) -> Provenance:
         """Read what `as_document` returned; nothing in the document is trusted to have the right type.
 
+        A fact that an earlier version did not know yet keeps its default; one that this version does not know is refused.
+
         Raises:
             PosteriorFormatError: A fact is missing, unknown or of another type.
         """
         hints = get_type_hints(cls)
-        names = {item.name for item in fields(cls)}
-        if not isinstance(document, dict) or set(document) != names:
+        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        if not isinstance(document, dict) or not needed <= set(document) <= set(hints):
             found = sorted(document) if isinstance(document, dict) else type(document).__name__
-            raise PosteriorFormatError(f"{where} should state {sorted(names)}, it states {str(found)[:300]}.")
+            raise PosteriorFormatError(f"{where} should state {sorted(hints)}, it states {str(found)[:300]}.")
         for name, value in document.items():
             if not _fits(value, hints[name]):
                 raise PosteriorFormatError(f"{where} states {name}={str(value)[:100]!r}; expected {hints[name]}.")
-        if document["num_collected"] < 2 or not 0 <= document["scale"] < float("inf"):
-            raise PosteriorFormatError(
-                f"{where} states num_collected={document['num_collected']} and scale={document['scale']}."
-            )
-        return cls(**document)
+        provenance = cls(**document)
+        if provenance.num_collected < 2 or not 0 <= provenance.scale < float("inf"):
+            raise PosteriorFormatError(f"{where} states num_collected={provenance.num_collected} and scale={provenance.scale}.")
+        return provenance
 
 
 def _fits(value: object, hint: Any) -> bool:
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint == float | None:
-        return value is None or _fits(value, float)
-    if hint == list[str] | None:
-        return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    if hint == dict[str, str]:
-        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-    return isinstance(value, str) or (value is None and hint is not str)
+    """Is a JSON value of the type that an annotation asks for? A whole number counts as a float, a truth value as neither."""
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        return isinstance(value, list) and all(_fits(element, item) for element in value)
+    if get_origin(hint) is dict:
+        _, item = get_args(hint)
+        return isinstance(value, dict) and all(_fits(element, item) for element in value.values())
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
