@@ -20,22 +20,28 @@ MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
 
 
 class PerParameter:
-    """Mean, mean square and a list of deviations for each weight: the formula as Maddox et al. (2019) published it."""
+    """Mean, mean square and the deviations of each weight, with the count in a tensor: the formula as Maddox et al. published it.
+
+    Their code, and that of the SWAG-LoRA paper, reads the count out of a buffer wherever the formula names it.
+    """
 
     def __init__(self, model: torch.nn.Module, rank: int) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.mean = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.square = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.columns = [torch.empty(0, parameter.numel()) for parameter in self.parameters]
-        self.rank, self.count = rank, 0
+        self.rank, self.count = rank, torch.zeros(1, dtype=torch.long)
 
     @torch.no_grad()
     def collect(self) -> None:
         for index, parameter in enumerate(self.parameters):
-            self.mean[index] = self.mean[index] * self.count / (self.count + 1) + parameter / (self.count + 1)
-            self.square[index] = self.square[index] * self.count / (self.count + 1) + parameter**2 / (self.count + 1)
-            deviation = (parameter - self.mean[index]).reshape(1, -1)
-            self.columns[index] = torch.cat([self.columns[index], deviation])[-self.rank :]
+            mean, square = self.mean[index], self.square[index]
+            mean = mean * self.count.item() / (self.count.item() + 1.0) + parameter / (self.count.item() + 1.0)
+            square = square * self.count.item() / (self.count.item() + 1.0) + parameter**2 / (self.count.item() + 1.0)
+            columns = torch.cat([self.columns[index], (parameter - mean).view(1, -1)])
+            if self.count.item() + 1 > self.rank:
+                columns = columns[1:]
+            self.mean[index], self.square[index], self.columns[index] = mean, square, columns
         self.count += 1
 
 

@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
+from torch import nn
+
+from swag_trainer.adapters.keys import base_model
 
 _CHECKPOINT_FILES = ("model.safetensors.index.json", "model.safetensors")
 
 
-def modules_saved_nowhere(model: PeftModel, adapter_name: str) -> list[str]:
+def modules_saved_nowhere(model: nn.Module, adapter_name: str) -> list[str]:
     """Return the modules whose weights stand neither in the base checkpoint nor in the adapter's file: random at every load.
 
     transformers initialises a pooler or pre-classifier that the checkpoint lacks at random, PEFT saves only the last layer of a
@@ -29,7 +31,7 @@ def modules_saved_nowhere(model: PeftModel, adapter_name: str) -> list[str]:
     if checkpoint_keys is None:
         return []
     known = {part for key in checkpoint_keys for part in key.split(".")}
-    known |= {getattr(model.get_base_model(), "base_model_prefix", "")}
+    known |= {getattr(base_model(model), "base_model_prefix", "")}
     missing: list[str] = []
     for name in _base_parameters(model):
         parts = [part for part in name.removeprefix("base_model.model.").split(".")[:-1] if part != "base_layer"]
@@ -39,7 +41,7 @@ def modules_saved_nowhere(model: PeftModel, adapter_name: str) -> list[str]:
     return missing
 
 
-def _base_parameters(model: PeftModel) -> list[str]:
+def _base_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that are the base model's own: not those PEFT put beside a layer or in the place of a module."""
     inserted: list[str] = []
     for name, module in model.named_modules():
@@ -50,14 +52,14 @@ def _base_parameters(model: PeftModel) -> list[str]:
     return [name for name, _ in model.named_parameters() if not name.startswith(tuple(inserted))]
 
 
-def _checkpoint_keys(base_model: str | None, revision: str | None) -> set[str] | None:
-    if not base_model:
+def _checkpoint_keys(base: str | None, revision: str | None) -> set[str] | None:
+    if not base:
         return None
     for filename in _CHECKPOINT_FILES:
-        if Path(base_model).is_dir():
-            path = Path(base_model) / filename
+        if Path(base).is_dir():
+            path = Path(base) / filename
         else:
-            cached = try_to_load_from_cache(base_model, filename, revision=revision)
+            cached = try_to_load_from_cache(base, filename, revision=revision)
             path = Path(cached) if isinstance(cached, str) else None
         if path is None or not path.is_file():
             continue

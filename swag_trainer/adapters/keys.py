@@ -8,50 +8,60 @@ room everybody says *key* and means the spelling in the file.
 from __future__ import annotations
 
 from peft import PeftModel, get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from swag_trainer.errors import SwagError
 
+_FILE_PREFIX = "base_model.model."
 
-def unwrap(model: nn.Module) -> PeftModel:
-    """Return the PEFT model inside ``torch.compile``, DistributedDataParallel and their like.
+
+def adapted_model(model: nn.Module) -> nn.Module:
+    """Return the model that holds the adapter: inside ``torch.compile``, DistributedDataParallel, a SentenceTransformer and their like.
+
+    It is a `peft.PeftModel`, or a transformers model that got its adapter with ``model.add_adapter(config)``.
 
     Raises:
-        SwagError: There is none.
+        SwagError: There is none, or more than one.
     """
-    inner: object = model
-    while isinstance(inner, nn.Module):
-        if isinstance(inner, PeftModel):
-            return inner
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    inner = model
+    while isinstance(inner, nn.Module) and not _is_adapted(inner):
+        # torch.compile, DDP; and DeepSpeed's engine. A part of a model may be called "module" too, and is then looked into below.
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            break
+        inner = wrapped
+    found = _outermost_adapted(inner)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SwagError(f"One model with an adapter is needed, {type(model).__name__} holds {len(found)} of them.")
     raise SwagError(
         f"A PEFT model is needed, got {type(model).__name__}. Wrap it first: "
         'model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", ...)).'
     )
 
 
-def active_adapter(model: PeftModel) -> str:
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the model under the adapter; for a transformers model with ``add_adapter`` that is the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def active_adapter(model: nn.Module) -> str:
     """Return the name of the one active adapter.
 
     Raises:
         SwagError: Several are active at once.
     """
-    names = model.active_adapters
+    names = model.active_adapters if isinstance(model, PeftModel) else model.active_adapters()
     if len(names) != 1:
         raise SwagError(f"One active adapter is needed, the model has {names}. Name one with adapter_name=...")
     return names[0]
 
 
-def parameter_names(model: PeftModel, adapter_name: str) -> dict[str, str]:
-    """Map each key of the adapter's file to the name of the parameter behind it.
+def file_entries(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """Return what the adapter's file would hold: for each key the parameter or buffer itself, not a copy of its values.
 
-    PEFT itself says what goes into the file; which parameter each entry is, is told by where it lies in memory, so no rule about
-    LoRA, DoRA, IA3 or ``modules_to_save`` is repeated here. Entries that are no parameter (the frozen projections of VeRA, say)
-    are left out, and of two keys for one tied parameter the first in the alphabet stays.
-
-    Args:
-        model: The model, on real devices.
-        adapter_name: Which adapter.
+    PEFT itself says what goes into the file, so no rule about LoRA, DoRA, IA3 or ``modules_to_save`` is repeated here.
 
     Raises:
         SwagError: The model has no such adapter.
@@ -59,15 +69,39 @@ def parameter_names(model: PeftModel, adapter_name: str) -> dict[str, str]:
     if adapter_name not in model.peft_config:
         raise SwagError(f"The model has no adapter {adapter_name!r}; it has {sorted(model.peft_config)}.")
     # Not "auto", which asks the Hub for the base model's config.json on every call.
-    file_weights = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    place_of = {_place(parameter): name for name, parameter in model.named_parameters()}
+    entries = get_peft_model_state_dict(
+        model, state_dict=model.state_dict(keep_vars=True), adapter_name=adapter_name, save_embedding_layers=False
+    )
+    prefix = "" if isinstance(model, PeftModel) else _FILE_PREFIX
+    return {prefix + key: entry for key, entry in entries.items()}
+
+
+def parameter_names(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Map each key of the adapter's file to the name of the parameter behind it.
+
+    Entries that are no parameter (the frozen projections of VeRA, say) are left out, and of two keys for one tied parameter the
+    first in the alphabet stays.
+
+    Raises:
+        SwagError: The model has no such adapter.
+    """
+    entries = file_entries(model, adapter_name)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names: dict[str, str] = {}
-    for key in sorted(file_weights):
-        name = place_of.pop(_place(file_weights[key]), None)
+    for key in sorted(entries):
+        name = name_of.pop(id(entries[key]), None)
         if name is not None:
             names[key] = name
     return names
 
 
-def _place(tensor: object) -> tuple[object, ...]:
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(module, PeftModel) or getattr(module, "_hf_peft_config_loaded", False)
+
+
+def _outermost_adapted(module: nn.Module) -> list[nn.Module]:
+    if not isinstance(module, nn.Module):
+        return []
+    if _is_adapted(module):
+        return [module]
+    return [found for child in module.children() for found in _outermost_adapted(child)]

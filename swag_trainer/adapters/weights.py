@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import operator
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +16,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from swag_trainer.adapters.keys import active_adapter, parameter_names, unwrap
+from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, parameter_names
+from swag_trainer.adapters.sharded import WholeReader, reader_for
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, SavedAdapter
 
 
 class AdapterWeights:
@@ -38,33 +42,52 @@ class AdapterWeights:
     """
 
     def __init__(self, model: nn.Module, adapter_name: str | None = None, *, keys: Iterable[str] | None = None) -> None:
-        self.model = unwrap(model)
+        self.model = adapted_model(model)
         self.adapter_name = adapter_name or active_adapter(self.model)
         names = parameter_names(self.model, self.adapter_name)
-        keys = _trained_keys(self.model, names, self.adapter_name) if keys is None else list(keys)
+        keys = _trained_keys(model, self.model, names, self.adapter_name) if keys is None else list(keys)
         missing = sorted(set(keys) - set(names))
         if missing:
             raise AdapterMismatchError(
                 f"The posterior has {len(keys)} weights, the adapter {self.adapter_name!r} of the model {len(names)}. "
                 f"The first the adapter lacks is {missing[0]!r}."
             )
-        self._parameters = {key: self.model.get_parameter(names[key]) for key in keys}
-        self._ways = {key: _way_to(self.model, names[key]) for key in keys}
+        self._parameters = {key: self.model.get_parameter(names[key]) for key in sorted(keys)}
+        self._ways = {key: _way_to(self.model, names[key]) for key in self._parameters}
         # Every step once: most ways share their beginning, and this is looked at in every collection.
-        self._steps = list(
-            {
-                (id(members), name): (members, name, child) for way in self._ways.values() for members, name, child in way
-            }.values()
+        steps = {(id(members), name): (members, name, child) for way in self._ways.values() for members, name, child in way}
+        self._members, self._names, self._children = zip(*steps.values(), strict=True)
+        self._reader = reader_for(self.parameters())
+        self.layout = WeightLayout(
+            tuple(self._parameters), tuple(self._reader.shape(parameter) for parameter in self._parameters.values())
         )
-        self.layout = WeightLayout.of(self._parameters)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Is reading a collective, that is, do the processes hold parts or rounded copies of the weights?"""
+        return not isinstance(self._reader, WholeReader)
 
     def read(self) -> dict[str, Tensor]:
-        """Return the weights as they are now, not copied.
+        """Return the weights as they are now, not copied where they lie here whole.
+
+        Where they are cut up over processes, every process has to call this.
 
         Raises:
             AdapterMismatchError: A parameter was replaced or deleted since this object was made.
         """
-        if any(members.get(name) is not child for members, name, child in self._steps):
+        self._check_unchanged()
+        whole = self._reader.read(self.parameters())
+        return {key: weight.detach() for key, weight in zip(self._parameters, whole, strict=True)}
+
+    def copy_into(self, pieces: Sequence[Tensor]) -> None:
+        """Copy the weights as they are now into tensors in the order of the layout, cast to their dtypes: `read` in a hurry."""
+        self._check_unchanged()
+        with torch.no_grad():
+            torch._foreach_copy_(list(pieces), self._reader.read(self.parameters()))
+
+    def _check_unchanged(self) -> None:
+        # map runs in C: the walk would otherwise cost a fifth of a collection.
+        if not all(map(operator.is_, map(dict.get, self._members, self._names), self._children)):
             changed = next(
                 key for key, way in self._ways.items() if any(members.get(name) is not child for members, name, child in way)
             )
@@ -72,25 +95,58 @@ class AdapterWeights:
                 f"The adapter {self.adapter_name!r} was changed while its weights were being collected: {changed!r} is another "
                 "parameter now, or gone. Merge, resize or delete adapters after training."
             )
-        return {key: parameter.detach() for key, parameter in self._parameters.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters themselves, in the order of the layout."""
-        return [self._parameters[key] for key in self.layout.keys]
+        return list(self._parameters.values())
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Put ``weights`` in place, cast to the parameters' own dtypes and devices."""
-        with torch.no_grad():
-            for key, parameter in self._parameters.items():
-                parameter.copy_(weights[key])
+        """Put ``weights`` in place, cast to the parameters' own dtypes and devices.
+
+        Where they are cut up over processes, every process has to call this, with the same weights.
+        """
+        self._reader.write(self.parameters(), [weights[key] for key in self._parameters])
+
+    @contextmanager
+    def replaced_by(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put ``weights`` in place for the length of a ``with`` block; the old ones come back bit for bit, however it ends.
+
+        For a model that one thread trains. To predict, see `private_copy`.
+        """
+        old = [weight.detach().clone() for weight in self._reader.stored(self.parameters())]
+        self.write(weights)
+        try:
+            yield
+        finally:
+            self._reader.write(self.parameters(), old)
 
     def saved(self) -> SavedAdapter:
-        """Return the adapter as ``save_pretrained`` would write it now, weights that do not train included."""
+        """Return the adapter as ``save_pretrained`` would write it now, weights that do not train included.
+
+        Where they are cut up over processes, every process has to call this.
+        """
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
-            self.model.save_pretrained(folder, selected_adapters=[self.adapter_name])
+            if self.is_sharded:
+                return self._gathered(Path(folder))
+            if isinstance(self.model, PeftModel):
+                self.model.save_pretrained(folder, selected_adapters=[self.adapter_name])
+            else:
+                self.model.save_pretrained(folder)
             # PEFT writes every adapter but "default" into a folder of its own.
             own_folder = Path(folder) / self.adapter_name
             return SavedAdapter.read(own_folder if own_folder.is_dir() else Path(folder))
+
+    def _gathered(self, folder: Path) -> SavedAdapter:
+        """`saved` without the base model, which PEFT would gather too."""
+        entries = file_entries(self.model, self.adapter_name)
+        tensors = {key: entry.detach() for key, entry in entries.items() if not isinstance(entry, nn.Parameter)}
+        keys = [key for key in entries if key not in tensors]
+        for key, tensor in zip(keys, self._reader.stored([entries[key] for key in keys]), strict=True):
+            tensors[key] = tensor.cpu().contiguous()
+        config = copy.copy(self.model.peft_config[self.adapter_name])
+        config.inference_mode = True  # as PEFT writes it
+        config.save_pretrained(folder)
+        return SavedAdapter(json.loads((folder / ADAPTER_CONFIG).read_bytes()), tensors)
 
 
 def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]) -> AdapterWeights:
@@ -104,6 +160,11 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
         AdapterMismatchError: The adapter lacks one of ``keys``.
     """
     original = AdapterWeights(model, adapter_name, keys=keys)
+    if original.is_sharded:
+        raise SwagError(
+            "The model's weights are cut up over processes, and a private copy would hold parts of them only. Predict with a model "
+            "that is loaded whole: AutoPeftModelForSequenceClassification.from_pretrained(...) on the saved adapter."
+        )
     # PEFT's set_adapter would also switch requires_grad of the other adapters, whose tensors the copy shares.
     if active_adapter(original.model) != original.adapter_name:
         raise SwagError(
@@ -125,8 +186,15 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
     return weights
 
 
-def _trained_keys(model: PeftModel, names: Mapping[str, str], adapter_name: str) -> list[str]:
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _trained_keys(model: nn.Module, adapted: nn.Module, names: Mapping[str, str], adapter_name: str) -> list[str]:
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    inside = {id(parameter) for parameter in adapted.parameters()}
+    outside = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in inside]
+    if outside:
+        raise SwagError(
+            f"{len(outside)} weights train outside the model that holds the adapter, so no posterior of the adapter covers them. "
+            f"The first is {outside[0]!r}. Freeze them."
+        )
     if not trained:
         raise SwagError(
             "Nothing in the model trains: every parameter has requires_grad=False. Was it loaded without is_trainable=True?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from math import ceil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +11,19 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from swag_trainer.collection.acceptance import Adaptive, propose
+from swag_trainer.collection.checkpoints import RECORDS_KEY, moments_file, stored_records
 from swag_trainer.collection.collector import SwagCollector
+from swag_trainer.collection.diagnostics import warning
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
+from swag_trainer.collection.processes import count_processes, is_first
+from swag_trainer.collection.run import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, due_steps
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, TooFewCollectionsError
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.collection.trainer_access import FiguresForTheLogs, calling_trainer, evaluate_quietly
+from swag_trainer.errors import SwagError, TooFewCollectionsError
+from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
 
 logger = logging.getLogger(__name__)
-
-MOMENTS_FILE = "swag_moments.safetensors"
 
 
 class SwagCallback(TrainerCallback, ExportableState):
@@ -48,7 +52,11 @@ class SwagCallback(TrainerCallback, ExportableState):
             more than half meanwhile.
         final_weights: What the adapter holds after training: the posterior "mean", or what the Trainer left ("trained": the last
             iterate, or the best one under ``load_best_model_at_end``).
+        acceptance: `Adaptive` lets the evaluations decide which weights are collected (ASWA): the schedule then says only when this
+            begins, and every evaluation from there on proposes the weights it saw.
         adapter_name: Which adapter to collect; the active one by default.
+        name: Tells several SwagCallbacks of one Trainer apart. The one called "default" saves beside the adapter in ``output_dir``;
+            another saves adapter and posterior in a folder of its name there, and never writes into the model.
         resume_from: Folder of the checkpoint that training resumes from, where that is not ``output_dir/checkpoint-N``: the
             Trainer does not tell a callback.
         device: Where the statistics live.
@@ -60,8 +68,10 @@ class SwagCallback(TrainerCallback, ExportableState):
         *,
         rank: int = 20,
         learning_rate: CollectionRate = "hold",
+        acceptance: Adaptive | None = None,
         final_weights: Literal["mean", "trained"] = "mean",
         adapter_name: str | None = None,
+        name: str = "default",
         resume_from: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -73,17 +83,22 @@ class SwagCallback(TrainerCallback, ExportableState):
             )
         if final_weights not in ("mean", "trained"):
             raise ValueError(f'SwagCallback(final_weights=...) must be "mean" or "trained", got {final_weights!r}.')
+        self.moments_file = moments_file(name)  # checks the name
         self.schedule = schedule
         self.rank = rank
         self.learning_rate = learning_rate
+        self.acceptance = acceptance
         self.final_weights = final_weights
         self.adapter_name = adapter_name
+        self.name = name
         self.resume_from = resume_from
         self.device = device
         self._collector: SwagCollector | None = None
         self._posterior: SwagPosterior | None = None
-        self._run: _Run | None = None
-        self._restored_by_trainer = False
+        self._run: TrainingRun | None = None
+        self._rate_falls = False
+        self._figures = FiguresForTheLogs(self._figures_now)
+        self._figures_at: tuple[int, dict[str, float]] = (0, {})
 
     @property
     def posterior(self) -> SwagPosterior:
@@ -91,6 +106,7 @@ class SwagCallback(TrainerCallback, ExportableState):
 
         Raises:
             TooFewCollectionsError: Fewer than two weight vectors were collected.
+            SwagError: During a distributed run, in a process other than the first.
         """
         if self._posterior is not None:
             return self._posterior
@@ -98,95 +114,123 @@ class SwagCallback(TrainerCallback, ExportableState):
             raise TooFewCollectionsError(
                 "SwagCallback has collected nothing: training has not begun. Was it passed to Trainer(callbacks=[...])?"
             )
-        return self._collector.posterior(schedule=str(self.schedule))
+        return self._collector.posterior()
 
     @property
     def num_collected(self) -> int:
-        """How many weight vectors were collected so far."""
-        return 0 if self._collector is None else self._collector.moments.count
+        """How many weight vectors were collected so far; in a distributed run the first process knows, and all of them at the end."""
+        return 0 if self._collector is None else len(self._collector.snapshots.steps)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
         """Check everything that would otherwise fail late, take over the learning rate, and read the moments of a resumed run."""
-        if self._restored_by_trainer:
-            raise SwagError(
-                "restore_callback_states_from_checkpoint=True made the Trainer replace your SwagCallback by a new object, so the "
-                "posterior would not appear in yours. Leave it off: SwagCallback restores itself from the checkpoint."
-            )
-        name = type(self).__name__
-        if isinstance(state.stateful_callbacks.get(name), list) or state.stateful_callbacks.get(name) == {}:
-            raise SwagError(
-                "One Trainer got two SwagCallbacks; they would write one file in each checkpoint. Keep one of them."
-            )
-        record = _stored_record(state)
-        # A checkpoint made without this callback has no such entry, and the Trainer's next save would fail with a KeyError
-        # (transformers 5.23, trainer.py, _save_checkpoint).
-        state.stateful_callbacks[name] = {}
-        self._posterior = None
-        self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device)
-        steps_per_epoch = _steps_per_epoch(kwargs.get("train_dataloader"), args)
-        due = due_steps(self.schedule, max_steps=state.max_steps, steps_per_epoch=steps_per_epoch)
+        record = self._claim_record(state)
+        self._posterior, self._run, self._figures_at = None, None, (0, {})
+        choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
+        self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, **choice)
+        due = due_steps(
+            self.schedule,
+            max_steps=state.max_steps,
+            steps_per_epoch=steps_per_epoch(kwargs.get("train_dataloader"), args),
+        )
         if len(due) < 2:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections: {self.schedule} is due at {len(due)} of the {state.max_steps} steps of this run. "
                 "Collect more often or start earlier; SwagCallback() without arguments fits any length."
             )
-        apply_collection_rate(kwargs["lr_scheduler"], self.learning_rate, first=due[0], last=due[-1])
-        self._run = _Run(args, state, kwargs["lr_scheduler"], frozenset(due), state.global_step)
+        trainer = calling_trainer()
+        if self.acceptance is not None:
+            self.acceptance.check(args, trainer)
+        scheduler = kwargs["lr_scheduler"]
+        self._rate_falls = apply_collection_rate(scheduler, self.learning_rate, first=due[0], last=due[-1])
+        settings = {"rank": self.rank, **choice, "max_steps": state.max_steps, "world_size": count_processes()}
+        run = TrainingRun(args, state, scheduler, frozenset(due), settings)
         if state.global_step > 0:
-            self._resume(record)
+            run.resume(self._collector, record, filename=self.moments_file, resume_from=self.resume_from)
+        self._run = run
+        self.on_step_end(args, state, control)  # for a checkpoint that was made before this callback came to its step
+        if trainer is not None:
+            self._figures.leave(trainer)  # from a run that was interrupted
+            self._figures.stand_first_in(trainer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Collect if this step is due: once per optimizer step, after the scheduler."""
-        self._collect_if_due()
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
-        """Put the number of snapshots into the Trainer's own logs."""
-        if self._run is None:
+        run = self._run
+        if run is None or self.acceptance is not None or state.global_step == run.handled:
             return
-        logs["swag_snapshots"] = self.num_collected
-        if state.log_history:
-            state.log_history[-1]["swag_snapshots"] = self.num_collected
+        run.handled = state.global_step
+        if run.handled in run.due:
+            self._collector.collect(step=run.handled, learning_rate=run.current_rate())
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, metrics: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """With `Adaptive` acceptance: propose the weights that were just evaluated, once for each step."""
+        run = self._run
+        if run is None or self.acceptance is None or state.global_step == run.handled or state.global_step < min(run.due):
+            return
+        trainer = calling_trainer()
+        if self.acceptance.metric not in metrics and isinstance(trainer.eval_dataset, dict):
+            return  # the evaluation of another one of several data sets
+        run.handled = state.global_step
+        propose(
+            self._collector,
+            self.acceptance,
+            running=self.acceptance.score(metrics),
+            evaluate=lambda: self.acceptance.score(evaluate_quietly(trainer)),
+            step=run.handled,
+            learning_rate=run.current_rate(),
+        )
 
     def state(self) -> dict[str, Any]:
-        """Write the moments into the checkpoint that the Trainer is saving, and return their digest for trainer_state.json.
+        """Write the moments into the checkpoint that the Trainer is saving, and their digest into its trainer_state.json.
 
         The Trainer asks for this on every kind of save, after the adapter and before trainer_state.json, the push and the deletion
-        of old checkpoints; ``on_save`` comes after all of these and not at all for a checkpoint made on SIGTERM. Outside training
-        there is nothing to write.
+        of old checkpoints; ``on_save`` comes after all of these and not at all for a checkpoint made on SIGTERM. Only the process
+        that saves is asked, so nothing is collected here: a checkpoint made at a due step before `on_step_end` came to it is
+        resumed from by collecting the weights that it holds.
+
+        Returns:
+            Nothing to restore: with ``restore_callback_states_from_checkpoint`` the Trainer would put a new object in the place of
+            the user's, whose posterior would then never appear.
         """
-        if self._run is None or self._collector is None:
-            return {"args": {}, "attributes": {}}
-        self._collect_if_due()
-        record = {"digest": None, **self._settings()}
-        folder = Path(self._run.args.output_dir) / f"checkpoint-{self._run.state.global_step}"
-        if self.num_collected:
-            # A hyperparameter search saves elsewhere and tells no callback where; nothing can be resumed from such a checkpoint.
-            record["digest"] = self._collector.save(folder / MOMENTS_FILE) if folder.is_dir() else "not saved"
-        return {"args": {}, "attributes": {"record": record}}
-
-    @property
-    def record(self) -> None:
-        """Set by the Trainer on a copy of this object when it restores callbacks; see `on_train_begin`."""
-
-    @record.setter
-    def record(self, value: object) -> None:
-        self._restored_by_trainer = True
+        run = self._run
+        if run is not None and self._collector is not None and run.checkpoint_folder().is_dir():
+            digest = self._save_moments(run.checkpoint_folder()) if self.num_collected and is_first() else None
+            stored = stored_records(run.state.stateful_callbacks)
+            others = {name: record for name, record in stored.items() if record.get("step") == run.state.global_step}
+            run.state.stateful_callbacks[RECORDS_KEY] = {**others, self.name: run.record(digest)}
+        return {"args": {}, "attributes": {}}
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the posterior into the output folder before the Trainer uploads it."""
-        if args.should_save and (self._posterior is not None or self.num_collected >= 2):
-            self.posterior.save_pretrained(args.output_dir)
+        """Put the posterior into the output folder before the Trainer uploads it; only the process that uploads is asked."""
+        if not args.should_save or not is_first():
+            return
+        folder = self._folder_in(Path(args.output_dir))
+        if self._run is None and self._posterior is not None:
+            self._posterior.save_pretrained(folder)
+        elif self._run is not None and self.num_collected >= 2:
+            # Beside the adapter in the checkpoint: that is what the Trainer copies into the folder now.
+            adapter = self._run.saved_adapter(self._collector.weights.adapter_name)
+            self._collector.posterior(adapter=adapter).save_pretrained(folder)
+        elif (folder / POSTERIOR_FILE).exists():
+            logger.info(
+                "%s of an earlier run is deleted: the adapter beside it is being replaced.", str(folder / POSTERIOR_FILE)
+            )
+            (folder / POSTERIOR_FILE).unlink()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the mean into the adapter, make the posterior, and save both in the output folder."""
         run, self._run = self._run, None
         if run is None or self._collector is None:
             return
-        if self.num_collected < 2:
+        trainer = calling_trainer()
+        if trainer is not None:
+            self._figures.leave(trainer)
+        into_model = self.final_weights == "mean" and self.name == "default"
+        posterior = self._collector.finish(into_model=into_model)
+        if posterior is None:
             # Not raised here: the trained model must reach the lines after trainer.train(). `posterior` raises when it is asked for.
             logger.warning(
                 "No SWAG posterior: the run ended at step %d with %d collections; %s is due at %d steps, the first is step %d.",
@@ -197,84 +241,58 @@ class SwagCallback(TrainerCallback, ExportableState):
                 min(run.due),
             )
             return
-        if self.final_weights == "mean":
-            self._collector.weights.write(self._collector.mean())
-        self._posterior = self._collector.posterior(schedule=str(self.schedule))
+        if self.final_weights == "mean" and not into_model:
+            posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
+        self._posterior = posterior
+        rates = [] if self._rate_falls else posterior.provenance.learning_rates  # that was said at the beginning
+        concern = warning(posterior.provenance.diagnostics, rates)
+        if concern and is_first():
+            logger.warning("%s", concern)
         if args.should_save:
-            self._posterior.save_pretrained(args.output_dir)
+            posterior.save_pretrained(self._folder_in(run.output_folder()))
 
-    def _collect_if_due(self) -> None:
-        run = self._run
-        if run is None or self._collector is None or run.state.global_step == run.handled:
-            return
-        run.handled = run.state.global_step
-        if run.handled in run.due:
-            rates = run.lr_scheduler.get_last_lr() if run.lr_scheduler is not None else [None]
-            self._collector.collect(step=run.handled, learning_rate=rates[0])
+    def _claim_record(self, state: TrainerState) -> dict[str, Any] | None:
+        """Make ready what this run's trainer_state.json will say, and return what the checkpoint's says about this callback."""
+        names = state.__dict__.setdefault("_swag_names", set())  # not a field of the dataclass, so it is not saved
+        if self.name in names:
+            raise SwagError(
+                f"One Trainer got two SwagCallbacks called {self.name!r}; they would write one file in each checkpoint. "
+                'Name one of them: SwagCallback(..., name="late").'
+            )
+        names.add(self.name)
+        # The Trainer subscripts this entry at every save, and a checkpoint made without this callback lacks it.
+        state.stateful_callbacks[type(self).__name__] = _NothingToRestore()
+        return stored_records(state.stateful_callbacks).get(self.name)
 
-    def _settings(self) -> dict[str, Any]:
-        return {"rank": self.rank, "schedule": str(self.schedule), "max_steps": self._run.state.max_steps}
+    def _folder_in(self, output: Path) -> Path:
+        return output if self.name == "default" else output / self.name
 
-    def _resume(self, record: dict[str, Any] | None) -> None:
-        step = self._run.state.global_step
-        passed = sum(due <= step for due in self._run.due)
-        if record is None:
-            if passed:
-                raise SwagError(
-                    f"The checkpoint at step {step} was made without SwagCallback, but {passed} collections were due before it. "
-                    "Train from an earlier checkpoint, or start the collection later."
-                )
-            return
-        for name, now in self._settings().items():
-            if record.get(name) != now:
-                raise SwagError(
-                    f"The checkpoint at step {step} was made with {name}={record.get(name)!r}, this run has {name}={now!r}: its posterior "
-                    "would be that of neither run. Resume with the old setting, or train anew."
-                )
-        if record["digest"] is None:
-            return
-        looked_at: list[str] = []
-        for folder in self._checkpoint_folders(step):
-            try:
-                self._collector.restore(folder / MOMENTS_FILE, digest=record["digest"])
-                return
-            except (PosteriorFormatError, PosteriorNotFoundError) as error:
-                looked_at.append(str(error))
-        raise SwagError(
-            f"The checkpoint at step {step} needs its {MOMENTS_FILE}, and none with the recorded digest was found: {' '.join(looked_at)} "
-            "If training resumes from another folder, name it: SwagCallback(resume_from=...)."
-        )
+    def _save_moments(self, folder: Path) -> str:
+        for leftover in folder.glob(f".{self.moments_file}.*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        return self._collector.save(folder / self.moments_file)
 
-    def _checkpoint_folders(self, step: int) -> list[Path]:
-        args = self._run.args
-        named = [self.resume_from, args.resume_from_checkpoint, Path(args.output_dir) / f"checkpoint-{step}"]
-        return [Path(folder) for folder in named if folder and not isinstance(folder, bool)]
+    def _figures_now(self) -> dict[str, float]:
+        """What to put into the Trainer's logs. The costly ones, a few milliseconds, are renewed every few snapshots only."""
+        if self._run is None or self._collector is None or not is_first():
+            return {}
+        snapshots, score = self._collector.snapshots, self._collector.score
+        count = len(snapshots.steps)
+        figures: dict[str, float] = {"swag_snapshots": count}
+        if count:
+            figures["swag_deviation_norm"] = snapshots.deviation_norms[-1]
+        if count and snapshots.learning_rates[-1] is not None:
+            figures["swag_learning_rate"] = snapshots.learning_rates[-1]
+        if score is not None:
+            figures["swag_score"] = score
+        if not 0 <= count - self._figures_at[0] < max(1, self.rank // 4):
+            self._figures_at = (count, self._collector.statistics())
+        figures |= {f"swag_{name}": value for name, value in self._figures_at[1].items()}
+        return figures if self.name == "default" else {f"{name}_{self.name}": value for name, value in figures.items()}
 
 
-class _Run:
-    """What the callback remembers of the training run that is under way."""
+class _NothingToRestore(list):
+    """An entry of ``TrainerState.stateful_callbacks`` that stays empty, though the Trainer appends to a list at every save."""
 
-    def __init__(
-        self, args: TrainingArguments, state: TrainerState, lr_scheduler: Any, due: frozenset[int], handled: int
-    ) -> None:
-        self.args = args
-        self.state = state
-        self.lr_scheduler = lr_scheduler
-        self.due = due
-        self.handled = handled  # the last step that was looked at; a checkpoint's own step was looked at before it was saved
-
-
-def _stored_record(state: TrainerState) -> dict[str, Any] | None:
-    stored = state.stateful_callbacks.get(SwagCallback.__name__)
-    attributes = stored.get("attributes") if isinstance(stored, dict) else None
-    record = attributes.get("record") if isinstance(attributes, dict) else None
-    # trainer_state.json may come from somebody else's checkpoint: only what has the right type is taken from it.
-    known = isinstance(record, dict) and isinstance(record.get("digest", 0), (str, type(None)))
-    return record if known else None
-
-
-def _steps_per_epoch(dataloader: Any, args: TrainingArguments) -> float | None:
-    try:
-        return max(1, ceil(len(dataloader) / args.gradient_accumulation_steps))
-    except TypeError:  # an iterable data set has no length
-        return None
+    def append(self, item: object) -> None:
+        """Leave it."""

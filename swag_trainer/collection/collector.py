@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from swag_trainer.adapters.base import modules_saved_nowhere
+from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.collection.diagnostics import trajectory_statistics
+from swag_trainer.collection.processes import (
+    broadcast_document,
+    broadcast_tensor,
+    count_processes,
+    gather_numbers,
+    is_first,
+)
 from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError, TooFewCollectionsError
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
 
@@ -28,24 +39,35 @@ _BASE_CHANGING = ("olora", "pissa", "corda", "loftq", "lora_ga")
 class SwagCollector:
     """Folds the weights of one adapter into running moments and makes a posterior of them.
 
+    In a distributed run every process has one and calls the same methods; the statistics live in the first process alone.
+
     Args:
         model: A PEFT model, possibly wrapped.
         rank: K, how many deviations to keep: 0 for SWAG-diagonal, else at least 2.
         adapter_name: Which adapter; the active one by default.
-        device: Where the statistics live, K + 3 vectors of P float32 numbers.
+        device: Where the statistics live, K + 4 vectors of P float32 numbers.
+        schedule, acceptance: How the snapshots are chosen, for the record.
 
     Attributes:
         weights: The adapter's trained weights in the model.
-        moments: The statistics so far.
+        moments: The statistics so far; those of processes other than the first stay empty.
+        snapshots: Step, learning rate and length of the deviation of every vector that was folded in.
         num_skipped: Collections left out because a weight was not finite.
-        first, last: Step and learning rate of the first and of the last collection.
+        score: Of the mean on an evaluation set, where `Adaptive` acceptance asks for one.
 
     Raises:
         SwagError: No PEFT model, nothing trains, or a part of the model would be random after loading.
     """
 
     def __init__(
-        self, model: nn.Module, *, rank: int = 20, adapter_name: str | None = None, device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        *,
+        rank: int = 20,
+        adapter_name: str | None = None,
+        device: torch.device | str = "cpu",
+        schedule: str = "",
+        acceptance: str | None = None,
     ) -> None:
         self.weights = AdapterWeights(model, adapter_name)
         homeless = modules_saved_nowhere(self.weights.model, self.weights.adapter_name)
@@ -55,17 +77,20 @@ class SwagCollector:
                 f"The module {homeless[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
                 f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
             )
+        self._choice = {"schedule": schedule, "acceptance": acceptance}
         self.layout = self.weights.layout
-        self.moments = RunningMoments(self.layout.size, rank, device=device)
+        self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
+        self.snapshots = Snapshots()
         self.num_skipped = 0
-        self.first: dict[str, Any] = {}
-        self.last: dict[str, Any] = {}
-        self._row = torch.empty(self.layout.size, device=device)
-        self._pieces = list(self.layout.unflatten(self._row).values())
-        self._fingerprint: int | None = None
+        self.score: float | None = None
+        self._device = torch.device(device)
+        self._row = None if is_first() else torch.empty(self.layout.size, device=device)
+        self._pieces_of: dict[
+            int, list[Tensor]
+        ] = {}  # of the few vectors that weights are copied into; cutting them takes time
 
     def collect(self, *, step: int, learning_rate: float | None = None) -> bool:
-        """Fold the weights as they are now into the moments.
+        """Fold the weights as they are now into the moments; in a distributed run every process has to call this.
 
         Weights that are not finite are skipped, counted and reported once; weights that did not move since the last collection
         (an optimizer step that loss scaling skipped, say) are not counted twice.
@@ -75,57 +100,107 @@ class SwagCollector:
             learning_rate: The rate at this step, for the record.
 
         Returns:
-            Whether a vector was added.
+            Whether a vector was added, in the first process; False in the others.
 
         Raises:
             AdapterMismatchError: The adapter was changed since the last collection.
+            SwagError: The processes have different weights.
         """
-        row = self._row
-        self.layout.fill(self._pieces, self.weights.read())
-        # The sum is finite unless a weight is not, or unless weights are so large that their sum overflows.
-        if not bool(torch.isfinite(row.sum())) and not bool(torch.isfinite(row).all()):
+        row = self.read(step=step)
+        if not is_first():
+            return False
+        try:
+            deviation_norm = self.moments.fold_slot()
+        except FloatingPointError:
             self._skip(row, step)
             return False
-        fingerprint = int(row.view(torch.int32).sum(dtype=torch.int64))
-        if fingerprint == self._fingerprint:
+        if deviation_norm is None:
             return False
-        self._fingerprint = fingerprint
-        self.moments.fold(row)
-        self.last = {"step": step, "learning_rate": learning_rate}
-        self.first = self.first or self.last
+        self.snapshots.add(step, learning_rate, deviation_norm)
         return True
 
-    def posterior(self, *, schedule: str = "") -> SwagPosterior:
-        """Return the posterior of what was collected, beside the adapter as it stands in the model now.
+    def read(self, *, step: int) -> Tensor:
+        """Return the weights as they are now, put together and flattened; in a distributed run every process has to call this.
+
+        Returns:
+            Shape (P,), float32; the next call may overwrite it.
+
+        Raises:
+            AdapterMismatchError: The adapter was changed.
+            SwagError: The processes have different weights.
+        """
+        row = self.moments.slot if self._row is None else self._row
+        pieces = self._pieces_of.get(row.data_ptr())
+        if pieces is None:
+            pieces = self._pieces_of[row.data_ptr()] = list(self.layout.unflatten(row).values())
+        self.weights.copy_into(pieces)
+        if count_processes() > 1:
+            checksums = gather_numbers(int(row.view(torch.int32).sum(dtype=torch.int64)))
+            strangers = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
+            if strangers:
+                raise SwagError(
+                    f"At step {step} the adapter's weights in the processes {strangers} are not those in process 0, so there is no one "
+                    "trajectory to collect. Do all of them start from the same weights and exchange their gradients (DDP does both)?"
+                )
+        return row
+
+    def mean_with(self, row: Tensor) -> dict[str, Tensor]:
+        """Return what the mean would be with one more vector, ``{key: (*shape)}``, in every process; every process has to call this."""
+        mean = broadcast_tensor(self.moments.mean_with(row) if is_first() else None, shape=(self.layout.size,))
+        return self.layout.unflatten(mean)
+
+    def posterior(self, *, adapter: SavedAdapter | None = None) -> SwagPosterior:
+        """Return the posterior of what was collected, in the process that keeps the statistics.
+
+        Args:
+            adapter: What the posterior lies beside; by default the adapter as it stands in the model now. Where the weights are cut
+                up over processes, getting at that is a matter for all of them.
 
         Raises:
             TooFewCollectionsError: Fewer than two vectors were collected.
+            SwagError: This process does not keep the statistics.
         """
+        if not is_first():
+            raise SwagError(
+                "The statistics of a distributed run live in its first process until training ends. Ask there, or after train()."
+            )
         if self.moments.count < 2:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections, this run made {self.moments.count}"
                 + (f" and skipped {self.num_skipped} with weights that were not finite." if self.num_skipped else ".")
             )
-        adapter = self.weights.saved()
         gaussian = LowRankGaussian(self.moments.mean.cpu(), self.moments.variance.cpu(), self.moments.deviations.cpu())
-        provenance = Provenance(
-            num_collected=self.moments.count,
-            num_skipped=self.num_skipped,
-            schedule=schedule,
-            first_step=self.first["step"],
-            last_step=self.last["step"],
-            first_learning_rate=self.first["learning_rate"],
-            last_learning_rate=self.last["learning_rate"],
-            base_model=adapter.base_model,
-            adapter_digest=adapter.digest,
-            versions={name: version(name) for name in ("swag_trainer", "transformers", "peft", "torch")},
-            **_model_facts(self.weights),
-        )
-        return SwagPosterior(self.layout, gaussian, provenance, adapter)
+        return self._posterior(gaussian, adapter or self.weights.saved())
 
-    def mean(self) -> dict[str, Tensor]:
-        """Return the mean of the collected weights, ``{key: (*shape)}``."""
-        return self.layout.unflatten(self.moments.mean)
+    def finish(self, *, into_model: bool = True) -> SwagPosterior | None:
+        """Make the posterior known to every process and its mean the adapter; every process has to call this.
+
+        Args:
+            into_model: Put the mean into the model. Otherwise the posterior lies beside the adapter as it stands there.
+
+        Returns:
+            None where fewer than two vectors were collected.
+        """
+        count, self.num_skipped, rows = broadcast_document([self.moments.count, self.num_skipped, self.snapshots.as_rows()])
+        if count < 2:
+            return None
+        self.snapshots = Snapshots.of_rows(rows)
+        size, moments = self.layout.size, self.moments if is_first() else None
+        mean = broadcast_tensor(moments and moments.mean, shape=(size,))
+        variance = broadcast_tensor(moments and moments.variance, shape=(size,))
+        deviations = broadcast_tensor(moments and moments.deviations, shape=(min(count, self.moments.rank), size))
+        if into_model:
+            self.weights.write(self.layout.unflatten(mean))
+        return self._posterior(LowRankGaussian(mean, variance, deviations), self.weights.saved())
+
+    def statistics(self) -> dict[str, float]:
+        """Return what the trajectory says so far, see `trajectory_statistics`; empty in processes other than the first."""
+        return trajectory_statistics(self.moments.deviations, count=self.moments.count) if is_first() else {}
+
+    def restart(self) -> None:
+        """Forget what was collected."""
+        self.moments.restart()
+        self.snapshots = Snapshots()
 
     def save(self, path: Path) -> str:
         """Write the moments to a file, whole or not at all, and return its content digest."""
@@ -135,9 +210,8 @@ class SwagCollector:
             "rank": self.moments.rank,
             "count": self.moments.count,
             "num_skipped": self.num_skipped,
-            "first": self.first,
-            "last": self.last,
-            "fingerprint": self._fingerprint,
+            "score": self.score,
+            "snapshots": self.snapshots.as_rows(),
         }
         return write_file(path, self.moments.tensors(), document)
 
@@ -167,11 +241,33 @@ class SwagCollector:
                 raise AdapterMismatchError(
                     f"The moments in {str(path)!r} have rank={rank}, this run has rank={self.moments.rank}."
                 )
-            self.moments = RunningMoments.from_tensors(tensors, count=count, rank=rank, device=self._row.device)
-            self.num_skipped, self._fingerprint = document["num_skipped"], document["fingerprint"]
-            self.first, self.last = document["first"], document["last"]
+            self.moments = RunningMoments.from_tensors(tensors, count=count, rank=rank, device=self._device)
+            self._pieces_of = {}
+            self.num_skipped, self.snapshots = int(document["num_skipped"]), Snapshots.of_rows(document["snapshots"])
+            self.score = None if document["score"] is None else float(document["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise PosteriorFormatError(f"{str(path)!r} holds no moments of a collection: {error!r}.") from error
+
+    def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior:
+        taken = self.snapshots
+        provenance = Provenance(
+            num_collected=len(taken.steps),
+            num_skipped=self.num_skipped,
+            first_step=taken.steps[0],
+            last_step=taken.steps[-1],
+            first_learning_rate=taken.learning_rates[0],
+            last_learning_rate=taken.learning_rates[-1],
+            steps=list(taken.steps),
+            learning_rates=list(taken.learning_rates),
+            deviation_norms=list(taken.deviation_norms),
+            diagnostics=trajectory_statistics(gaussian.deviations, count=len(taken.steps)),
+            base_model=adapter.base_model,
+            adapter_digest=adapter.digest,
+            versions={name: version(name) for name in ("swag_trainer", "transformers", "peft", "torch")},
+            **self._choice,
+            **_model_facts(self.weights),
+        )
+        return SwagPosterior(self.layout, gaussian, provenance, adapter)
 
     def _skip(self, row: Tensor, step: int) -> None:
         self.num_skipped += 1
@@ -186,8 +282,35 @@ class SwagCollector:
         )
 
 
+@dataclass
+class Snapshots:
+    """The story of the vectors that were folded in, one entry for each."""
+
+    steps: list[int] = field(default_factory=list)
+    learning_rates: list[float | None] = field(default_factory=list)
+    deviation_norms: list[float] = field(default_factory=list)
+
+    def add(self, step: int, learning_rate: float | None, deviation_norm: float) -> None:
+        """Add one more."""
+        self.steps.append(step)
+        self.learning_rates.append(learning_rate)
+        self.deviation_norms.append(deviation_norm)
+
+    def as_rows(self) -> list[list[Any]]:
+        """Return them as JSON values."""
+        return [list(row) for row in zip(self.steps, self.learning_rates, self.deviation_norms, strict=True)]
+
+    @classmethod
+    def of_rows(cls, rows: list[list[Any]]) -> Snapshots:
+        """Undo `as_rows`."""
+        snapshots = cls()
+        for step, rate, norm in rows:
+            snapshots.add(int(step), rate if rate is None else float(rate), float(norm))
+        return snapshots
+
+
 def _model_facts(weights: AdapterWeights) -> dict[str, Any]:
-    config = getattr(weights.model.get_base_model(), "config", None)
+    config = getattr(base_model(weights.model), "config", None)
     id2label = getattr(config, "id2label", None) or {}
     initialisation = getattr(weights.model.peft_config[weights.adapter_name], "init_lora_weights", None)
     changes_base = isinstance(initialisation, str) and initialisation.startswith(_BASE_CHANGING)

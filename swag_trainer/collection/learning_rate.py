@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from swag_trainer.collection.diagnostics import FALLING_RATE
 from swag_trainer.errors import SwagError
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ CollectionRate = float | Literal["hold"] | None
 _APPROACH = 0.05  # of the steps before collection
 
 
-def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first: int, last: int) -> None:
+def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first: int, last: int) -> bool:
     """Make the Trainer's scheduler follow the collection phase's learning rate, so that the logged rate is the true one.
 
     Args:
@@ -30,20 +31,22 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
         first: Step of the first collection.
         last: Step of the last one.
 
+    Returns:
+        Whether the schedule was left alone and falls, which was said.
+
     Raises:
         SwagError: The rate cannot be held: it would be zero, or the scheduler is of a kind whose course cannot be told ahead.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it for DeepSpeed
     if not isinstance(scheduler, LambdaLR):
         if rate is None:
-            return
+            return False
         raise SwagError(
             f"SwagCallback(learning_rate={rate!r}) holds the learning rate by changing the Trainer's LambdaLR, this run uses "
             f"{type(scheduler).__name__}. Pass learning_rate=None to collect at its own rate, or choose another lr_scheduler_type."
         )
     if rate is None:
-        _warn_if_falling(scheduler, first, last)
-        return
+        return _warn_if_falling(scheduler, first, last)
     scheduler.lr_lambdas = [
         _held(original, base, rate, first) for original, base in zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
     ]
@@ -51,6 +54,7 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
     for group, factor, base in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
         group["lr"] = base * factor(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+    return False
 
 
 def _held(original: Callable[[int], float], base: float, rate: float | str, first: int) -> Callable[[int], float]:
@@ -74,14 +78,15 @@ def _held(original: Callable[[int], float], base: float, rate: float | str, firs
     return factor
 
 
-def _warn_if_falling(scheduler: LambdaLR, first: int, last: int) -> None:
+def _warn_if_falling(scheduler: LambdaLR, first: int, last: int) -> bool:
     # Update n uses the rate after n - 1 steps of the scheduler.
     rates = [
         base * factor(step)
         for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for step in (first, last - 1)
     ]
-    if rates[1] < 0.5 * rates[0]:
+    falls = rates[1] < FALLING_RATE * rates[0]
+    if falls:
         logger.warning(
             "The learning rate falls from %.3g at the first collection (step %d) to %.3g at the last (step %d): the posterior will "
             'mostly measure that descent. SwagCallback(learning_rate="hold"), the default, keeps the rate constant.',
@@ -90,3 +95,4 @@ def _warn_if_falling(scheduler: LambdaLR, first: int, last: int) -> None:
             rates[1],
             last,
         )
+    return falls

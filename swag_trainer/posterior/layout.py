@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -51,17 +51,8 @@ class WeightLayout:
         """
         if out is None:
             out = torch.empty(self.size, dtype=torch.float32)
-        self.fill(list(self.unflatten(out).values()), weights)
+        torch._foreach_copy_(list(self.unflatten(out).values()), [weights[key].detach() for key in self.keys])
         return out
-
-    def fill(self, pieces: Sequence[Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Copy the weights into the pieces of a vector, in one call for all.
-
-        Args:
-            pieces: The values of `unflatten`, which who flattens often into one vector cuts once.
-            weights: A tensor for each key, of any floating dtype and device.
-        """
-        torch._foreach_copy_(list(pieces), [weights[key].detach() for key in self.keys])
 
     def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
         """Cut vectors into weights, without copying.

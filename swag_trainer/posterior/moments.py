@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose, isfinite
 
 import torch
 from torch import Tensor
+
+_EPSILON = torch.finfo(torch.float32).eps
 
 
 class RunningMoments:
@@ -13,12 +16,14 @@ class RunningMoments:
 
     The one statistic of this package that changes in place: a collection touches P numbers a handful of times, and copying
     K * P of them to leave an old value intact would cost more than the collection itself. Its owner is the collector.
+    The latest K deviations lie in a ring of K + 1 rows; the vector to come is written into the row that is free (`slot`) and
+    becomes a deviation there.
 
     The update is Welford's (1962): the shorter ``mean(w**2) - mean(w)**2`` cancels, and for a weight of 0.5 that moves by
     1e-4 float32 makes it negative every other time. It runs on ``w - origin``, with the first vector as the origin: that
     difference is exact where the weights barely move, so the moments are as good as the spread deserves and do not depend on
     how far from zero the weights lie (at 0.5 +- 1e-5 plain float32 Welford loses three digits of the variance). The price is
-    one more vector: K + 3 of them instead of K + 2.
+    one more vector: K + 3 of them instead of K + 2, and the free row.
 
     Args:
         size: P, the length of the vectors.
@@ -34,39 +39,90 @@ class RunningMoments:
             )
         self.rank = rank
         self.count = 0
+        self._latest_length = 0.0
         self._origin = torch.zeros(size, device=device)
         self._shift = torch.zeros(size, device=device)
         self._scatter = torch.zeros(size, device=device)
-        self._ring = torch.zeros(max(rank, 1), size, device=device)  # row 0 is scratch space when rank is 0
+        self._kept = max(rank, 1)  # with rank 0 the latest deviation is kept all the same, to see whether the weights move
+        self._ring = torch.zeros(self._kept + 1, size, device=device)
 
     @property
     def size(self) -> int:
         """P, the length of the vectors."""
         return self._origin.numel()
 
-    def fold(self, weights: Tensor) -> None:
+    def fold(self, weights: Tensor) -> float | None:
         """Fold one more weight vector in.
 
         Args:
             weights: The next vector. Shape (P,), any floating dtype.
 
+        Returns:
+            The length of its deviation from the mean; None where it is the last vector once more, which is not counted twice.
+
         Raises:
             ValueError: ``weights`` has another length than the vectors before it.
+            FloatingPointError: A weight is NaN or infinite. Nothing was folded.
         """
         if tuple(weights.shape) != (self.size,):
             raise ValueError(
                 f"fold() got weights of shape {list(weights.shape)} after {self.count} vectors of {self.size}. "
                 "Was the adapter changed between two collections?"
             )
+        self.slot.copy_(weights)
+        return self.fold_slot()
+
+    @property
+    def slot(self) -> Tensor:
+        """The free row of the ring: where to write the next vector before `fold_slot`. Shape (P,), float32."""
+        return self._ring[self.count % len(self._ring)]
+
+    def fold_slot(self) -> float | None:
+        """Do what `fold` does with the vector that was written into `slot`. No memory is asked for, which is half of the time."""
+        row = self.slot
         if self.count == 0:
-            self._origin.copy_(weights)
-        row = self._ring[self.count % len(self._ring)]
+            return self._begin(row)
+        step = row.sub_(self._origin).sub_(self._shift)
+        length = float(torch.dot(step, step)) ** 0.5
+        # A weight that is not finite makes the sum of the squares so; huge weights do it too.
+        if not isfinite(length) and not bool(torch.isfinite(step).all()):
+            raise FloatingPointError("A weight is NaN or infinite.")
+        latest = self._ring[(self.count - 1) % len(self._ring)]
+        if isclose(length, self._latest_length, rel_tol=1e-4) and self._is_rounding(step - latest, latest):
+            return None
         self.count += 1
-        torch.sub(weights.to(row), self._origin, out=row)
-        step = row - self._shift
+        share = (self.count - 1) / self.count
+        self._scatter.addcmul_(step, step, value=share)
         self._shift.add_(step, alpha=1.0 / self.count)
-        row.sub_(self._shift)
-        self._scatter.addcmul_(step, row)
+        row.mul_(share)  # the distance to the new mean
+        self._latest_length = length * share
+        return self._latest_length
+
+    def _begin(self, row: Tensor) -> float:
+        """Take the first vector as the origin. It is its own mean: shift, scatter and its deviation stay zero."""
+        if not bool(torch.isfinite(row).all()):
+            raise FloatingPointError("A weight is NaN or infinite.")
+        self._origin.copy_(row)
+        row.zero_()
+        self.count, self._latest_length = 1, 0.0
+        return 0.0
+
+    def _is_rounding(self, change: Tensor, latest: Tensor) -> bool:
+        """Is the change since the latest vector no more than what the few operations on it round away?"""
+        return bool((change.abs() <= 8 * _EPSILON * (latest.abs() + self._shift.abs())).all())
+
+    def mean_with(self, weights: Tensor) -> Tensor:
+        """Return what the mean would be after ``fold(weights)``, bit for bit, and change nothing. Shape (P,), float32."""
+        if self.count == 0:
+            return weights.to(self._origin, copy=True)
+        step = weights.to(self._origin) - self._origin - self._shift
+        return torch.add(self._shift, step, alpha=1.0 / (self.count + 1)).add_(self._origin)
+
+    def restart(self) -> None:
+        """Forget every vector."""
+        self.count, self._latest_length = 0, 0.0
+        for tensor in (self._origin, self._shift, self._scatter, self._ring):
+            tensor.zero_()
 
     @property
     def mean(self) -> Tensor:
@@ -84,12 +140,12 @@ class RunningMoments:
 
         Shape (k, P), float32, with k = min(count, rank). The first vector of all was its own mean, so its row is zero.
         """
-        kept = min(self.count, self.rank)
-        if kept < self.rank:
-            return self._ring[:kept].clone()
-        if kept == 0:
-            return self._ring[:0].clone()
-        return self._ring.roll(-(self.count % self.rank), dims=0)
+        return self._latest(self.rank)
+
+    def _latest(self, number: int) -> Tensor:
+        """A copy of the latest ``number`` deviations, or of as many as there are, oldest first."""
+        rows = [index % len(self._ring) for index in range(max(0, self.count - number), self.count)]
+        return self._ring[rows]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything a restart needs besides ``count``, for `from_tensors`."""
@@ -97,7 +153,7 @@ class RunningMoments:
             "origin": self._origin,
             "shift": self._shift,
             "scatter": self._scatter,
-            "deviations": self.deviations,
+            "latest": self._latest(self._kept),
         }
 
     @classmethod
@@ -110,8 +166,8 @@ class RunningMoments:
             ValueError: The tensors do not fit ``count`` and ``rank``.
         """
         moments = cls(tensors["origin"].numel(), rank, device=device)
-        kept = min(count, rank)
-        expected = dict.fromkeys(("origin", "shift", "scatter"), (moments.size,)) | {"deviations": (kept, moments.size)}
+        kept = min(count, moments._kept)
+        expected = dict.fromkeys(("origin", "shift", "scatter"), (moments.size,)) | {"latest": (kept, moments.size)}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"Moments of {count} vectors at rank {rank} have the shapes {expected}, got {found}.")
@@ -119,6 +175,7 @@ class RunningMoments:
         moments._origin.copy_(tensors["origin"])
         moments._shift.copy_(tensors["shift"])
         moments._scatter.copy_(tensors["scatter"])
-        for row, deviation in zip(range(count - kept, count), tensors["deviations"], strict=True):
+        for row, deviation in zip(range(count - kept, count), tensors["latest"], strict=True):
             moments._ring[row % len(moments._ring)].copy_(deviation)
+            moments._latest_length = float(deviation.norm())
         return moments

@@ -41,6 +41,11 @@ class SavedAdapter:
         """Hub id or folder of the base model."""
         return self.config.get("base_model_name_or_path")
 
+    def with_weights(self, weights: Mapping[str, Tensor]) -> SavedAdapter:
+        """Return the same adapter with other values for some of its weights, cast to the file's own dtypes."""
+        changed = {key: weight.to(self.tensors[key].dtype) for key, weight in weights.items()}
+        return SavedAdapter(self.config, {**self.tensors, **changed})
+
     @classmethod
     def read(cls, folder: Path) -> SavedAdapter:
         """Read both files.

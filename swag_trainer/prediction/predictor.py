@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
@@ -75,7 +76,7 @@ class MonteCarloPredictor:
             raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
         self._device = weights.parameters()[0].device
         self._forward = SequentialForward(weights, draws.to(self._device))
-        base = weights.model.get_base_model()
+        base = base_model(weights.model)
         self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
         self._link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
-from swag_trainer.collection.callback import MOMENTS_FILE
+from swag_trainer.collection.checkpoints import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 
@@ -258,11 +258,12 @@ def test_a_callback_that_joins_at_a_resume_works_before_its_first_collection_and
         start(a_callback(Every(steps=4, start=0.5)), fresh / "checkpoint-16", folder=fresh)
 
 
-def test_a_trainer_that_replaces_callbacks_is_refused(interrupted):
+def test_a_trainer_that_restores_its_callbacks_leaves_the_users_object_in_place(interrupted):
     # Red for: the user's object staying empty while another one, with default settings, collects.
     folder, start = interrupted
-    with pytest.raises(SwagError, match="restore_callback_states_from_checkpoint"):
-        start(a_callback(), folder / "checkpoint-16", restore_callback_states_from_checkpoint=True)
+    whole = SwagPosterior.from_pretrained(folder)
+    resumed = start(a_callback(), folder / "checkpoint-16", restore_callback_states_from_checkpoint=True)
+    assert same(resumed.posterior, whole)
 
 
 def test_trainer_state_holds_the_digest_of_the_moments_beside_it(interrupted):
@@ -272,9 +273,7 @@ def test_trainer_state_holds_the_digest_of_the_moments_beside_it(interrupted):
     folder, _ = interrupted
     for step in (8, 16, 24):
         checkpoint = folder / f"checkpoint-{step}"
-        record = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["SwagCallback"][
-            "attributes"
-        ]["record"]
+        record = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["swag_trainer"]["default"]
         if step == 8:
             assert record["digest"] is None and not (checkpoint / MOMENTS_FILE).exists()
         else:

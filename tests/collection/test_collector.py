@@ -19,7 +19,7 @@ def wander(model, generator):
 
 def collected(base_folder, steps=7, rank=3):
     model = lora_model(base_folder)
-    collector = SwagCollector(model, rank=rank)
+    collector = SwagCollector(model, rank=rank, schedule="by hand")
     generator, vectors = torch.Generator().manual_seed(0), []
     for step in range(1, steps + 1):
         wander(model, generator)
@@ -31,7 +31,7 @@ def collected(base_folder, steps=7, rank=3):
 def test_the_posterior_has_the_moments_of_the_trajectory_and_its_story(base_folder):
     # Red for: weights that are collected by reference, or facts of the wrong snapshot.
     _, collector, vectors = collected(base_folder)
-    posterior = collector.posterior(schedule="by hand")
+    posterior = collector.posterior()
     mean, variance, deviations = two_pass_moments(vectors)
     torch.testing.assert_close(posterior.gaussian.mean.double(), mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(posterior.gaussian.variance.double(), variance, rtol=1e-5, atol=1e-12)
@@ -74,7 +74,7 @@ def test_weights_that_did_not_move_are_not_counted_twice(base_folder):
     _, collector, _ = collected(base_folder, steps=2)
     assert not collector.collect(step=3)
     assert collector.moments.count == 2
-    assert collector.last["step"] == 2
+    assert collector.snapshots.steps == [1, 2]
 
 
 def test_an_adapter_that_is_replaced_between_two_collections_is_refused(base_folder):
@@ -109,7 +109,7 @@ def test_a_collector_that_was_stored_goes_on_bit_for_bit(base_folder, tmp_path, 
             assert not part.collect(step=step + 1)  # the weights have not moved since
     for name, tensor in whole.moments.tensors().items():
         assert torch.equal(part.moments.tensors()[name], tensor), name
-    assert (part.first, part.last) == (whole.first, whole.last)
+    assert part.snapshots == whole.snapshots
 
 
 def test_moments_of_another_digest_rank_or_adapter_are_refused(base_folder, tmp_path):

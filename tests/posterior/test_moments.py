@@ -29,8 +29,8 @@ def test_the_mean_of_0_3_6_is_3():
 @pytest.mark.parametrize(("centre", "spread"), [(0.0, 1.0), (0.03, 1e-2), (0.5, 1e-5), (-4.0, 1e-3)])
 def test_moments_agree_with_two_passes_in_float64(dtype, centre, spread):
     # Red for: mean(w**2) - mean(w)**2, a state in the weights' dtype, and for Welford without an origin (5e-4 at 0.5 +- 1e-5).
-    vectors = trajectory(centre, spread).to(dtype)
-    moments = moments_of(vectors, rank=len(vectors))
+    vectors = trajectory(centre, spread).to(dtype).unique_consecutive(dim=0)  # 0.5 +- 1e-5 is one number in bfloat16
+    moments = moments_of(vectors, rank=max(2, len(vectors)))
     mean, variance, deviations = two_pass_moments(vectors)
     # Relative to the size of what is compared; float32 has a unit round-off of 6e-8 and 30 vectors add up some of them.
     torch.testing.assert_close(moments.mean.double(), mean, rtol=1e-6, atol=1e-6 * float(vectors.double().abs().max()))
@@ -76,6 +76,66 @@ def test_moments_that_were_stored_go_on_bit_for_bit(stop, rank):
         part.fold(vector)
     for name, tensor in whole.tensors().items():
         assert torch.equal(part.tensors()[name], tensor), name
+
+
+def test_a_vector_that_did_not_move_is_not_counted_twice():
+    # Red for: a step that loss scaling skipped counted as a snapshot, also right after a restart and with rank 0.
+    vectors = trajectory(count=4, size=6).float()
+    for rank in (0, 3):
+        moments = moments_of(vectors, rank)
+        assert moments.fold(vectors[-1]) is None
+        again = RunningMoments.from_tensors(moments.tensors(), count=4, rank=rank)
+        assert again.fold(vectors[-1]) is None
+        assert again.fold(vectors[0]) is not None
+        assert (moments.count, again.count) == (4, 5)
+
+
+def test_fold_returns_the_length_of_the_deviation():
+    # Red for: the distance to the mean before the vector, or its square.
+    moments, vectors = RunningMoments(6, 4), trajectory(count=4, size=6).float()
+    lengths = [moments.fold(vector) for vector in vectors]
+    torch.testing.assert_close(torch.tensor(lengths), moments.deviations.norm(dim=1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_vector_with_a_nan_is_refused_and_changes_nothing(count):
+    # Red for: NaN in the mean, or in the row of the ring that the vector would have taken.
+    moments = moments_of(trajectory(count=5, size=6).float()[:count], rank=3) if count else RunningMoments(6, 3)
+    before = {name: tensor.clone() for name, tensor in moments.tensors().items()}
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(FloatingPointError):
+            moments.fold(torch.tensor([0.0, 1.0, value, 0.0, 0.0, 0.0]))
+    assert moments.count == count
+    assert all(torch.equal(moments.tensors()[name], tensor) for name, tensor in before.items())
+
+
+def test_weights_whose_squares_overflow_are_folded_all_the_same():
+    # Red for: a finite weight of 1e25 taken for an infinite one.
+    moments = moments_of(torch.tensor([[1e25, 0.0], [0.0, 1.0]]), rank=2)
+    assert moments.count == 2
+    torch.testing.assert_close(moments.mean, torch.tensor([5e24, 0.5]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 7])
+def test_the_mean_with_one_more_vector_is_the_mean_after_folding_it(count):
+    # Red for: another order of the same sums, or a proposal that is counted.
+    vectors = trajectory(0.3, 1e-3, count=8, size=50).float()
+    moments = moments_of(vectors[:count], rank=3) if count else RunningMoments(50, 3)
+    proposed = moments.mean_with(vectors[count])
+    moments.fold(vectors[count])
+    assert torch.equal(moments.mean, proposed)
+    assert moments.count == count + 1
+
+
+def test_a_restart_forgets_everything():
+    # Red for: a scatter or an origin that stays.
+    vectors = trajectory(count=6, size=6).float()
+    moments = moments_of(vectors[:4], rank=3)
+    moments.restart()
+    for vector in vectors[4:]:
+        moments.fold(vector)
+    for name, tensor in moments_of(vectors[4:], rank=3).tensors().items():
+        assert torch.equal(moments.tensors()[name], tensor), name
 
 
 def test_a_vector_of_another_length_is_refused_with_both_lengths():

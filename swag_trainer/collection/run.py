@@ -1,0 +1,140 @@
+"""What SwagCallback knows of the training run under way, and how it goes on from one that was cut off."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState, TrainingArguments
+
+from swag_trainer.collection.collector import SwagCollector
+from swag_trainer.collection.processes import broadcast_document, is_first
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+
+
+class TrainingRun:
+    """One call of ``Trainer.train``, or one trial of a hyperparameter search.
+
+    Args:
+        args: The Trainer's arguments.
+        state: The Trainer's state, which it goes on changing.
+        lr_scheduler: The Trainer's scheduler.
+        due: The steps at which the schedule is due.
+        settings: What has to be the same when the run is resumed, as JSON values.
+
+    Attributes:
+        handled: The last step that was looked at. A checkpoint's own step was looked at before it was saved, unless the checkpoint
+            was made on SIGTERM, before this callback had its turn.
+    """
+
+    def __init__(
+        self, args: TrainingArguments, state: TrainerState, lr_scheduler: Any, due: frozenset[int], settings: dict[str, Any]
+    ) -> None:
+        self.args = args
+        self.state = state
+        self.lr_scheduler = lr_scheduler
+        self.due = due
+        self.settings = settings
+        self.handled = state.global_step
+
+    def current_rate(self) -> float | None:
+        """The learning rate as the scheduler has it now."""
+        return None if self.lr_scheduler is None else self.lr_scheduler.get_last_lr()[0]
+
+    def checkpoint_folder(self) -> Path:
+        """Where the Trainer saves the checkpoint of this step; a hyperparameter search saves in folders of its own."""
+        name, output = f"checkpoint-{self.state.global_step}", Path(self.args.output_dir)
+        candidates = [output / name]
+        if self.state.is_hyper_param_search:
+            candidates += output.glob(f"*/{name}")  # the Trainer tells no callback which
+        existing = [folder for folder in candidates if folder.is_dir()]
+        return max(existing, key=lambda folder: folder.stat().st_mtime, default=candidates[0])
+
+    def output_folder(self) -> Path:
+        """Where the run's result belongs: beside its checkpoints."""
+        return self.checkpoint_folder().parent
+
+    def saved_adapter(self, adapter_name: str) -> SavedAdapter | None:
+        """Return the adapter that the Trainer saved at this step, which is the one it is about to push; None without a checkpoint."""
+        folder = self.checkpoint_folder()
+        # PEFT writes every adapter but "default" into a folder of its own.
+        folder = folder / adapter_name if (folder / adapter_name).is_dir() else folder
+        return SavedAdapter.read(folder) if folder.is_dir() else None
+
+    def record(self, digest: str | None) -> dict[str, Any]:
+        """Return what trainer_state.json has to say about the moments in a checkpoint of this step."""
+        return {"step": self.state.global_step, "handled": self.handled, "digest": digest, **self.settings}
+
+    def resume(
+        self, collector: SwagCollector, record: dict[str, Any] | None, *, filename: str, resume_from: str | Path | None
+    ) -> None:
+        """Go on where the checkpoint was made; every process has to call this.
+
+        Args:
+            collector: To fill with the checkpoint's moments.
+            record: What the checkpoint's trainer_state.json says, see `record`; None if it says nothing.
+            filename: What the moments are called in a checkpoint.
+            resume_from: Where to look first.
+
+        Raises:
+            SwagError: The run cannot be resumed exactly; the error says why.
+        """
+        step = self.state.global_step
+        passed = sum(due <= step for due in self.due)
+        if record is None:
+            if passed:
+                raise SwagError(
+                    f"The checkpoint at step {step} was made without SwagCallback, but {passed} collections were due before it. "
+                    "Train from an earlier checkpoint, or start the collection later."
+                )
+            return
+        for name, now in self.settings.items():
+            if record.get(name) != now:
+                raise SwagError(
+                    f"The checkpoint at step {step} was made with {name}={record.get(name)!r}, this run has {name}={now!r}: its posterior "
+                    "would be that of neither run. Resume with the old setting, or train anew."
+                )
+        if record["digest"] is not None:
+            self._restore(collector, record["digest"], filename, resume_from)
+        handled = record.get("handled")
+        self.handled = handled if isinstance(handled, int) else step
+
+    def _restore(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
+        """Read the moments in the first process; the others learn whether it worked."""
+        problem = None
+        if is_first():
+            try:
+                self._read_moments(collector, digest, filename, resume_from)
+            except SwagError as error:
+                broadcast_document(str(error))
+                raise
+        problem = broadcast_document(problem)
+        if problem is not None:
+            raise SwagError(problem)
+
+    def _read_moments(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
+        step = self.state.global_step
+        named = [resume_from, self.args.resume_from_checkpoint, Path(self.args.output_dir) / f"checkpoint-{step}"]
+        looked_at: list[str] = []
+        for folder in named:
+            if not folder or isinstance(folder, bool):
+                continue
+            try:
+                collector.restore(Path(folder) / filename, digest=digest)
+                return
+            except (PosteriorFormatError, PosteriorNotFoundError) as error:
+                looked_at.append(str(error))
+        raise SwagError(
+            f"The checkpoint at step {step} needs its {filename}, and none with the recorded digest was found: {' '.join(looked_at)} "
+            "If training resumes from another folder, name it: SwagCallback(resume_from=...)."
+        )
+
+
+def steps_per_epoch(dataloader: Any, args: TrainingArguments) -> float | None:
+    """How many optimizer steps an epoch has; None where the data set has no length."""
+    try:
+        return max(1, ceil(len(dataloader) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None
