@@ -168,6 +168,7 @@ class SwagCollector:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections, this run made {self.moments.count}"
                 + (f" and skipped {self.num_skipped} with weights that were not finite." if self.num_skipped else ".")
+                + (f" {self._choice['acceptance']} kept no more of what it was proposed." if self._choice["acceptance"] else "")
             )
         gaussian = LowRankGaussian(self.moments.mean.cpu(), self.moments.variance.cpu(), self.moments.deviations.cpu())
         return self._posterior(gaussian, adapter or self.weights.saved())

@@ -359,12 +359,50 @@ def test_a_run_that_was_interrupted_can_be_started_anew_with_the_same_objects(ba
     assert not (tmp_path / "checkpoint-20").exists()
 
 
-def test_the_number_of_snapshots_is_in_the_trainers_logs(trained):
-    # Red for: a number that only our own logger sees.
-    trainer, swag = trained
-    counts = [entry["swag_snapshots"] for entry in trainer.state.log_history]
-    assert counts == sorted(counts)
-    assert (counts[0], counts[-1]) == (0, swag.num_collected)
+class Reporter(TrainerCallback):
+    """Stands before SwagCallback, as TensorBoard's callback does, and keeps what it is given at the time."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, *, logs, **kwargs):
+        self.logs.append({"step": state.global_step, **logs})
+
+
+def test_the_figures_of_the_collection_reach_reporters_that_stand_before_it(base_folder, rows, tokenizer, tmp_path):
+    # Red for: figures that only our own logger or later callbacks see, or that stay at their first values.
+    reporter, swag = Reporter(), SwagCallback(LATE, rank=8)
+    trainer = trainer_for(
+        lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[reporter, swag], logging_steps=4, eval_rows=rows[:4]
+    )
+    for _ in range(2):
+        reporter.logs.clear()
+        trainer.train()
+        assert [entry["swag_snapshots"] for entry in reporter.logs] == [0, 0, 1, 5, 9, 13, 13]
+        assert "swag_drift" not in reporter.logs[2]
+        facts = swag.posterior.provenance
+        last = reporter.logs[-1]
+        assert {name: last[f"swag_{name}"] for name in facts.diagnostics} == facts.diagnostics
+        assert (last["swag_deviation_norm"], last["swag_learning_rate"]) == (
+            facts.deviation_norms[-1],
+            facts.learning_rates[-1],
+        )
+        assert reporter.logs[3]["swag_effective_rank"] != last["swag_effective_rank"]
+        assert trainer.state.log_history[-1].items() >= {k: v for k, v in last.items() if k.startswith("swag")}.items()
+    trainer.evaluate()
+    assert not any(name.startswith("swag") for name in reporter.logs[-1])
+    assert len(trainer.callback_handler.callbacks) == len(set(map(type, trainer.callback_handler.callbacks)))
+
+
+def test_a_run_that_is_still_on_its_way_is_told_so_once(base_folder, rows, tokenizer, tmp_path, caplog):
+    # Red for: a posterior of the descent without a word, or a warning at every log.
+    model = lora_model(base_folder, lora_dropout=0.0)
+    swag = SwagCallback(Evenly(snapshots=30, start=0.0), rank=20, learning_rate=1e-6)
+    trainer = trainer_for(model, rows[:4], tokenizer, tmp_path, callbacks=[swag], learning_rate=1e-6)
+    with caplog.at_level(logging.WARNING, logger="swag_trainer"):
+        trainer.train()
+    assert [record.message for record in caplog.records if "still on its way" in record.message]
+    assert swag.posterior.provenance.diagnostics["drift"] == pytest.approx(0.75, abs=0.05)
 
 
 def test_the_saved_checkpoint_also_holds_a_collection_that_was_due_at_its_step(base_folder, rows, tokenizer, tmp_path):
