@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from swag_trainer.collection.acceptance import Adaptive
 from swag_trainer.collection.callback import SwagCallback
+from swag_trainer.collection.checkpoints import last_complete_checkpoint
 from swag_trainer.collection.schedule import Evenly, Every
 from swag_trainer.errors import (
     AdapterMismatchError,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
 
 __all__ = [
+    "Adaptive",
     "AdapterMismatchError",
     "Evenly",
     "Every",
@@ -34,6 +37,7 @@ __all__ = [
     "SwagTextClassificationPipeline",
     "TooFewCollectionsError",
     "__version__",
+    "last_complete_checkpoint",
 ]
 
 
