@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
 from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError, SwagError
+from swag_trainer.posterior.checkpoints import collect_checkpoints
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.hub import download, upload
@@ -164,6 +167,63 @@ class SwagPosterior:
         posterior = cls._read(folder)
         posterior._check_adapter(str(pretrained_model_name_or_path), strict=not ignore_mismatched_adapter)
         return posterior
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        checkpoints: str | Path | Iterable[str | Path],
+        *,
+        rank: int = 20,
+        revisions: Sequence[str] | None = None,
+        final_weights: Literal["mean", "trained"] = "mean",
+        adapter_name: str | None = None,
+        labels: Sequence[str] | None = None,
+        problem_type: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> SwagPosterior:
+        """Make a posterior of adapters that were saved already, without training.
+
+        It is the posterior that `SwagCallback` would have collected at these steps. The callback also holds the learning rate while
+        it collects; checkpoints of a run whose rate fell to zero say more about its schedule than about the weights, so name those
+        of the part you mean. Weights that are bit for bit the same in every checkpoint were not trained: they are no part of the
+        posterior and stay in the adapter as they are.
+
+        Args:
+            checkpoints: A list of folders, oldest first; one folder that holds folders called checkpoint-N, all of which are taken
+                in the order of N; or, with ``revisions``, "user/name" on the Hub. Only adapter_config.json,
+                adapter_model.safetensors and, in folders, trainer_state.json (step and learning rate) are read.
+            rank: K, how many deviations to keep. 0 gives SWAG-diagonal, 1 is no covariance and refused.
+            revisions: Branches, tags or commits of the repository that each hold the adapter, oldest first.
+            final_weights: What the posterior's adapter holds: the posterior "mean", or what the last checkpoint does ("trained").
+            adapter_name: Which adapter, where it is not PEFT's "default" and so lies in a folder of its own.
+            labels: Names of the classes in the order of the logits; an adapter's files do not say them, and a pipeline shows them.
+            problem_type: As in the base model's config, where that is not transformers' own rule for the number of labels.
+            token: Access token, as everywhere in huggingface_hub; so are the next two.
+
+        Raises:
+            TooFewCollectionsError: Fewer than two adapters, or fewer than two that differ; equal ones are counted once.
+            PosteriorNotFoundError: A folder, a repository or a revision does not exist or has no such adapter.
+            PosteriorFormatError: A file is damaged, or a weight is not finite.
+            AdapterMismatchError: Another base model, setting, name, shape or dtype of weights than in the first checkpoint.
+            SwagError: ``rank`` or ``final_weights`` is out of range, ``revisions`` came with folders, weights that are whole numbers
+                were trained, or a file changed while it was read.
+        """
+        return cls(
+            *collect_checkpoints(
+                checkpoints,
+                rank=rank,
+                revisions=revisions,
+                final_weights=final_weights,
+                adapter_name=adapter_name,
+                labels=labels,
+                problem_type=problem_type,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        )
 
     def push_to_hub(
         self,
