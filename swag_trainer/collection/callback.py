@@ -161,7 +161,7 @@ class SwagCallback(TrainerCallback, ExportableState):
             return
         run.handled = state.global_step
         if run.handled in run.due:
-            self._collector.collect(step=run.handled, learning_rate=run.current_rate())
+            self._collector.collect(step=run.handled, learning_rate=run.rate_of_step())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, metrics: dict[str, Any], **kwargs: Any
@@ -180,7 +180,7 @@ class SwagCallback(TrainerCallback, ExportableState):
             running=self.acceptance.score(metrics),
             evaluate=lambda: self.acceptance.score(evaluate_quietly(trainer)),
             step=run.handled,
-            learning_rate=run.current_rate(),
+            learning_rate=run.rate_of_step(),
         )
 
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState, TrainingArguments
 
 from swag_trainer.collection.collector import SwagCollector
@@ -39,9 +40,12 @@ class TrainingRun:
         self.settings = settings
         self.handled = state.global_step
 
-    def current_rate(self) -> float | None:
-        """The learning rate as the scheduler has it now."""
-        return None if self.lr_scheduler is None else self.lr_scheduler.get_last_lr()[0]
+    def rate_of_step(self) -> float | None:
+        """The learning rate that the step just made was taken with, as the Trainer logs it; the scheduler is one ahead by now."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
+        if isinstance(scheduler, LambdaLR):
+            return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1)))
+        return None if scheduler is None else float(scheduler.get_last_lr()[0])
 
     def checkpoint_folder(self) -> Path:
         """Where the Trainer saves the checkpoint of this step; a hyperparameter search saves in folders of its own."""

@@ -141,21 +141,26 @@ def collect_checkpoints(
 
     kept, last = _survey(found)
     layout = _moving(kept)
-    moments, row, norms = RunningMoments(layout.size, rank), torch.empty(layout.size), []
+    moments = RunningMoments(layout.size, rank)
+    lengths: dict[_Checkpoint, float] = {}
     for checkpoint, look in kept:
-        moments.fold(layout.flatten(_read_again(checkpoint, look).tensors, out=row))
-        norms.append(float(torch.dist(row, moments.mean)))
+        layout.flatten(_read_again(checkpoint, look).tensors, out=moments.slot)
+        length = moments.fold_slot()
+        if length is not None:  # else no more than rounding lies between this one and the last
+            lengths[checkpoint] = length
+    if moments.count < 2:
+        raise TooFewCollectionsError(
+            f"Nothing but rounding lies between the adapters from {found[0].name} to {found[-1].name}."
+        )
     adapter = _read_again(*last)
     if final_weights == "mean":
-        mean = layout.unflatten(moments.mean)
-        tensors = {key: mean[key].to(tensor.dtype) if key in mean else tensor for key, tensor in adapter.tensors.items()}
-        adapter = SavedAdapter(adapter.config, tensors)
+        adapter = adapter.with_weights(layout.unflatten(moments.mean))
     provenance = Provenance(
         num_collected=moments.count,
-        deviation_norms=norms,
+        deviation_norms=list(lengths.values()),
         labels=None if labels is None else [str(label) for label in labels],
         problem_type=problem_type,
-        **_training_facts([checkpoint for checkpoint, _ in kept]),
+        **_training_facts(list(lengths)),
         **_adapter_facts(adapter),
     )
     return layout, LowRankGaussian(moments.mean, moments.variance, moments.deviations), provenance, adapter

@@ -29,7 +29,7 @@ POSTERIOR_FILE = "swag_posterior.safetensors"
 class SwagPosterior:
     """What SWAG believes about the weights of one adapter: a Gaussian, eq. (1) of Maddox et al. 2019, arXiv:1902.02476.
 
-    Made by `SwagCallback` (``callback.posterior``) or read with `from_pretrained`. A value: nothing changes it in place.
+    Made by `SwagCallback` (``callback.posterior``), read with `from_pretrained`, or made of saved adapters with `from_checkpoints`. A value: nothing changes it in place.
 
     Attributes:
         layout: Keys and shapes of the weights.

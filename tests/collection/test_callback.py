@@ -55,10 +55,10 @@ def test_without_arguments_it_collects_over_the_last_part_of_any_run_at_a_held_r
     facts = swag.posterior.provenance
     assert facts.last_step == 16
     assert facts.num_collected == 16 - facts.first_step + 1
-    assert facts.first_learning_rate == facts.last_learning_rate > 0
-    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert logged[-1] == facts.last_learning_rate
-    assert logged[0] > logged[-1]
+    logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
+    assert facts.learning_rates == [logged[step] for step in facts.steps]
+    assert len(set(facts.learning_rates[1:])) == 1  # held from the first collection on, which was made with the rate before
+    assert logged[1] > facts.last_learning_rate > 0
 
 
 def test_gradient_accumulation_counts_optimizer_steps(base_folder, rows, tokenizer, tmp_path):
