@@ -17,6 +17,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, parameter_names
+from swag_trainer.adapters.quantised import shared_tensors
 from swag_trainer.adapters.sharded import WholeReader, reader_for
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.layout import WeightLayout
@@ -178,8 +179,7 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
             state = "merged into the base" if merged else "switched off"
             raise SwagError(f"The adapter is {state} at {name!r}: draws of its weights would change nothing. Undo that first.")
     own = {id(parameter) for parameter in original.parameters()}
-    shared = [*original.model.parameters(), *original.model.buffers()]
-    copied = copy.deepcopy(original.model, {id(tensor): tensor for tensor in shared if id(tensor) not in own})
+    copied = copy.deepcopy(original.model, shared_tensors(original.model, own))
     weights = AdapterWeights(copied.eval(), original.adapter_name, keys=original.layout.keys)
     for parameter in weights.parameters():
         parameter.requires_grad_(False)
