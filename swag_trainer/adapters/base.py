@@ -33,7 +33,7 @@ def modules_saved_nowhere(model: nn.Module, adapter_name: str) -> list[str]:
     known = {part for key in checkpoint_keys for part in key.split(".")}
     known |= {getattr(base_model(model), "base_model_prefix", "")}
     missing: list[str] = []
-    for name in _base_parameters(model):
+    for name in base_parameters(model):
         parts = [part for part in name.removeprefix("base_model.model.").split(".")[:-1] if part != "base_layer"]
         unknown = next((index for index, part in enumerate(parts) if not part.isdigit() and part not in known), None)
         if unknown is not None and (module := ".".join(parts[: unknown + 1])) not in missing:
@@ -41,7 +41,7 @@ def modules_saved_nowhere(model: nn.Module, adapter_name: str) -> list[str]:
     return missing
 
 
-def _base_parameters(model: nn.Module) -> list[str]:
+def base_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that are the base model's own: not those PEFT put beside a layer or in the place of a module."""
     inserted: list[str] = []
     for name, module in model.named_modules():

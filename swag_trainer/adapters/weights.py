@@ -17,6 +17,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, parameter_names
+from swag_trainer.adapters.precision import hold_in_float32
 from swag_trainer.adapters.quantised import shared_tensors
 from swag_trainer.adapters.sharded import WholeReader, reader_for
 from swag_trainer.errors import AdapterMismatchError, SwagError
@@ -101,6 +102,10 @@ class AdapterWeights:
         """Return the parameters themselves, in the order of the layout."""
         return list(self._parameters.values())
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters themselves by key."""
+        return dict(self._parameters)
+
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Put ``weights`` in place, cast to the parameters' own dtypes and devices.
 
@@ -181,6 +186,7 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
     own = {id(parameter) for parameter in original.parameters()}
     copied = copy.deepcopy(original.model, shared_tensors(original.model, own))
     weights = AdapterWeights(copied.eval(), original.adapter_name, keys=original.layout.keys)
+    hold_in_float32(copied, weights.named_parameters())  # else every draw of a bfloat16 head would be rounded
     for parameter in weights.parameters():
         parameter.requires_grad_(False)
     return weights

@@ -11,6 +11,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from swag_trainer.adapters.precision import hold_in_float32, low_precision_warning
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
 from swag_trainer.collection.checkpoints import RECORDS_KEY, moments_file, stored_records
 from swag_trainer.collection.collector import SwagCollector
@@ -54,6 +56,8 @@ class SwagCallback(TrainerCallback, ExportableState):
             iterate, or the best one under ``load_best_model_at_end``).
         acceptance: `Adaptive` lets the evaluations decide which weights are collected (ASWA): the schedule then says only when this
             begins, and every evaluation from there on proposes the weights it saw.
+        low_precision: What to do about trained weights below float32, a head on a bfloat16 base for instance: "warn", or "upcast" to
+            hold them in float32 from the moment the Trainer is made. LoRA's own matrices are float32 already.
         adapter_name: Which adapter to collect; the active one by default.
         name: Tells several SwagCallbacks of one Trainer apart. The one called "default" saves beside the adapter in ``output_dir``;
             another saves adapter and posterior in a folder of its name there, and never writes into the model.
@@ -70,6 +74,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         learning_rate: CollectionRate = "hold",
         acceptance: Adaptive | None = None,
         final_weights: Literal["mean", "trained"] = "mean",
+        low_precision: Literal["warn", "upcast"] = "warn",
         adapter_name: str | None = None,
         name: str = "default",
         resume_from: str | Path | None = None,
@@ -83,12 +88,15 @@ class SwagCallback(TrainerCallback, ExportableState):
             )
         if final_weights not in ("mean", "trained"):
             raise ValueError(f'SwagCallback(final_weights=...) must be "mean" or "trained", got {final_weights!r}.')
+        if low_precision not in ("warn", "upcast"):
+            raise ValueError(f'SwagCallback(low_precision=...) must be "warn" or "upcast", got {low_precision!r}.')
         self.moments_file = moments_file(name)  # checks the name
         self.schedule = schedule
         self.rank = rank
         self.learning_rate = learning_rate
         self.acceptance = acceptance
         self.final_weights = final_weights
+        self.low_precision = low_precision
         self.adapter_name = adapter_name
         self.name = name
         self.resume_from = resume_from
@@ -97,6 +105,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._posterior: SwagPosterior | None = None
         self._run: TrainingRun | None = None
         self._rate_falls = False
+        self._stay_low: list[str] = []  # weights that cannot be held in float32
         self._figures = FiguresForTheLogs(self._figures_now)
         self._figures_at: tuple[int, dict[str, float]] = (0, {})
 
@@ -121,6 +130,14 @@ class SwagCallback(TrainerCallback, ExportableState):
         """How many weight vectors were collected so far; in a distributed run the first process knows, and all of them at the end."""
         return 0 if self._collector is None else len(self._collector.snapshots.steps)
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Hold the trained weights in float32 if asked to; the Trainer makes its optimizer later."""
+        if self.low_precision == "upcast":
+            weights = AdapterWeights(model, self.adapter_name)
+            self._stay_low = hold_in_float32(weights.model, weights.named_parameters())
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
@@ -129,6 +146,9 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._posterior, self._run, self._figures_at = None, None, (0, {})
         choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
         self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, **choice)
+        low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
+        if low and is_first():
+            logger.warning("%s", low)
         due = due_steps(
             self.schedule,
             max_steps=state.max_steps,
