@@ -68,12 +68,21 @@ def file_entries(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """
     if adapter_name not in model.peft_config:
         raise SwagError(f"The model has no adapter {adapter_name!r}; it has {sorted(model.peft_config)}.")
-    # Not PEFT's own model.state_dict(), for which bitsandbytes unpacks 4-bit weights in place and rounds their scales on the way.
-    tensors = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
     # Not "auto", which asks the Hub for the base model's config.json on every call.
-    entries = get_peft_model_state_dict(model, state_dict=tensors, adapter_name=adapter_name, save_embedding_layers=False)
+    entries = get_peft_model_state_dict(
+        model, state_dict=own_tensors(model), adapter_name=adapter_name, save_embedding_layers=False
+    )
     prefix = "" if isinstance(model, PeftModel) else _FILE_PREFIX
     return {prefix + key: entry for key, entry in entries.items()}
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer under each of its names, themselves.
+
+    ``model.state_dict()`` is no such thing on a quantised base: for it bitsandbytes unpacks 4-bit weights in place and rounds their
+    scales on the way.
+    """
+    return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
 
 
 def parameter_names(model: nn.Module, adapter_name: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ def low_precision_warning(parameters: Mapping[str, nn.Parameter], *, stay: Colle
     weights. At a learning rate of 5e-3, 2e-4 and 2e-5 the head trained in bfloat16 had a median variance of 0.55, 0.91 and 0 times that
     of the head trained in float32, and 0.8 %, 5.1 % and 86 % of its weights had none at all. Two float32 runs that began about one
     bfloat16 rounding apart: 0.98 and 0 % at 5e-3, 1.00 and 0 % at 2e-5. Rounding only the snapshots of the float32 run put 0 %, 0.1 %
-    and 25 % of the variances off by more than a tenth: most is lost while training, where steps and Adam's averages are rounded.
+    and 25 % of the variances off by more than a tenth: most is lost while training, not in what is stored.
 
     Args:
         parameters: The trained weights by key.
@@ -42,8 +42,8 @@ def low_precision_warning(parameters: Mapping[str, nn.Parameter], *, stay: Colle
     dtypes = " and ".join(sorted({str(parameters[key].dtype).removeprefix("torch.") for key in low}))
     found = f"{len(low)} of {len(parameters)} trained weights are stored in {dtypes}"
     cost = (
-        "Rounding swallows their small steps, and with them variance that the posterior should have: a bfloat16 head of MiniLM-L6 kept "
-        "55 % of it (median over the weights) at a learning rate of 5e-3, and at 2e-5 86 % of its weights did not move while collecting."
+        "Trained so, they lose variance that the posterior should have: a bfloat16 head of MiniLM-L6 kept 55 % of it (median over the "
+        "weights) at a learning rate of 5e-3, and at 2e-5 86 % of its weights did not move while collecting."
     )
     if set(low) <= set(stay):
         return (

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, parameter_names
+from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
 from swag_trainer.adapters.precision import hold_in_float32
 from swag_trainer.adapters.quantised import shared_tensors
 from swag_trainer.adapters.sharded import WholeReader, reader_for
@@ -135,7 +135,9 @@ class AdapterWeights:
             if self.is_sharded:
                 return self._gathered(Path(folder))
             if isinstance(self.model, PeftModel):
-                self.model.save_pretrained(folder, selected_adapters=[self.adapter_name])
+                # Not PEFT's own model.state_dict(), see `own_tensors`.
+                tensors = {name: tensor.detach() for name, tensor in own_tensors(self.model).items()}
+                self.model.save_pretrained(folder, selected_adapters=[self.adapter_name], state_dict=tensors)
             else:
                 self.model.save_pretrained(folder)
             # PEFT writes every adapter but "default" into a folder of its own.

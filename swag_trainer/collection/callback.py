@@ -133,10 +133,8 @@ class SwagCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
-        """Hold the trained weights in float32 if asked to; the Trainer makes its optimizer later."""
-        if self.low_precision == "upcast":
-            weights = AdapterWeights(model, self.adapter_name)
-            self._stay_low = hold_in_float32(weights.model, weights.named_parameters())
+        """Hold the trained weights in float32 if asked to, before the Trainer makes its optimizer."""
+        self._raise_precision(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
@@ -146,6 +144,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._posterior, self._run, self._figures_at = None, None, (0, {})
         choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
         self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, **choice)
+        self._raise_precision(model)  # which ``model_init`` made anew
         low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
         if low and is_first():
             logger.warning("%s", low)
@@ -270,6 +269,11 @@ class SwagCallback(TrainerCallback, ExportableState):
             logger.warning("%s", concern)
         if args.should_save:
             posterior.save_pretrained(self._folder_in(run.output_folder()))
+
+    def _raise_precision(self, model: Any) -> None:
+        if self.low_precision == "upcast":
+            weights = AdapterWeights(model, self.adapter_name)
+            self._stay_low = hold_in_float32(weights.model, weights.named_parameters())
 
     def _claim_record(self, state: TrainerState) -> dict[str, Any] | None:
         """Make ready what this run's trainer_state.json will say, and return what the checkpoint's says about this callback."""
