@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from swag_trainer.errors import SwagError
@@ -58,7 +58,20 @@ class WholeReader:
 
 
 class DTensorReader:
-    """Parameters that are DTensors, some of them or all: FSDP2 (``fully_shard``), tensor parallelism."""
+    """Parameters that are DTensors, some of them or all: FSDP2 (``fully_shard``), tensor parallelism.
+
+    After a forward without a backward, an evaluation say, FSDP2 leaves the outermost weights whole in the modules, beside the pieces
+    that the optimizer steps: what is then written into the pieces is not seen by the next forward. So the modules are told to cut up
+    first, which sends nothing.
+
+    Args:
+        model: The outermost module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        self._cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """See `WeightReader.shape`."""
@@ -66,6 +79,7 @@ class DTensorReader:
 
     def read(self, parameters: Sequence[Parameter]) -> list[Tensor]:
         """See `WeightReader.read`."""
+        self._reshard()
         return [parameter.detach().full_tensor() if _is_dtensor(parameter) else parameter.detach() for parameter in parameters]
 
     stored = read
@@ -74,12 +88,17 @@ class DTensorReader:
         """See `WeightReader.write`."""
         from torch.distributed.tensor import distribute_tensor
 
+        self._reshard()
         with torch.no_grad():
             for parameter, weight in zip(parameters, weights, strict=True):
                 if _is_dtensor(parameter):
                     here = weight.to(device=parameter.to_local().device, dtype=parameter.dtype)
                     weight = distribute_tensor(here, parameter.device_mesh, parameter.placements)
                 parameter.copy_(weight)
+
+    def _reshard(self) -> None:
+        for module in self._cut:
+            module.reshard()
 
 
 class DeepSpeedReader:
@@ -111,25 +130,37 @@ class DeepSpeedReader:
                 parameter.copy_(weight)
 
 
-def reader_for(parameters: Sequence[Parameter]) -> WeightReader:
-    """Return the reader for parameters of one model.
+def refuse_flattened(model: nn.Module) -> None:
+    """Do nothing if every parameter of a model is a weight of its own.
 
     Raises:
-        SwagError: They are kept in a way that cannot be read: flattened by FSDP version 1, or offloaded.
+        SwagError: FSDP version 1 flattened them.
     """
-    for parameter in parameters:
-        if getattr(parameter, "_fsdp_flattened", False) or getattr(parameter, "_is_flat_param", False):
-            raise SwagError(
-                "FSDP version 1 keeps flattened pieces of many weights together, which SWAG does not take apart. Train with "
-                'version 2, the default of transformers 5: fsdp_config={"fsdp_version": 2}.'
-            )
-        if parameter.is_meta:
-            raise SwagError(
-                "A weight of the adapter is on the meta device: it was offloaded or never loaded. Load the model onto a device."
-            )
+    # Of its two ways one leaves the model's own parameters as views, the other puts one parameter in the place of all.
+    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in model.parameters()):
+        raise SwagError(
+            "FSDP version 1 keeps flattened pieces of many weights together, which SWAG does not take apart. Train with "
+            'version 2, the default of transformers 5: fsdp_config={"version": 2}.'
+        )
+
+
+def reader_for(parameters: Sequence[Parameter], model: nn.Module) -> WeightReader:
+    """Return the reader for parameters of a model.
+
+    Args:
+        parameters: Some of the model's parameters.
+        model: The outermost module, wrappers included.
+
+    Raises:
+        SwagError: One of them was offloaded, or never loaded.
+    """
+    if any(parameter.is_meta for parameter in parameters):
+        raise SwagError(
+            "A weight of the adapter is on the meta device: it was offloaded or never loaded. Load the model onto a device."
+        )
     if any(hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping") for parameter in parameters):
         return DeepSpeedReader()
-    return DTensorReader() if any(map(_is_dtensor, parameters)) else WholeReader()
+    return DTensorReader(model) if any(map(_is_dtensor, parameters)) else WholeReader()
 
 
 def _is_dtensor(parameter: Tensor) -> bool:
@@ -142,7 +173,7 @@ def _is_dtensor(parameter: Tensor) -> bool:
 
 def _gathered(parameters: Sequence[Parameter], *, modified: bool):
     """A context in which the parameters are whole; nothing to do before ZeRO stage 3."""
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    return GatheredParameters(cut, modifier_rank=0 if modified else None, enabled=bool(cut))
+    return deepspeed.zero.GatheredParameters(cut, modifier_rank=0 if modified else None, enabled=bool(cut))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
 from swag_trainer.adapters.precision import hold_in_float32
 from swag_trainer.adapters.quantised import shared_tensors
-from swag_trainer.adapters.sharded import WholeReader, reader_for
+from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flattened
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, SavedAdapter
@@ -39,11 +39,13 @@ class AdapterWeights:
         layout: Keys and shapes of the weights.
 
     Raises:
-        SwagError: No PEFT model; nothing to train; a weight that trains but would never be saved.
+        SwagError: No PEFT model; nothing to train; a weight that trains but would never be saved, or is kept in a way that cannot be
+            read.
         AdapterMismatchError: The adapter lacks one of ``keys``.
     """
 
     def __init__(self, model: nn.Module, adapter_name: str | None = None, *, keys: Iterable[str] | None = None) -> None:
+        refuse_flattened(model)
         self.model = adapted_model(model)
         self.adapter_name = adapter_name or active_adapter(self.model)
         names = parameter_names(self.model, self.adapter_name)
@@ -59,7 +61,7 @@ class AdapterWeights:
         # Every step once: most ways share their beginning, and this is looked at in every collection.
         steps = {(id(members), name): (members, name, child) for way in self._ways.values() for members, name, child in way}
         self._members, self._names, self._children = zip(*steps.values(), strict=True)
-        self._reader = reader_for(self.parameters())
+        self._reader = reader_for(self.parameters(), model)
         self.layout = WeightLayout(
             tuple(self._parameters), tuple(self._reader.shape(parameter) for parameter in self._parameters.values())
         )
@@ -69,6 +71,13 @@ class AdapterWeights:
         """Is reading a collective, that is, do the processes hold parts or rounded copies of the weights?"""
         return not isinstance(self._reader, WholeReader)
 
+    @property
+    def subfolder(self) -> str:
+        """Where in a folder that the whole model is saved to no other adapter of it is put: "" or the adapter's name."""
+        # PEFT saves the adapter called "default" into the folder itself. Without one by that name the place is free.
+        taken = isinstance(self.model, PeftModel) and self.adapter_name != "default" and "default" in self.model.peft_config
+        return self.adapter_name if taken else ""
+
     def read(self) -> dict[str, Tensor]:
         """Return the weights as they are now, not copied where they lie here whole.
 
@@ -77,15 +86,16 @@ class AdapterWeights:
         Raises:
             AdapterMismatchError: A parameter was replaced or deleted since this object was made.
         """
-        self._check_unchanged()
         whole = self._reader.read(self.parameters())
+        self._check_unchanged()  # not before: FSDP2 may have other objects in the modules until it is read
         return {key: weight.detach() for key, weight in zip(self._parameters, whole, strict=True)}
 
     def copy_into(self, pieces: Sequence[Tensor]) -> None:
         """Copy the weights as they are now into tensors in the order of the layout, cast to their dtypes: `read` in a hurry."""
+        whole = self._reader.read(self.parameters())
         self._check_unchanged()
         with torch.no_grad():
-            torch._foreach_copy_(list(pieces), self._reader.read(self.parameters()))
+            torch._foreach_copy_(list(pieces), whole)
 
     def _check_unchanged(self) -> None:
         # map runs in C: the walk would otherwise cost a fifth of a collection.

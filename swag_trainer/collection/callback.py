@@ -21,7 +21,15 @@ from swag_trainer.collection.learning_rate import CollectionRate, apply_collecti
 from swag_trainer.collection.processes import count_processes, is_first
 from swag_trainer.collection.run import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, due_steps
-from swag_trainer.collection.trainer_access import FiguresForTheLogs, calling_trainer, evaluate_quietly
+from swag_trainer.collection.trainer_access import (
+    FiguresForTheLogs,
+    asked_by_a_new_state,
+    calling_trainer,
+    evaluate_quietly,
+    output_folder,
+    remove_from_hub,
+    wait_for_uploads,
+)
 from swag_trainer.errors import SwagError, TooFewCollectionsError
 from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
 
@@ -164,7 +172,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         scheduler = kwargs["lr_scheduler"]
         self._rate_falls = apply_collection_rate(scheduler, self.learning_rate, first=due[0], last=due[-1])
         settings = {"rank": self.rank, **choice, "max_steps": state.max_steps, "world_size": count_processes()}
-        run = TrainingRun(args, state, scheduler, frozenset(due), settings)
+        run = TrainingRun(args, state, scheduler, frozenset(due), settings, output_folder(trainer, args))
         if state.global_step > 0:
             run.resume(self._collector, record, filename=self.moments_file, resume_from=self.resume_from)
         self._run = run
@@ -214,8 +222,9 @@ class SwagCallback(TrainerCallback, ExportableState):
             Nothing to restore: with ``restore_callback_states_from_checkpoint`` the Trainer would put a new object in the place of
             the user's, whose posterior would then never appear.
         """
-        run = self._run
+        run = None if asked_by_a_new_state() else self._run
         if run is not None and self._collector is not None and run.checkpoint_folder().is_dir():
+            run.saved = run.state.global_step
             digest = self._save_moments(run.checkpoint_folder()) if self.num_collected and is_first() else None
             stored = stored_records(run.state.stateful_callbacks)
             others = {name: record for name, record in stored.items() if record.get("step") == run.state.global_step}
@@ -224,8 +233,9 @@ class SwagCallback(TrainerCallback, ExportableState):
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the posterior into the output folder before the Trainer uploads it; only the process that uploads is asked."""
-        if not args.should_save or not is_first():
+        if self._collector is None or not args.should_save or not is_first():
             return
+        wait_for_uploads(calling_trainer())
         folder = self._folder_in(Path(args.output_dir))
         if self._run is None and self._posterior is not None:
             self._posterior.save_pretrained(folder)
@@ -233,11 +243,12 @@ class SwagCallback(TrainerCallback, ExportableState):
             # Beside the adapter in the checkpoint: that is what the Trainer copies into the folder now.
             adapter = self._run.saved_adapter(self._collector.weights.adapter_name)
             self._collector.posterior(adapter=adapter).save_pretrained(folder)
-        elif (folder / POSTERIOR_FILE).exists():
-            logger.info(
-                "%s of an earlier run is deleted: the adapter beside it is being replaced.", str(folder / POSTERIOR_FILE)
-            )
-            (folder / POSTERIOR_FILE).unlink()
+        else:
+            stale = folder / POSTERIOR_FILE
+            if stale.exists():
+                logger.info("%s of an earlier run is deleted: the adapter beside it is being replaced.", str(stale))
+                stale.unlink()
+            remove_from_hub(calling_trainer(), stale.relative_to(args.output_dir).as_posix())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the mean into the adapter, make the posterior, and save both in the output folder."""
@@ -247,6 +258,11 @@ class SwagCallback(TrainerCallback, ExportableState):
         trainer = calling_trainer()
         if trainer is not None:
             self._figures.leave(trainer)
+            wait_for_uploads(trainer)
+            if self.name == "default":  # the others want the model as the Trainer left it, before the mean is put into it
+                for other in trainer.callback_handler.callbacks:
+                    if isinstance(other, SwagCallback) and other is not self:
+                        other.on_train_end(args, state, control)
         into_model = self.final_weights == "mean" and self.name == "default"
         posterior = self._collector.finish(into_model=into_model)
         if posterior is None:
@@ -268,7 +284,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         if concern and is_first():
             logger.warning("%s", concern)
         if args.should_save:
-            posterior.save_pretrained(self._folder_in(run.output_folder()))
+            posterior.save_pretrained(self._folder_in(run.output))
 
     def _raise_precision(self, model: Any) -> None:
         if self.low_precision == "upcast":
@@ -289,7 +305,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         return stored_records(state.stateful_callbacks).get(self.name)
 
     def _folder_in(self, output: Path) -> Path:
-        return output if self.name == "default" else output / self.name
+        return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
 
     def _save_moments(self, folder: Path) -> str:
         for leftover in folder.glob(f".{self.moments_file}.*"):  # of a process that was killed while it wrote

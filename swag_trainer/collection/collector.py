@@ -84,6 +84,7 @@ class SwagCollector:
         self.num_skipped = 0
         self.score: float | None = None
         self._device = torch.device(device)
+        self._is_over = False
         self._row = None if is_first() else torch.empty(self.layout.size, device=device)
         self._pieces_of: dict[
             int, list[Tensor]
@@ -153,22 +154,27 @@ class SwagCollector:
         """Return the posterior of what was collected, in the process that keeps the statistics.
 
         Args:
-            adapter: What the posterior lies beside; by default the adapter as it stands in the model now. Where the weights are cut
-                up over processes, getting at that is a matter for all of them.
+            adapter: What the posterior lies beside; by default the adapter as it stands in the model now.
 
         Raises:
             TooFewCollectionsError: Fewer than two vectors were collected.
-            SwagError: This process does not keep the statistics.
+            SwagError: This process does not keep the statistics, or it has a part only of the adapter that it was not given.
         """
-        if not is_first():
+        count = len(self.snapshots.steps)
+        if not is_first() and not (self._is_over and count < 2):
             raise SwagError(
                 "The statistics of a distributed run live in its first process until training ends. Ask there, or after train()."
             )
-        if self.moments.count < 2:
+        if count < 2:
             raise TooFewCollectionsError(
-                f"A posterior needs at least 2 collections, this run made {self.moments.count}"
+                f"A posterior needs at least 2 collections, this run made {count}"
                 + (f" and skipped {self.num_skipped} with weights that were not finite." if self.num_skipped else ".")
                 + (f" {self._choice['acceptance']} kept no more of what it was proposed." if self._choice["acceptance"] else "")
+            )
+        if adapter is None and self.weights.is_sharded and count_processes() > 1:
+            raise SwagError(
+                "The adapter's weights are cut up over processes, and this one cannot put them together alone. Ask after train(); "
+                "without a Trainer, call finish() in every process."
             )
         gaussian = LowRankGaussian(self.moments.mean.cpu(), self.moments.variance.cpu(), self.moments.deviations.cpu())
         return self._posterior(gaussian, adapter or self.weights.saved())
@@ -183,9 +189,9 @@ class SwagCollector:
             None where fewer than two vectors were collected.
         """
         count, self.num_skipped, rows = broadcast_document([self.moments.count, self.num_skipped, self.snapshots.as_rows()])
+        self.snapshots, self._is_over = Snapshots.of_rows(rows), True
         if count < 2:
             return None
-        self.snapshots = Snapshots.of_rows(rows)
         size, moments = self.layout.size, self.moments if is_first() else None
         mean = broadcast_tensor(moments and moments.mean, shape=(size,))
         variance = broadcast_tensor(moments and moments.variance, shape=(size,))

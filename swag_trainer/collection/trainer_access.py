@@ -1,24 +1,29 @@
-"""What a callback needs of the Trainer and is not given: to stand before the reporters, and to evaluate other weights.
+"""What a callback needs of the Trainer and is not given: to stand before the reporters, to evaluate other weights, where it saves.
 
 The Trainer passes its model, optimizer and state to every event, itself to none (transformers 5.23, trainer_callback.py,
 CallbackHandler.call_event). Its reporters, TensorBoard and the like, stand before the user's callbacks, so a figure that a callback
-adds to the logs comes too late for them. Both are reached through the event's caller.
+adds to the logs comes too late for them. All is reached through the event's caller.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
-from transformers import TrainerCallback
+from huggingface_hub import HfApi
+from transformers import TrainerCallback, TrainerState
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 _FRAMES = 12  # between an event and the Trainer that caused it lie two or three
 
@@ -34,6 +39,45 @@ def calling_trainer() -> Trainer | None:
             return caller
         frame = frame.f_back
     return None
+
+
+def asked_by_a_new_state() -> bool:
+    """Is the caller's ``state()`` asked for by a `TrainerState` that is being made, and not by a save? The run it knows is over then."""
+    return isinstance(sys._getframe(2).f_locals.get("self"), TrainerState)
+
+
+def output_folder(trainer: Trainer | None, args: TrainingArguments) -> Path:
+    """Return where the checkpoints of the run under way are saved: ``output_dir``, or in a hyperparameter search the trial's own."""
+    if trainer is None:
+        return Path(args.output_dir)
+    return Path(trainer._get_output_dir(trainer._trial))
+
+
+def wait_for_uploads(trainer: Trainer | None) -> None:
+    """Wait until the pushes under way are done: they read ``output_dir`` in the background, adapter and posterior one after the other."""
+    if trainer is not None:
+        trainer._finish_current_push()
+
+
+def remove_from_hub(trainer: Trainer | None, path: str) -> None:
+    """Delete a file from the repository that the Trainer pushes to, if it is there: a push replaces files and deletes none.
+
+    A Hub that does not answer is only worth a warning, as for the Trainer's own pushes.
+    """
+    if trainer is None or trainer.hub_model_id is None:
+        return
+    api = HfApi(token=trainer.args.hub_token)
+    where = {"repo_id": trainer.hub_model_id, "revision": trainer.args.hub_revision}
+    try:
+        if api.file_exists(filename=path, **where):
+            api.delete_file(path, commit_message=f"Delete {path} of an earlier run", **where)
+    except Exception as error:  # connection errors are those of the HTTP library, which changes with huggingface_hub's version
+        logger.warning(
+            "%r of an earlier run could not be deleted from %r. Nobody can load it beside the adapter that comes now: %s",
+            path,
+            trainer.hub_model_id,
+            f"{type(error).__name__}: {str(error)[:200]}",
+        )
 
 
 class FiguresForTheLogs(TrainerCallback):
