@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from swag_trainer.adapters.initialisation import initial_lora_if_needed
+from swag_trainer.adapters.keys import adapted_model
 from swag_trainer.adapters.precision import hold_in_float32, low_precision_warning
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
@@ -31,6 +34,7 @@ from swag_trainer.collection.trainer_access import (
     wait_for_uploads,
 )
 from swag_trainer.errors import SwagError, TooFewCollectionsError
+from swag_trainer.posterior.plain_lora import InitialLora, needs_lift
 from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
 
 logger = logging.getLogger(__name__)
@@ -113,7 +117,9 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._posterior: SwagPosterior | None = None
         self._run: TrainingRun | None = None
         self._rate_falls = False
-        self._stay_low: list[str] = []  # weights that cannot be held in float32
+        self._prepared: Any = None  # the model that `_prepare` saw, and what it found
+        self._stay_low: list[str] = []
+        self._initial: InitialLora | None = None
         self._figures = FiguresForTheLogs(self._figures_now)
         self._figures_at: tuple[int, dict[str, float]] = (0, {})
 
@@ -141,8 +147,9 @@ class SwagCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
-        """Hold the trained weights in float32 if asked to, before the Trainer makes its optimizer."""
-        self._raise_precision(model)
+        """Look at the model before the Trainer makes its optimizer and before it loads a checkpoint."""
+        with contextlib.suppress(SwagError):  # what is wrong is said when training begins
+            self._prepare(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
@@ -150,9 +157,12 @@ class SwagCallback(TrainerCallback, ExportableState):
         """Check everything that would otherwise fail late, take over the learning rate, and read the moments of a resumed run."""
         record = self._claim_record(state)
         self._posterior, self._run, self._figures_at = None, None, (0, {})
+        if adapted_model(model) is not self._prepared:  # ``model_init`` made it anew
+            self._prepare(model)
         choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
-        self._collector = SwagCollector(model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, **choice)
-        self._raise_precision(model)  # which ``model_init`` made anew
+        self._collector = SwagCollector(
+            model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, initial=self._initial, **choice
+        )
         low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
         if low and is_first():
             logger.warning("%s", low)
@@ -285,11 +295,21 @@ class SwagCallback(TrainerCallback, ExportableState):
             logger.warning("%s", concern)
         if args.should_save:
             posterior.save_pretrained(self._folder_in(run.output))
+            if needs_lift(posterior.adapter.config):
+                logger.warning(
+                    "The adapter was initialised with %r, which no other process can repeat: its posterior was saved as plain LoRA. "
+                    "trainer.save_model() and trainer.push_to_hub() would put the adapter itself in its place; call "
+                    "swag.posterior.save_pretrained() and swag.posterior.push_to_hub().",
+                    posterior.provenance.initialisation,
+                )
 
-    def _raise_precision(self, model: Any) -> None:
+    def _prepare(self, model: Any) -> None:
+        """Hold the trained weights in float32 if asked to, and keep A0 and B0 where the adapter's initialisation changed the base."""
+        weights = AdapterWeights(model, self.adapter_name)
         if self.low_precision == "upcast":
-            weights = AdapterWeights(model, self.adapter_name)
             self._stay_low = hold_in_float32(weights.model, weights.named_parameters())
+        self._initial = initial_lora_if_needed(weights.model, weights.adapter_name)
+        self._prepared = weights.model
 
     def _claim_record(self, state: TrainerState) -> dict[str, Any] | None:
         """Make ready what this run's trainer_state.json will say, and return what the checkpoint's says about this callback."""

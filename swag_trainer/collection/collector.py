@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_trainer.adapters.base import modules_saved_nowhere
+from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.diagnostics import trajectory_statistics
@@ -26,14 +27,13 @@ from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, Swag
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
+from swag_trainer.posterior.plain_lora import InitialLora
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
 
 logger = logging.getLogger(__name__)
-
-_BASE_CHANGING = ("olora", "pissa", "corda", "loftq", "lora_ga")
 
 
 class SwagCollector:
@@ -47,6 +47,7 @@ class SwagCollector:
         adapter_name: Which adapter; the active one by default.
         device: Where the statistics live, K + 4 vectors of P float32 numbers.
         schedule, acceptance: How the snapshots are chosen, for the record.
+        initial: A0 and B0 of an adapter whose initialisation changed the base, see `initial_lora_if_needed`.
 
     Attributes:
         weights: The adapter's trained weights in the model.
@@ -68,6 +69,7 @@ class SwagCollector:
         device: torch.device | str = "cpu",
         schedule: str = "",
         acceptance: str | None = None,
+        initial: InitialLora | None = None,
     ) -> None:
         self.weights = AdapterWeights(model, adapter_name)
         homeless = modules_saved_nowhere(self.weights.model, self.weights.adapter_name)
@@ -77,7 +79,8 @@ class SwagCollector:
                 f"The module {homeless[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
                 f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
             )
-        self._choice = {"schedule": schedule, "acceptance": acceptance}
+        self._initial = initial
+        self._facts = {"schedule": schedule, "acceptance": acceptance, **_model_facts(self.weights)}
         self.layout = self.weights.layout
         self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
         self.snapshots = Snapshots()
@@ -169,7 +172,7 @@ class SwagCollector:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections, this run made {count}"
                 + (f" and skipped {self.num_skipped} with weights that were not finite." if self.num_skipped else ".")
-                + (f" {self._choice['acceptance']} kept no more of what it was proposed." if self._choice["acceptance"] else "")
+                + (f" {self._facts['acceptance']} kept no more of what it was proposed." if self._facts["acceptance"] else "")
             )
         if adapter is None and self.weights.is_sharded and count_processes() > 1:
             raise SwagError(
@@ -271,10 +274,9 @@ class SwagCollector:
             base_model=adapter.base_model,
             adapter_digest=adapter.digest,
             versions={name: version(name) for name in ("swag_trainer", "transformers", "peft", "torch")},
-            **self._choice,
-            **_model_facts(self.weights),
+            **self._facts,
         )
-        return SwagPosterior(self.layout, gaussian, provenance, adapter)
+        return SwagPosterior(self.layout, gaussian, provenance, adapter, self._initial)
 
     def _skip(self, row: Tensor, step: int) -> None:
         self.num_skipped += 1
@@ -319,11 +321,13 @@ class Snapshots:
 def _model_facts(weights: AdapterWeights) -> dict[str, Any]:
     config = getattr(base_model(weights.model), "config", None)
     id2label = getattr(config, "id2label", None) or {}
-    initialisation = getattr(weights.model.peft_config[weights.adapter_name], "init_lora_weights", None)
-    changes_base = isinstance(initialisation, str) and initialisation.startswith(_BASE_CHANGING)
+    initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
+    # Where the base is cut up over processes too, nobody has a whole weight of it to measure.
+    measured = initialisation is not None and not weights.is_sharded
     return {
         "base_revision": getattr(config, "_commit_hash", None),
         "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
         "problem_type": getattr(config, "problem_type", None),
-        "initialisation": initialisation if changes_base else None,
+        "initialisation": initialisation,
+        "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
     }

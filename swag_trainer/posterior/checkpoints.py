@@ -30,6 +30,7 @@ from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.hub import download
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
+from swag_trainer.posterior.plain_lora import base_changed_by
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.storage import check_finite, content_digest
@@ -37,7 +38,6 @@ from swag_trainer.posterior.storage import check_finite, content_digest
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"checkpoint-([0-9]+)")
-_BASE_CHANGING = ("olora", "pissa", "corda", "loftq", "lora_ga")
 # Settings that must be equal even where only one adapter_config.json states them; the others may be news of a later PEFT.
 _ALWAYS_COMPARED = {"alpha_pattern", "lora_alpha", "peft_type", "r", "target_modules", "use_dora", "use_rslora"}
 # Settings that do not change what saved weights mean; neither does any dropout. The base model has a message of its own.
@@ -301,12 +301,12 @@ def _adapter_facts(adapter: SavedAdapter) -> dict[str, Any]:
         value = adapter.config.get(name)
         return value if isinstance(value, str) else None
 
-    initialisation, peft_version = text("init_lora_weights"), text("peft_version")
+    peft_version = text("peft_version")
     versions = {name: version(name) for name in ("swag_trainer", "torch")}
     return {
         "base_model": adapter.base_model,
         "base_revision": text("revision"),
-        "initialisation": initialisation if initialisation and initialisation.startswith(_BASE_CHANGING) else None,
+        "initialisation": base_changed_by(adapter.config),
         "adapter_digest": adapter.digest,
         "versions": versions | ({"peft": peft_version} if peft_version else {}),
     }

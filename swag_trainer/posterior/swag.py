@@ -18,6 +18,7 @@ from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.hub import download, upload
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.packing import pack, unpack
+from swag_trainer.posterior.plain_lora import InitialLora, lift, needs_lift, plain_lora_config
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.storage import check_finite, read_file, write_file
@@ -36,12 +37,14 @@ class SwagPosterior:
         gaussian: The distribution over flat vectors of P numbers.
         provenance: How it was collected and what it belongs to.
         adapter: The adapter it lies beside, as PEFT saves it; after training that adapter holds the posterior mean.
+        initial: A0 and B0 of an adapter whose initialisation changed the base weights (OLoRA, PiSSA, ...), for `to_plain_lora`.
     """
 
     layout: WeightLayout
     gaussian: LowRankGaussian
     provenance: Provenance
     adapter: SavedAdapter
+    initial: InitialLora | None = None
 
     @property
     def mean(self) -> dict[str, Tensor]:
@@ -81,6 +84,27 @@ class SwagPosterior:
         """
         return replace(self, provenance=replace(self.provenance, scale=checked_scale(scale)))
 
+    def to_plain_lora(self) -> SwagPosterior:
+        """Return the same posterior over plain LoRA of twice the rank, for an adapter whose initialisation changed the base weights.
+
+        OLoRA, PiSSA, CorDA and LoRA-GA train against W - s B0 A0, which is in memory only. The plain LoRA gives the same answers on the
+        base as it is on disk, see `swag_trainer.posterior.plain_lora.lift`; heads pass through.
+
+        Raises:
+            SwagError: The adapter did not change its base, its initial weights are not known (its training went on from a loaded
+                adapter), or plain LoRA cannot express it.
+        """
+        plain_lora_config(self.adapter.config)
+        if self.initial is None:
+            raise SwagError(
+                f"The posterior of this {self.provenance.initialisation!r} adapter does not hold the adapter's initial weights, without "
+                "which it cannot become plain LoRA: SwagCallback saw it only after training had begun."
+            )
+        layout, gaussian, adapter = lift(self.layout, self.gaussian, self.adapter, self.initial)
+        story = f"{self.provenance.initialisation}, exported as plain LoRA"
+        facts = {"initialisation": story, "base_fingerprint": dict(self.initial.pristine), "adapter_digest": adapter.digest}
+        return SwagPosterior(layout, gaussian, replace(self.provenance, **facts), adapter)
+
     def sample(
         self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched"
     ) -> dict[str, Tensor]:
@@ -114,12 +138,19 @@ class SwagPosterior:
         """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.
 
         Plain PEFT opens the folder as an adapter like any other. Each file is written whole or not at all, the posterior last.
+
+        An adapter whose initialisation changed the base in a way that no other process repeats (CorDA, LoRA-GA, ``pissa_niter_N``)
+        would give other answers from its file; its posterior is saved as `to_plain_lora`.
         """
+        if needs_lift(self.adapter.config):
+            self.to_plain_lora().save_pretrained(save_directory)
+            return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.adapter.write(folder)
         provenance = replace(self.provenance, adapter_digest=self.adapter.digest, base_model=self.adapter.base_model)
-        write_file(folder / POSTERIOR_FILE, pack(self.layout, self.gaussian), provenance.as_document())
+        tensors = pack(self.layout, self.gaussian) | ({} if self.initial is None else self.initial.as_tensors())
+        write_file(folder / POSTERIOR_FILE, tensors, provenance.as_document())
 
     @classmethod
     def from_pretrained(
@@ -284,10 +315,12 @@ class SwagPosterior:
         path = folder / POSTERIOR_FILE
         tensors, document, _ = read_file(path)
         provenance = Provenance.from_document(document, where=repr(str(path)))
+        initial = InitialLora.from_tensors(tensors, where=repr(str(path)))
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("initial/", "pristine/"))}
         layout, gaussian = unpack(tensors, num_collected=provenance.num_collected, where=repr(str(path)))
         adapter = SavedAdapter.read(folder)
         check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
-        return cls(layout, gaussian, provenance, adapter)
+        return cls(layout, gaussian, provenance, adapter, initial)
 
     def _check_adapter(self, where: str, *, strict: bool) -> None:
         lacking = sorted(set(self.layout.keys) - set(self.adapter.tensors))

@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification
 
+from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
 from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior.plain_lora import is_reproducible
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior
 
@@ -55,7 +57,8 @@ class AutoSwagModelForSequenceClassification:
             **base_kwargs: For the base model: ``dtype``, ``device_map``, ``attn_implementation``, ...
 
         Raises:
-            SwagError: No posterior; another adapter or base than the recorded one; weights that would be random.
+            SwagError: No posterior; another adapter or base than the recorded one; weights that would be random; an adapter whose
+                initialisation changed its base in a way that cannot be repeated here.
         """
         if trust_remote_code:
             raise SwagError(
@@ -66,10 +69,37 @@ class AutoSwagModelForSequenceClassification:
         posterior = SwagPosterior.from_pretrained(
             pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
         )
+        _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         base = _load_base(posterior, **hub, **base_kwargs)
         model = _load_adapter(base, posterior.adapter)
+        # Files of earlier versions have no fingerprint.
+        if posterior.provenance.base_fingerprint:
+            check_base(
+                model,
+                "default",
+                posterior.provenance.base_fingerprint,
+                what=f"The posterior in {str(pretrained_model_name_or_path)!r}",
+            )
         model.swag_posterior = posterior
         return model.eval()
+
+
+def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> None:
+    """Say before the base is loaded that its change in memory cannot be repeated; PEFT says it late, in other words, or not at all."""
+    initialisation = base_changing_initialisation(adapter.config)
+    if initialisation is None:
+        return
+    if not is_reproducible(initialisation):
+        raise AdapterMismatchError(
+            f"The adapter was initialised with {initialisation!r}, which changed its base in memory by random numbers or data that are "
+            "not in its file: on the base as it is on disk its weights mean something else. Save the posterior as plain LoRA where it "
+            "was trained: posterior.to_plain_lora()."
+        )
+    if low_cpu_mem_usage:
+        raise AdapterMismatchError(
+            f"low_cpu_mem_usage=True leaves the base as it is on disk, but {initialisation!r} changes it when the adapter is made, and the "
+            "posterior was collected on the changed one. Leave low_cpu_mem_usage out, or export the posterior with to_plain_lora()."
+        )
 
 
 def _load_base(posterior: SwagPosterior, **kwargs: Any) -> torch.nn.Module:
