@@ -33,7 +33,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
 # How the Trainer, PEFT, accelerate and DeepSpeed call their files.
 _STATE_FILE = "trainer_state.json"
-_SENTINEL = "checkpoint-is-incomplete.txt"  # lies in a checkpoint as long as the Trainer writes it on SIGTERM
+_SENTINEL = "checkpoint-is-incomplete.txt"  # the first file of a checkpoint that the Trainer writes on SIGTERM
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -167,9 +167,11 @@ def _check(checkpoint: Path, step: int) -> None:
         _Incomplete, PosteriorFormatError, PosteriorNotFoundError, OSError: It is not, and why.
     """
     names = sorted(os.listdir(checkpoint))
-    if _SENTINEL in names:
-        raise _Incomplete(f"{_SENTINEL} says that the Trainer was cut off while it wrote this checkpoint.")
     state = _read_json(checkpoint / _STATE_FILE)
+    # Over an older checkpoint of the same step. The Trainer takes its mark away only after it has deleted other checkpoints, and a later
+    # save of this step leaves it: once there is a newer trainer_state.json, it says nothing, and this may be the only checkpoint.
+    if _SENTINEL in names and _written_at(checkpoint / _SENTINEL) > _written_at(checkpoint / _STATE_FILE):
+        raise _Incomplete(f"{_SENTINEL} says that the Trainer was cut off while it wrote this checkpoint.")
     if type(state.get("global_step")) is not int or state["global_step"] != step:
         raise _Incomplete(f"{_STATE_FILE} is of step {_cut(repr(state.get('global_step')))}.")
     # DeepSpeed keeps weights, optimizer and scheduler in global_step<n> and writes "latest" when all ranks are done.
@@ -177,6 +179,10 @@ def _check(checkpoint: Path, step: int) -> None:
     _check_weights(checkpoint, names, deepspeed=deepspeed)
     _check_training_states(checkpoint, names, deepspeed=deepspeed)
     _check_records(checkpoint, state.get("stateful_callbacks"))
+
+
+def _written_at(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _check_weights(checkpoint: Path, names: list[str], *, deepspeed: bool) -> None:
@@ -214,8 +220,9 @@ def _check_training_states(checkpoint: Path, names: list[str], *, deepspeed: boo
 
 
 def _check_records(checkpoint: Path, stateful_callbacks: object) -> None:
-    records = stored_records(stateful_callbacks)
-    entries = stateful_callbacks.get(RECORDS_KEY, {}) if isinstance(stateful_callbacks, dict) else {}
+    callbacks = {} if stateful_callbacks is None else stateful_callbacks
+    records = stored_records(callbacks)
+    entries = callbacks.get(RECORDS_KEY, {}) if isinstance(callbacks, dict) else None
     if not isinstance(entries, dict) or len(entries) != len(records):
         raise _Incomplete(f"{_STATE_FILE} has records under {RECORDS_KEY!r} that no SwagCallback wrote.")
     for name, record in records.items():
@@ -230,12 +237,9 @@ def _check_records(checkpoint: Path, stateful_callbacks: object) -> None:
 
 
 def _is_record(name: object, record: object) -> bool:
-    if (
-        not isinstance(name, str)
-        or not _CALLBACK_NAME.fullmatch(name)
-        or not isinstance(record, dict)
-        or "digest" not in record
-    ):
+    if not isinstance(name, str) or not _CALLBACK_NAME.fullmatch(name):
+        return False
+    if not isinstance(record, dict) or "digest" not in record:
         return False
     digests = (record["digest"], record.get("adapters"))
     return all(digest is None or (isinstance(digest, str) and _DIGEST.fullmatch(digest)) for digest in digests)

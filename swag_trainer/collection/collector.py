@@ -80,7 +80,8 @@ class SwagCollector:
                 f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
             )
         self._initial = initial
-        self._facts = {"schedule": schedule, "acceptance": acceptance, **_model_facts(self.weights)}
+        self._facts = {"schedule": schedule, "acceptance": acceptance, **_base_facts(self.weights)}
+        self._problem_type: str | None = None  # as a checkpoint tells it
         self.layout = self.weights.layout
         self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
         self.snapshots = Snapshots()
@@ -221,6 +222,7 @@ class SwagCollector:
             "count": self.moments.count,
             "num_skipped": self.num_skipped,
             "score": self.score,
+            "problem_type": self._task_facts()["problem_type"],
             "snapshots": self.snapshots.as_rows(),
         }
         return write_file(path, self.moments.tensors(), document)
@@ -255,6 +257,7 @@ class SwagCollector:
             self._pieces_of = {}
             self.num_skipped, self.snapshots = int(document["num_skipped"]), Snapshots.of_rows(document["snapshots"])
             self.score = None if document["score"] is None else float(document["score"])
+            self._problem_type = None if document["problem_type"] is None else str(document["problem_type"])
         except (KeyError, TypeError, ValueError) as error:
             raise PosteriorFormatError(f"{str(path)!r} holds no moments of a collection: {error!r}.") from error
 
@@ -275,8 +278,18 @@ class SwagCollector:
             adapter_digest=adapter.digest,
             versions={name: version(name) for name in ("swag_trainer", "transformers", "peft", "torch")},
             **self._facts,
+            **self._task_facts(),
         )
         return SwagPosterior(self.layout, gaussian, provenance, adapter, self._initial)
+
+    def _task_facts(self) -> dict[str, Any]:
+        # Asked for late: a model writes its problem type into its configuration at the first step.
+        config = getattr(base_model(self.weights.model), "config", None)
+        id2label = getattr(config, "id2label", None) or {}
+        return {
+            "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
+            "problem_type": getattr(config, "problem_type", None) or self._problem_type,
+        }
 
     def _skip(self, row: Tensor, step: int) -> None:
         self.num_skipped += 1
@@ -318,16 +331,12 @@ class Snapshots:
         return snapshots
 
 
-def _model_facts(weights: AdapterWeights) -> dict[str, Any]:
-    config = getattr(base_model(weights.model), "config", None)
-    id2label = getattr(config, "id2label", None) or {}
+def _base_facts(weights: AdapterWeights) -> dict[str, Any]:
     initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
     # Where the base is cut up over processes too, nobody has a whole weight of it to measure.
     measured = initialisation is not None and not weights.is_sharded
     return {
-        "base_revision": getattr(config, "_commit_hash", None),
-        "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
-        "problem_type": getattr(config, "problem_type", None),
+        "base_revision": getattr(getattr(base_model(weights.model), "config", None), "_commit_hash", None),
         "initialisation": initialisation,
         "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
     }

@@ -12,7 +12,6 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 
 from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError, SwagError
-from swag_trainer.posterior.checkpoints import collect_checkpoints
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.hub import download, upload
@@ -21,6 +20,7 @@ from swag_trainer.posterior.packing import pack, unpack
 from swag_trainer.posterior.plain_lora import InitialLora, lift, needs_lift, plain_lora_config
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+from swag_trainer.posterior.saved_checkpoints import collect_checkpoints
 from swag_trainer.posterior.storage import check_finite, read_file, write_file
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
