@@ -20,29 +20,36 @@ MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
 
 
 class PerParameter:
-    """Mean, mean square and the deviations of each weight, with the count in a tensor: the formula as Maddox et al. published it.
+    """The formula as Maddox et al. (2019) published it, weight by weight.
 
-    Their code, and that of the SWAG-LoRA paper, reads the count out of a buffer wherever the formula names it.
+    As in their code and in that of the SWAG-LoRA paper, mean, mean square, deviations and the count are buffers of modules, which
+    are got and set by name, and the count is read out of its buffer wherever the formula names it.
     """
 
     def __init__(self, model: torch.nn.Module, rank: int) -> None:
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.mean = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.square = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.columns = [torch.empty(0, parameter.numel()) for parameter in self.parameters]
-        self.rank, self.count = rank, torch.zeros(1, dtype=torch.long)
+        self.rank = rank
+        self.count = torch.zeros(1, dtype=torch.long)
+        self.places = []
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+            place = torch.nn.Module()
+            place.register_buffer("weight_mean", torch.zeros_like(parameter))
+            place.register_buffer("weight_square", torch.zeros_like(parameter))
+            place.register_buffer("weight_columns", torch.empty(0, parameter.numel()))
+            self.places.append((parameter, place, "weight"))
 
-    @torch.no_grad()
     def collect(self) -> None:
-        for index, parameter in enumerate(self.parameters):
-            mean, square = self.mean[index], self.square[index]
-            mean = mean * self.count.item() / (self.count.item() + 1.0) + parameter / (self.count.item() + 1.0)
-            square = square * self.count.item() / (self.count.item() + 1.0) + parameter**2 / (self.count.item() + 1.0)
-            columns = torch.cat([self.columns[index], (parameter - mean).view(1, -1)])
+        for parameter, place, name in self.places:
+            mean, square = getattr(place, f"{name}_mean"), getattr(place, f"{name}_square")
+            mean = mean * self.count.item() / (self.count.item() + 1.0) + parameter.data / (self.count.item() + 1.0)
+            square = square * self.count.item() / (self.count.item() + 1.0) + parameter.data**2 / (self.count.item() + 1.0)
+            columns = getattr(place, f"{name}_columns")
+            columns = torch.cat((columns, (parameter.data - mean).view(-1, 1).t()), dim=0)
             if self.count.item() + 1 > self.rank:
-                columns = columns[1:]
-            self.mean[index], self.square[index], self.columns[index] = mean, square, columns
-        self.count += 1
+                columns = columns[1:, :]
+            setattr(place, f"{name}_columns", columns)
+            setattr(place, f"{name}_mean", mean)
+            setattr(place, f"{name}_square", square)
+        self.count.add_(1)
 
 
 def main() -> None:
@@ -67,7 +74,7 @@ def main() -> None:
     times: dict[str, list[float]] = {
         "training step, 8 x 32 tokens": [],
         "collection, ours": [],
-        "collection, weight by weight": [],
+        "collection, as published": [],
     }
     for round_number in range(arguments.rounds + arguments.rank):
         taken = [timed(train), timed(lambda step=round_number: collector.collect(step=step)), timed(public.collect)]
@@ -84,8 +91,10 @@ def main() -> None:
         print(
             f"{name:32s} {1e3 * statistics.median(values):9.3f} ms  {100 * statistics.median(values) / step:8.3f} % of a step"
         )
-    print(f"weight by weight / ours          {theirs / ours:9.1f} x")
-    print(f"statistics kept                  {kept:9.1f} x the trained weights (K + 3), {kept * weights * 4 / 1e6:.1f} MB")
+    print(f"as published / ours              {theirs / ours:9.1f} x")
+    print(
+        f"statistics kept                  {kept:9.1f} x the trained weights (K + 3), {kept * weights * 4 / 1e6:.1f} MB; the row that the next vector is written into comes on top"
+    )
 
 
 def timed(work: Callable[[], object]) -> float:

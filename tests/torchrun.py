@@ -69,3 +69,8 @@ def work(modes: Mapping[str, Callable[[Path, dict[str, Any]], Any]]) -> None:
     torch.save(results, folder / f"rank{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def as_text(config):
+    """An adapter's configuration to compare; PEFT writes its sets in another order in each process."""
+    return {key: str(sorted(value) if isinstance(value, list) else value) for key, value in config.items()}

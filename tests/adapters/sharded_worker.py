@@ -13,11 +13,6 @@ from swag_trainer.adapters.weights import AdapterWeights, private_copy
 IDS = {"input_ids": torch.arange(5, 11)[None]}
 
 
-def as_text(config):
-    """An adapter's configuration to compare; PEFT writes its sets in another order in each process."""
-    return {key: str(sorted(value) if isinstance(value, list) else value) for key, value in config.items()}
-
-
 def sharded_model(base, **config):
     """A LoRA model as accelerate cuts it up: each layer of its own, the rest together."""
     mesh, model = init_device_mesh("cpu", (2,)), lora_model(base, r=3, **config).eval()

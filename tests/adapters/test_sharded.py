@@ -1,9 +1,8 @@
 import pytest
 import torch
 from conftest import lora_model
-from sharded_worker import as_text
 from torch.nn import Parameter
-from torchrun import torchrun
+from torchrun import as_text, torchrun
 
 from swag_trainer import SwagError
 from swag_trainer.adapters.sharded import DeepSpeedReader, DTensorReader, WholeReader, reader_for
