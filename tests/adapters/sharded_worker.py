@@ -5,7 +5,7 @@ import torch.distributed as dist
 from conftest import lora_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torchrun import work
+from torchrun import as_text, work
 
 from swag_trainer import SwagError
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
