@@ -20,6 +20,7 @@ from swag_trainer.collection.acceptance import Adaptive, propose
 from swag_trainer.collection.checkpoints import RECORDS_KEY, moments_file, stored_records
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
+from swag_trainer.collection.figures import CollectionFigures
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
 from swag_trainer.collection.processes import count_processes, is_first
 from swag_trainer.collection.run import TrainingRun, steps_per_epoch
@@ -120,8 +121,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._prepared: Any = None  # the model that `_prepare` saw, and what it found
         self._stay_low: list[str] = []
         self._initial: InitialLora | None = None
-        self._figures = FiguresForTheLogs(self._figures_now)
-        self._figures_at: tuple[int, dict[str, float]] = (0, {})
+        self._figures: FiguresForTheLogs | None = None
 
     @property
     def posterior(self) -> SwagPosterior:
@@ -156,7 +156,7 @@ class SwagCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Check everything that would otherwise fail late, take over the learning rate, and read the moments of a resumed run."""
         record = self._claim_record(state)
-        self._posterior, self._run, self._figures_at = None, None, (0, {})
+        self._posterior, self._run = None, None
         if adapted_model(model) is not self._prepared:  # ``model_init`` made it anew
             self._prepare(model)
         choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
@@ -188,7 +188,9 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._run = run
         self.on_step_end(args, state, control)  # for a checkpoint that was made before this callback came to its step
         if trainer is not None:
-            self._figures.leave(trainer)  # from a run that was interrupted
+            if self._figures is not None:  # of a run that was interrupted
+                self._figures.leave(trainer)
+            self._figures = FiguresForTheLogs(CollectionFigures(self._collector, self.name))
             self._figures.stand_first_in(trainer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -267,7 +269,8 @@ class SwagCallback(TrainerCallback, ExportableState):
             return
         trainer = calling_trainer()
         if trainer is not None:
-            self._figures.leave(trainer)
+            if self._figures is not None:
+                self._figures.leave(trainer)
             wait_for_uploads(trainer)
             if self.name == "default":  # the others want the model as the Trainer left it, before the mean is put into it
                 for other in trainer.callback_handler.callbacks:
@@ -331,24 +334,6 @@ class SwagCallback(TrainerCallback, ExportableState):
         for leftover in folder.glob(f".{self.moments_file}.*"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
         return self._collector.save(folder / self.moments_file)
-
-    def _figures_now(self) -> dict[str, float]:
-        """What to put into the Trainer's logs. The costly ones, a few milliseconds, are renewed every few snapshots only."""
-        if self._run is None or self._collector is None or not is_first():
-            return {}
-        snapshots, score = self._collector.snapshots, self._collector.score
-        count = len(snapshots.steps)
-        figures: dict[str, float] = {"swag_snapshots": count}
-        if count:
-            figures["swag_deviation_norm"] = snapshots.deviation_norms[-1]
-        if count and snapshots.learning_rates[-1] is not None:
-            figures["swag_learning_rate"] = snapshots.learning_rates[-1]
-        if score is not None:
-            figures["swag_score"] = score
-        if not 0 <= count - self._figures_at[0] < max(1, self.rank // 4):
-            self._figures_at = (count, self._collector.statistics())
-        figures |= {f"swag_{name}": value for name, value in self._figures_at[1].items()}
-        return figures if self.name == "default" else {f"{name}_{self.name}": value for name, value in figures.items()}
 
 
 class _NothingToRestore(list):

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
-from swag_trainer.posterior.storage import content_digest, read_tensors, write_bytes
+from swag_trainer.posterior.storage import content_digest, read_tensors, write_together
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -66,8 +66,14 @@ class SavedAdapter:
         tensors, _ = read_tensors(folder / ADAPTER_WEIGHTS)
         return cls(config, tensors)
 
+    def files(self) -> dict[str, bytes]:
+        """Return what the adapter's two files shall hold, by their names."""
+        weights = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
+        return {
+            ADAPTER_WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
+            ADAPTER_CONFIG: json.dumps(self.config, indent=2, sort_keys=True).encode(),
+        }
+
     def write(self, folder: Path) -> None:
         """Write both files, replacing what is there."""
-        weights = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
-        write_bytes(folder / ADAPTER_WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
-        write_bytes(folder / ADAPTER_CONFIG, json.dumps(self.config, indent=2, sort_keys=True).encode())
+        write_together({folder / name: data for name, data in self.files().items()})

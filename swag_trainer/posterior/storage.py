@@ -46,27 +46,39 @@ def content_digest(tensors: Mapping[str, Tensor], document: Mapping[str, Any] | 
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is, whatever happens, either the old one or the whole new one.
+    """Write a file that is, whatever happens, either the old one or the whole new one; see `write_together`."""
+    write_together({Path(path): data})
 
-    Temporary file in the same folder, flushed to the disk, renamed; the folder is flushed too. The mode follows the umask.
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: each is, whatever happens, either the old one or the whole new one.
+
+    All of them are written beside their places first, flushed to the disk, and renamed in their order once the last is complete: a
+    disk that is full leaves every old file as it was. The modes follow the umask.
+
+    Args:
+        files: What each path shall hold; all in one folder.
 
     Raises:
-        OSError: The disk is full, say; the error names ``path`` and the old file is untouched.
+        OSError: The disk is full, say; the error names the path and the old files are untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(6)}") for path in files}
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} (while writing it)", str(path)) from error
+        for path, temporary in temporaries.items():
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(files[path])
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror} (while writing it)", str(path)) from error
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):  # renamed by now, unless something went wrong
-            temporary.unlink()
-    _flush_folder(path.parent)
+        for temporary in temporaries.values():
+            with contextlib.suppress(FileNotFoundError):  # renamed by now, unless something went wrong
+                temporary.unlink()
+    _flush_folder(next(iter(files)).parent)
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> str:
@@ -77,11 +89,17 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str,
         tensors: What; moved to the CPU and made contiguous.
         document: JSON values only.
     """
+    data, digest = encode(tensors, document)
+    write_bytes(path, data)
+    return digest
+
+
+def encode(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Return the bytes that `write_file` writes, and the digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = content_digest(tensors, document)
     text = json.dumps({"format_version": FORMAT_VERSION, "digest": digest, "document": document})
-    write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt", _METADATA_KEY: text}))
-    return digest
+    return safetensors.torch.save(tensors, metadata={"format": "pt", _METADATA_KEY: text}), digest
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:

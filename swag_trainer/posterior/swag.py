@@ -21,7 +21,7 @@ from swag_trainer.posterior.plain_lora import InitialLora, lift, needs_lift, pla
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.saved_checkpoints import collect_checkpoints
-from swag_trainer.posterior.storage import check_finite, read_file, write_file
+from swag_trainer.posterior.storage import check_finite, encode, read_file, write_together
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
@@ -137,7 +137,8 @@ class SwagPosterior:
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.
 
-        Plain PEFT opens the folder as an adapter like any other. Each file is written whole or not at all, the posterior last.
+        Plain PEFT opens the folder as an adapter like any other. Each file is written whole or not at all, and where one
+        does not fit on the disk none is replaced.
 
         An adapter whose initialisation changed the base in a way that no other process repeats (CorDA, LoRA-GA, ``pissa_niter_N``)
         would give other answers from its file; its posterior is saved as `to_plain_lora`.
@@ -147,10 +148,11 @@ class SwagPosterior:
             return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self.adapter.write(folder)
         provenance = replace(self.provenance, adapter_digest=self.adapter.digest, base_model=self.adapter.base_model)
         tensors = pack(self.layout, self.gaussian) | ({} if self.initial is None else self.initial.as_tensors())
-        write_file(folder / POSTERIOR_FILE, tensors, provenance.as_document())
+        data, _ = encode(tensors, provenance.as_document())
+        files = self.adapter.files() | {POSTERIOR_FILE: data}
+        write_together({folder / name: content for name, content in files.items()})
 
     @classmethod
     def from_pretrained(

@@ -224,7 +224,6 @@ def test_a_posterior_that_does_not_fit_leaves_the_older_one_and_is_written_when_
     assert same(SwagPosterior.from_pretrained(folder), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="save_pretrained renames the new adapter before it writes the posterior")
 def test_an_older_posterior_can_still_be_loaded_when_the_new_one_does_not_fit(disk, older, train):
     # Red for: a new adapter beside the older posterior, which refuses it ever after.
     run_into_the_full_disk(disk, train)

@@ -113,7 +113,7 @@ def test_every_commit_of_every_save_holds_the_posterior_of_its_step(pushing, alw
     if always_push:
         assert steps == [3, 6, 9, 12, 15, 16, "end"]
     else:
-        assert steps[-1] == "end" and len(steps) >= 3
+        assert steps[-1] == "end" and len(steps) >= 2  # how many lie between depends on how long an upload takes
 
 
 @pytest.mark.parametrize("how", ["push_to_hub", "save_model"])
