@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swag_trainer.prediction.monte_carlo import standard_error
+
 Link = Literal["softmax", "sigmoid", "identity"]
 
 
@@ -28,8 +30,10 @@ class Predictive:
         mutual_information: Between the answer and the weights: epistemic uncertainty, >= 0. Shape (N,).
         variation_ratio: Share of the draws that do not vote with the majority; for several labels, averaged over them. (N,).
         std: Standard deviation of each probability over the draws (divisor S). Shape (N, C).
-        standard_error: Monte-Carlo standard error of each mean probability by the formula for independent draws. With matched
-            draws, the default, the true error is smaller, as their linear parts cancel. NaN from a single draw. Shape (N, C).
+        standard_error: Monte-Carlo standard error of each mean probability: how far it is from that of infinitely many draws, root mean
+            square. From the spread of independent blocks of draws, see `standard_error`; NaN from a single block, which one set of
+            matched draws is. Shape (N, C).
+        num_draws: How many draws each row was answered with. Shape (N,).
         draw_probabilities: Each draw's probabilities, if they were asked for. Shape (S, N, C).
     """
 
@@ -40,6 +44,7 @@ class Predictive:
     variation_ratio: np.ndarray
     std: np.ndarray
     standard_error: np.ndarray
+    num_draws: np.ndarray
     draw_probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -47,29 +52,28 @@ class Predictive:
         return len(self.probabilities)
 
     @classmethod
-    def from_logits(cls, logits: Tensor, link: Link, *, keep_draws: bool = False) -> Predictive:
+    def from_logits(cls, logits: Tensor, link: Link, *, keep_draws: bool = False, draws_per_block: int = 1) -> Predictive:
         """Average the answers of S draws.
 
         Args:
             logits: Shape (S, N, C).
             link: "softmax" for classes that exclude each other, "sigmoid" for labels that do not.
             keep_draws: Keep the probabilities of each draw.
+            draws_per_block: See `standard_error`.
         """
-        logits = logits.double()
-        draws = logits.softmax(-1) if link == "softmax" else logits.sigmoid()
+        draws = answers(logits, link)
         mean = draws.mean(dim=0)
-        num_samples = len(draws)
         entropy = _entropy(mean, link)
         aleatoric = _entropy(draws, link).mean(dim=0)
-        std = draws.std(dim=0, correction=0)
         return cls(
             probabilities=mean.numpy(),
             entropy=entropy.numpy(),
             aleatoric=aleatoric.numpy(),
             mutual_information=(entropy - aleatoric).clamp_min(0).numpy(),  # Jensen; below 0 by rounding only
             variation_ratio=_variation_ratio(draws, link).numpy(),
-            std=std.numpy(),
-            standard_error=(std / (num_samples - 1) ** 0.5).numpy() if num_samples > 1 else np.full_like(mean.numpy(), np.nan),
+            std=draws.std(dim=0, correction=0).numpy(),
+            standard_error=standard_error(draws, draws_per_block).numpy(),
+            num_draws=np.full(draws.shape[1], len(draws)),
             draw_probabilities=draws.numpy() if keep_draws else None,
         )
 
@@ -87,12 +91,14 @@ class RegressionPredictive:
         mean: Mean over the draws. Shape (N, C), C outputs.
         std: Standard deviation over the draws (divisor S): epistemic only, the noise of the targets is not in it. Shape (N, C).
         standard_error: As in `Predictive`. Shape (N, C).
+        num_draws: How many draws each row was answered with. Shape (N,).
         draw_values: Each draw's outputs, if they were asked for. Shape (S, N, C).
     """
 
     mean: np.ndarray
     std: np.ndarray
     standard_error: np.ndarray
+    num_draws: np.ndarray
     draw_values: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -100,15 +106,14 @@ class RegressionPredictive:
         return len(self.mean)
 
     @classmethod
-    def from_outputs(cls, outputs: Tensor, *, keep_draws: bool = False) -> RegressionPredictive:
-        """Average the outputs of S draws. Shape (S, N, C)."""
-        draws = outputs.double()
-        std = draws.std(dim=0, correction=0)
-        num_samples = len(draws)
+    def from_outputs(cls, outputs: Tensor, *, keep_draws: bool = False, draws_per_block: int = 1) -> RegressionPredictive:
+        """Average the outputs of S draws, as `Predictive.from_logits` does. Shape (S, N, C)."""
+        draws = answers(outputs, "identity")
         return cls(
             mean=draws.mean(dim=0).numpy(),
-            std=std.numpy(),
-            standard_error=(std / (num_samples - 1) ** 0.5).numpy() if num_samples > 1 else np.full_like(std.numpy(), np.nan),
+            std=draws.std(dim=0, correction=0).numpy(),
+            standard_error=standard_error(draws, draws_per_block).numpy(),
+            num_draws=np.full(draws.shape[1], len(draws)),
             draw_values=draws.numpy() if keep_draws else None,
         )
 
@@ -127,11 +132,21 @@ def link_of(problem_type: str | None, num_labels: int) -> Link:
     return "softmax"
 
 
-def summarise(logits: Tensor, link: Link, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
+def summarise(
+    logits: Tensor, link: Link, *, keep_draws: bool = False, draws_per_block: int = 1
+) -> Predictive | RegressionPredictive:
     """Average the outputs of S draws, shape (S, N, C), into the kind of predictive that the link asks for."""
     if link == "identity":
-        return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws)
-    return Predictive.from_logits(logits, link, keep_draws=keep_draws)
+        return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws, draws_per_block=draws_per_block)
+    return Predictive.from_logits(logits, link, keep_draws=keep_draws, draws_per_block=draws_per_block)
+
+
+def answers(logits: Tensor, link: Link) -> Tensor:
+    """What each draw answers: probabilities, or the outputs themselves for a regression. Float64, in the shape of the logits."""
+    logits = logits.double()
+    if link == "softmax":
+        return logits.softmax(-1)
+    return logits.sigmoid() if link == "sigmoid" else logits
 
 
 def _entropy(probabilities: Tensor, link: Link) -> Tensor:

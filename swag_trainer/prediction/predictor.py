@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.swag import SwagPosterior, checked_scale
-from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, link_of, summarise
+from swag_trainer.prediction.monte_carlo import block_seed, error_limit
+from swag_trainer.prediction.packed import PackedForward
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, link_of, summarise
 from swag_trainer.prediction.sequential import SequentialForward
 
 _LABELS = {"label", "labels", "label_ids"}
+_MOST_BLOCKS = 10
 
 
 class MonteCarloPredictor:
@@ -29,19 +33,28 @@ class MonteCarloPredictor:
 
     The draws are made once and serve every call, so the answer for a row depends neither on its batch nor on the order. They go
     into a private copy of the adapter that shares the base model's tensors: the model itself is never written, and may answer
-    plain forwards meanwhile. Calls from several threads wait for each other.
+    plain forwards meanwhile. Calls from several threads wait for each other. Many draws are answered in one forward where the adapter
+    allows it (`PackedForward`), and otherwise one after the other; the answers are the same.
 
     Args:
         model: The PEFT model, on the device to predict on.
         posterior: The posterior of its active adapter.
-        num_samples: S, how many draws.
+        num_samples: How many draws.
         seed: The draws depend on this and on nothing else.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
         design: "matched" (10 draws do the work of 30 independent ones) or "iid".
+        num_blocks: How many independent blocks of ``num_samples`` draws, one by default. The Monte-Carlo standard error of matched draws
+            can be told from two blocks or more; one block of S draws is more exact than two of S / 2.
+        max_error: Go on drawing blocks for a row until, with 95 % confidence, the standard error of each of its probabilities (of its
+            outputs, in a regression) is below this, up to ``num_blocks``, which is then 10 by default; a row that has all of them in its
+            ``num_draws`` may be further off. The confidence is that of a single look at a row, by a limit that takes the blocks'
+            means for normal; it is not a promise for all rows at once, and says nothing of how well the posterior itself fits.
         adapter_name: The adapter's name, if another than the active one is a mistake.
         batch_size: Rows per forward when a data set is given.
         data_collator: Makes a batch of rows; the default takes rows as tokenizers make them.
         progress: Show a bar when a data set takes more than two seconds.
+        max_tokens: Most draws x rows x tokens in one forward; None for 1,024 on a CPU and what the memory holds on a GPU.
+        compile: Run forwards through ``torch.compile``: for GPUs and many batches of few shapes.
 
     Raises:
         AdapterMismatchError: The posterior has other weights than the adapter.
@@ -57,25 +70,44 @@ class MonteCarloPredictor:
         seed: int = 0,
         scale: float | None = None,
         design: Design = "matched",
+        num_blocks: int | None = None,
+        max_error: float | None = None,
         adapter_name: str | None = None,
         batch_size: int = 32,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
         progress: bool = True,
+        max_tokens: int | None = None,
+        compile: bool = False,
     ) -> None:
+        _check_at_least_1(num_blocks=num_blocks, batch_size=batch_size, max_tokens=max_tokens)
+        if max_error is not None and not 0 < max_error < float("inf"):
+            raise SwagError(f"max_error is a standard error to stay below and must be finite and > 0, got {max_error}.")
         self.num_samples = num_samples
         self.seed = seed
         self.scale = posterior.scale if scale is None else checked_scale(scale)
         self.batch_size = batch_size
         self.progress = progress
         self._collate = data_collator
-        # At scale 0 every draw is the mean: one pass, and a mutual information of exactly 0.
-        draws = posterior.sample_flat(num_samples, seed=seed, scale=self.scale, design=design)[: 1 if self.scale == 0 else None]
+        # At scale 0 every draw is the mean: one pass, no Monte-Carlo error, and a mutual information of exactly 0.
+        self.max_error = None if self.scale == 0 else max_error
+        self.num_blocks = 1 if self.scale == 0 else num_blocks or (1 if max_error is None else _MOST_BLOCKS)
+        self._draws_per_block = 1 if design == "iid" or self.scale == 0 else num_samples
+        self._posterior = posterior
+        self._design = design
         weights = private_copy(model, adapter_name, posterior.layout.keys)
         difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
         if difference:
             raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
+        if posterior.provenance.base_fingerprint:
+            check_base(weights.model, weights.adapter_name, posterior.provenance.base_fingerprint)
         self._device = weights.parameters()[0].device
-        self._forward = SequentialForward(weights, draws.to(self._device))
+        self._blocks: list[Tensor] = []
+        self._draw_blocks(self.num_blocks if self.max_error is None else 1)
+        draws = self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
+        if len(draws) > 1:
+            self._forward = PackedForward(weights, draws, max_tokens=max_tokens, compile=compile)
+        else:
+            self._forward = SequentialForward(weights, draws)
         base = base_model(weights.model)
         self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
         self._link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
@@ -87,7 +119,7 @@ class MonteCarloPredictor:
         Args:
             data: A batch (a mapping of tensors, as a tokenizer returns it with ``return_tensors="pt"``), or a data set: a sequence of
                 rows as the Trainer takes them. Labels and columns that the model does not know are left out.
-            return_draws: Keep each draw's answer as well.
+            return_draws: Keep each draw's answer as well; not with ``max_error``, where rows differ in how many they have.
 
         Returns:
             A `Predictive`, or a `RegressionPredictive` if the model's ``problem_type`` is "regression".
@@ -95,8 +127,10 @@ class MonteCarloPredictor:
         Raises:
             SwagError: No rows, or an answer that is not finite.
         """
+        if return_draws and self.max_error is not None:
+            raise SwagError("return_draws needs as many draws for every row; leave max_error out, or return_draws.")
         if isinstance(data, Mapping):
-            return self._answer(self.logits(data), return_draws)
+            return self._answer(data, return_draws)
         # By index where there is a length: a torch Dataset need not say where it ends otherwise.
         source = (data[index] for index in range(len(data))) if hasattr(data, "__len__") else data
         rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
@@ -110,11 +144,11 @@ class MonteCarloPredictor:
             group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
         ]
         shown = tqdm(batches, desc="Predicting", delay=2, disable=not self.progress)
-        parts = [self._answer(self.logits(self._collate([rows[index] for index in batch])), return_draws) for batch in shown]
+        parts = [self._answer(self._collate([rows[index] for index in batch]), return_draws) for batch in shown]
         return type(parts[0]).from_batches(parts, order)
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the logits of every draw for one batch. Shape (S, B, C), on the CPU, float32.
+        """Return the logits of every draw for one batch; with ``max_error``, of the first block. Shape (S, B, C), CPU, float32.
 
         Padding on the right is taken off and rows of one length answered together: with padding the float32 sums of attention run
         in another order, and answers of MiniLM differed by up to 7e-6 in the logits between one batch and another, 1e-6 without.
@@ -122,11 +156,20 @@ class MonteCarloPredictor:
         Raises:
             SwagError: They are not finite.
         """
-        inputs = {name: value for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)}
+        return self._logits(self._tensors(batch))
+
+    def _tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: value for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)}
+
+    def _logits(self, inputs: dict[str, Tensor], block: int | None = None) -> Tensor:
         groups = _rows_of_one_length(inputs)
         with self._lock:
+            draws = None
+            if block is not None:
+                self._draw_blocks(block + 1)
+                draws = self._blocks[block]
             parts = [
-                self._forward({name: value.to(self._device) for name, value in part.items()}).float().cpu()
+                self._forward({name: value.to(self._device) for name, value in part.items()}, draws).float().cpu()
                 for _, part in groups
             ]
         logits = torch.empty(parts[0].shape[0], sum(part.shape[1] for part in parts), parts[0].shape[2])
@@ -138,8 +181,42 @@ class MonteCarloPredictor:
             )
         return logits
 
-    def _answer(self, logits: Tensor, return_draws: bool) -> Predictive | RegressionPredictive:
-        return summarise(logits, self._link, keep_draws=return_draws)
+    def _draw_blocks(self, count: int) -> None:
+        while len(self._blocks) < count:
+            seed = block_seed(self.seed, len(self._blocks))
+            draws = self._posterior.sample_flat(self.num_samples, seed=seed, scale=self.scale, design=self._design)
+            self._blocks.append(draws[: 1 if self.scale == 0 else None].to(self._device))
+
+    def _answer(self, batch: Mapping[str, Any], return_draws: bool) -> Predictive | RegressionPredictive:
+        inputs = self._tensors(batch)
+        if self.max_error is None:
+            logits = self._logits(inputs)
+            return summarise(logits, self._link, keep_draws=return_draws, draws_per_block=self._draws_per_block)
+        return self._answer_within_error(inputs)
+
+    def _answer_within_error(self, inputs: dict[str, Tensor]) -> Predictive | RegressionPredictive:
+        """Answer each row with as many blocks as it needs; a row's number depends on its own answers alone."""
+        logits = self._logits(inputs, 0)
+        rows = torch.arange(logits.shape[1])
+        parts, order = [], []
+        for block in range(1, self.num_blocks + 1):
+            limit = error_limit(answers(logits, self._link), self._draws_per_block)
+            done = (limit <= self.max_error) | (block == self.num_blocks)
+            if done.any():
+                parts.append(summarise(logits[:, done], self._link, draws_per_block=self._draws_per_block))
+                order += rows[done].tolist()
+            if done.all():
+                break
+            logits, rows = logits[:, ~done], rows[~done]
+            more = self._logits({name: value[rows.to(value.device)] for name, value in inputs.items()}, block)
+            logits = torch.cat([logits, more])
+        return type(parts[0]).from_batches(parts, order)
+
+
+def _check_at_least_1(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise SwagError(f"{name} must be at least 1, got {number}.")
 
 
 def _rows_of_one_length(inputs: dict[str, Tensor]) -> list[tuple[Tensor | slice, dict[str, Tensor]]]:

@@ -23,12 +23,21 @@ class SequentialForward:
         self._weights = weights
         self._draws = draws
 
-    def __call__(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the logits of every draw. Shape (S, B, C), on the model's device."""
+    def __call__(self, batch: Mapping[str, Any], draws: Tensor | None = None) -> Tensor:
+        """Return the logits of every draw. Shape (S, B, C), on the model's device.
+
+        Args:
+            batch: What the model takes.
+            draws: Other draws than those this was made with. Shape (S', P).
+        """
         logits = []
         with torch.inference_mode():
-            for draw in self._draws:
+            for draw in self._draws if draws is None else draws:
                 self._weights.write(self._weights.layout.unflatten(draw))
-                outputs = self._weights.model(**batch)
-                logits.append(outputs["logits"] if isinstance(outputs, Mapping) else outputs[0])
+                logits.append(logits_of(self._weights.model(**batch)))
         return torch.stack(logits)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits in what a model returned. Shape (B, C)."""
+    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]

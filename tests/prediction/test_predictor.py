@@ -189,10 +189,10 @@ def test_padding_on_the_left_is_left_alone(trained, texts, tokenizer):
     seen = []
     bert = ours._forward._weights.model.get_base_model().bert
     bert.register_forward_pre_hook(
-        lambda module, arguments, keywords: seen.append(keywords["attention_mask"].shape), with_kwargs=True
+        lambda module, arguments, keywords: seen.append(keywords["attention_mask"].shape[1]), with_kwargs=True
     )
     ours.predict(turned)
-    assert set(seen) == {tuple(right["input_ids"].shape)}
+    assert set(seen) == {right["input_ids"].shape[1]}
 
 
 def test_a_data_set_without_rows_is_refused(trained, tokenizer):
@@ -234,3 +234,72 @@ def test_a_model_trained_under_bfloat16_autocast_is_sampled_too(base_folder, row
     trainer.train()
     answer = MonteCarloPredictor(trainer.model, swag.posterior, scale=30.0).predict(rows)
     assert answer.std.max() > 1e-3
+
+
+def test_a_row_stops_drawing_when_it_is_exact_enough(trained, rows, tokenizer):
+    # Red for: one number of draws for all rows, blocks that are answered twice, rows in another order, a limit that is ignored.
+    few, all_ = {"num_samples": 4, "num_blocks": 6, "scale": 2000.0}, np.arange(len(rows))
+    exact = {blocks: predictor(trained, tokenizer, **few | {"num_blocks": blocks}).predict(rows) for blocks in range(1, 7)}
+    # The limit is 2.1 times the estimate for six blocks, 4.4 times for three.
+    mark = 2.7 * float(np.median(exact[6].standard_error.max(axis=1)))
+    answer = predictor(trained, tokenizer, max_error=mark, **few).predict(rows)
+    assert len(set(answer.num_draws)) > 1 and set(answer.num_draws) <= {4 * blocks for blocks in exact}
+    for row in all_:
+        same = exact[answer.num_draws[row] // 4]
+        for name in ("probabilities", "mutual_information", "std", "standard_error"):
+            np.testing.assert_allclose(getattr(answer, name)[row], getattr(same, name)[row], rtol=0, atol=1e-6, err_msg=name)
+    # Which rows need more does not depend on the rows beside them.
+    turned = predictor(trained, tokenizer, max_error=mark, batch_size=5, **few).predict([rows[index] for index in all_[::-1]])
+    assert np.array_equal(turned.num_draws[::-1], answer.num_draws)
+    np.testing.assert_allclose(turned.probabilities[::-1], answer.probabilities, rtol=0, atol=1e-6)
+
+
+def test_several_blocks_know_their_error_and_one_does_not(trained, rows, tokenizer):
+    # Red for: the formula for independent draws on matched ones, or matched draws across blocks.
+    assert np.isnan(predictor(trained, tokenizer).predict(rows).standard_error).all()
+    blocks = predictor(trained, tokenizer, num_samples=5, num_blocks=3).predict(rows, return_draws=True)
+    means = blocks.draw_probabilities.reshape(3, 5, 24, 3).mean(1)
+    np.testing.assert_allclose(blocks.standard_error, means.std(0, ddof=1) / 3**0.5, rtol=1e-9)
+    assert (blocks.num_draws == 15).all() and np.ptp(means, axis=0).min() > 0
+    independent = predictor(trained, tokenizer, design="iid").predict(rows)
+    np.testing.assert_allclose(independent.standard_error, independent.std / 9**0.5, rtol=1e-9)
+
+
+def test_scale_0_has_no_error_to_bring_down(trained, rows, tokenizer):
+    # Red for: ten blocks of equal draws, as their standard error is not a number.
+    assert (predictor(trained, tokenizer, scale=0, max_error=0.01).predict(rows).num_draws == 1).all()
+
+
+def test_draws_are_packed_and_say_what_single_draws_say(trained, rows, tokenizer, monkeypatch):
+    # Red for: a predictor that never packs, a number of forwards that grows with that of the draws.
+    ours, calls = predictor(trained, tokenizer), []
+    packed = ours.predict(rows, return_draws=True).draw_probabilities
+    ours._forward._weights.model.get_base_model().register_forward_pre_hook(lambda module, arguments: calls.append(1))
+    ours.predict(rows)
+    lengths = {len(row["input_ids"]) for row in rows}
+    # What comes before the adapter, and then all ten draws, for the rows of each length.
+    assert ours._forward.obstacle is None and len(calls) == 2 * len(lengths)
+    ours._forward._give_up("to see the plain path")
+    np.testing.assert_allclose(ours.predict(rows, return_draws=True).draw_probabilities, packed, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"max_error": 0}, "got 0"),
+        ({"max_error": float("nan")}, "got nan"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_where_it_is_made(trained, tokenizer, arguments, expected):
+    # Red for: rows that never stop, or a division by nothing in the middle of a data set.
+    with pytest.raises(SwagError, match=expected):
+        predictor(trained, tokenizer, **arguments)
+
+
+def test_each_draws_answer_is_not_to_be_had_where_rows_have_different_draws(trained, rows, tokenizer):
+    # Red for: draws of some rows cut off, or an error of NumPy.
+    with pytest.raises(SwagError, match="return_draws"):
+        predictor(trained, tokenizer, max_error=0.1).predict(rows, return_draws=True)
