@@ -35,7 +35,7 @@ def torchao_8bit():
 
 def needs(library):
     missing = importlib.util.find_spec(library) is None
-    return pytest.mark.skipif(missing, reason=f"{library} is not installed: pip install 'swag-trainer[test]'")
+    return pytest.mark.skipif(missing, reason=f"{library} is not installed: pip install {library}")
 
 
 BITSANDBYTES = [
