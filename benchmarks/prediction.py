@@ -237,8 +237,7 @@ class PublicLoop(_Variant):
 
 
 class AdapterNames(_Variant):
-    """PEFT's own way: an adapter for each draw, and a batch that names one for each row. The head is the mean's, PEFT mixes no heads
-    of different adapters in every model, so the head's draws are written into the copies PEFT makes of it."""
+    """PEFT's own way: an adapter for each draw, and a batch that names one for each row. Making the adapters is not timed."""
 
     def __init__(self, model: PeftModel, posterior: SwagPosterior, num_samples: int) -> None:
         super().__init__(model, posterior, num_samples)
