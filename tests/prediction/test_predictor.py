@@ -303,3 +303,13 @@ def test_each_draws_answer_is_not_to_be_had_where_rows_have_different_draws(trai
     # Red for: draws of some rows cut off, or an error of NumPy.
     with pytest.raises(SwagError, match="return_draws"):
         predictor(trained, tokenizer, max_error=0.1).predict(rows, return_draws=True)
+
+
+def test_at_scale_0_no_error_is_looked_for_and_the_draws_can_be_had(trained, texts, tokenizer):
+    # Red for: max_error kept where one pass is exact, so that return_draws is refused.
+    trainer, swag = trained
+    batch = tokenizer(texts[:3], padding=True, return_tensors="pt")
+    ours = MonteCarloPredictor(trainer.model, swag.posterior, scale=0, max_error=0.01)
+    answer = ours.predict(dict(batch), return_draws=True)
+    assert answer.num_draws.tolist() == [1, 1, 1]
+    assert answer.draw_probabilities.shape == (1, 3, 3)
