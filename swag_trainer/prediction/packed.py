@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +21,21 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.prediction.batched import packed_forward
 from swag_trainer.prediction.chunks import Chunks, tokens_of
 from swag_trainer.prediction.drawn import NotPacked, Packing, drawn_modules, lifted
+from swag_trainer.prediction.onednn import onednn_forward, onednn_layers
+from swag_trainer.prediction.pruning import at_one_position, prunable_modules
 from swag_trainer.prediction.sequential import SequentialForward, logits_of
 from swag_trainer.prediction.sharing import SharedPrefix, fixed_modules
 from swag_trainer.prediction.watching import watch
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is spared: computing for each draw what is the same for all, and positions that nobody reads."""
+
+    share: bool
+    prune: bool
 
 
 class PackedForward:
@@ -50,7 +61,9 @@ class PackedForward:
         self._chunks = Chunks(max_tokens)
         self._packing = Packing()
         self._model = torch.compile(weights.model) if compile else weights.model
-        self._share = not compile
+        self._ways = [_Way(share=False, prune=False)]
+        if not compile:
+            self._ways = [_Way(share=True, prune=True), _Way(share=True, prune=False), *self._ways]
         self._prefix: SharedPrefix | None = None
         self._prepared_for: object = None
         self._replaced: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -116,12 +129,16 @@ class PackedForward:
         kind = sorted((name, value.ndim) for name, value in batch.items())
         if kind == self._prepared_for:
             try:
-                return self._run(batch, draws)
+                logits = self._run(batch, draws)
             except NotPacked:
                 pass  # a module was called in another way than before, without a mask, say: look again
+            else:
+                if not self._ways[0].prune or torch.isfinite(logits).all():
+                    return logits
+                self._ways = self._ways[1:]  # a position that was left out was read
         reason = ""
-        for share in (True, False) if self._share else (False,):
-            expected = self._prepare(batch, draws[-1], share)
+        for way in self._ways:
+            expected = self._prepare(batch, draws[-1], way)
             try:
                 logits = self._run(batch, draws)
             except torch.OutOfMemoryError:
@@ -129,15 +146,19 @@ class PackedForward:
             except Exception as problem:  # what an architecture does with S * B rows is its own business
                 reason = _reason(problem)
                 continue
-            if _agree(logits[-1, 0], expected):
-                if share != self._share:
+            if way.prune and not torch.isfinite(logits).all():
+                reason = "a row's answer comes from another position than the first row's"
+            elif _agree(logits[-1, 0], expected):
+                if reason and not way.share:
                     logger.info("What comes before the adapter is computed for each draw: %s.", reason)
-                self._share, self._prepared_for = share, kind
+                self._ways = self._ways[self._ways.index(way) :]
+                self._prepared_for = kind
                 return logits
-            reason = f"packed logits differ by {float((logits[-1, 0] - expected).abs().max()):.1e} from plain ones"
+            else:
+                reason = f"packed logits differ by {float((logits[-1, 0] - expected).abs().max()):.1e} from plain ones"
         raise NotPacked(reason)
 
-    def _prepare(self, batch: Mapping[str, Tensor], draw: Tensor, share: bool) -> Tensor:
+    def _prepare(self, batch: Mapping[str, Tensor], draw: Tensor, way: _Way) -> Tensor:
         """Watch the plain model, replace the forwards; returns its logits for the first row with one draw. Shape (C,)."""
         if len({len(value) for value in batch.values()}) != 1:
             raise NotPacked("the inputs do not all have the rows in their first dimension")
@@ -148,12 +169,23 @@ class PackedForward:
             self._weights.write(self._weights.layout.unflatten(draw))
         calls, outputs = watch(model, batch)
         drawn = lifted(model, drawn_modules(self._weights), calls)
-        if share:
-            self._prefix = SharedPrefix(self._packing, calls)
-            for module in list(fixed_modules(model, drawn, calls)):
-                self._replace(module, self._prefix.shared(module))
+        pruned, position = [], 0
+        if way.prune:
+            row = {name: value[:1] for name, value in batch.items()}
+            pruned, position = prunable_modules(
+                model, calls, lambda: logits_of(model(**row)), whole=[item.module for item in drawn]
+            )
+        fixed = list(fixed_modules(model, drawn, calls))
+        for layer in onednn_layers(model, drawn):
+            self._replace(layer, onednn_forward(layer, self._packing))
         for item in drawn:
             self._replace(item.module, packed_forward(item, self._packing, calls[item.module]))
+        for module in pruned:
+            self._replace(module, at_one_position(module.forward, position))
+        if way.share:
+            self._prefix = SharedPrefix(self._packing, calls)
+            for module in fixed:
+                self._replace(module, self._prefix.shared(module))
         largest = max(call.size for seen in calls.values() for call in seen)
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // tokens_of(batch)

@@ -29,12 +29,14 @@ class Call:
         size: Bytes of the largest tensor that came back for one row.
         understood: All that differed between one row and two were those dimensions, nothing but tensors and plain values went in and
             out, and no tensor that went in was written to.
+        by_position: All tensors that went in and came out have the shape (rows, positions, width), with as many positions, 2 at least.
     """
 
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
     size: int
     understood: bool
+    by_position: bool = False
 
 
 def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[nn.Module, tuple[Call, ...]], Any]:
@@ -103,7 +105,15 @@ def _call(one: _Seen, two: _Seen) -> Call:
     inputs, inputs_understood = _row_dimensions(one.inputs, two.inputs)
     outputs, outputs_understood = _row_dimensions(one.outputs, two.outputs)
     understood = inputs_understood and outputs_understood and not one.written
-    return Call(inputs, outputs, one.size, understood)
+    shapes = [shape for shape in (*one.inputs, *one.outputs) if isinstance(shape, torch.Size)]
+    by_position = (
+        understood
+        and {len(shape) for shape in shapes} == {3}
+        and {*inputs, *outputs} <= {0, NO_TENSOR}
+        and len({shape[1] for shape in shapes}) == 1
+        and shapes[0][1] > 1
+    )
+    return Call(inputs, outputs, one.size, understood, by_position)
 
 
 def _row_dimensions(one: list[object], two: list[object]) -> tuple[tuple[int | None, ...], bool]:

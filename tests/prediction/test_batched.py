@@ -79,7 +79,8 @@ def test_what_a_hook_keeps_of_a_base_layer_is_not_written_to():
     model.get_base_model().bert.encoder.layer[2].attention.self.query.base_layer.register_forward_hook(hook)
     packed, found, expected = both(model, ragged())
     assert packed.obstacle is None and kept
-    assert all(torch.equal(output, before) for output, before in kept)
+    for output, before in kept:
+        torch.testing.assert_close(output, before, rtol=0, atol=0, equal_nan=True)  # NaN: a position that was left out
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ from transformers.models.bert.modeling_bert import BertLayer, BertModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.prediction import packed as packed_module
 from swag_trainer.prediction.packed import PackedForward
 from swag_trainer.prediction.sequential import SequentialForward
 
@@ -60,6 +61,7 @@ def test_a_posterior_over_the_head_alone_costs_one_forward():
 
 def test_projections_of_the_first_adapted_block_see_each_row_once_per_forward(monkeypatch):
     # Red for: base weights of query, and key, which read what is the same for all draws, multiplied with S copies of it.
+    monkeypatch.setattr(packed_module, "onednn_layers", lambda *_: [])
     model, batch = tiny("bert"), ragged(B)
     weights = copy_of(model)
     packed = PackedForward(weights, wide_draws(weights, S))
@@ -174,7 +176,7 @@ def test_what_a_model_does_around_its_modules_is_not_lost(way, kept, draws_at_on
     expected = SequentialForward(copy_of(model), draws)(batch)
     for _ in range(2):
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and packed._share
+    assert packed.obstacle is None and packed._ways[0].share
     names = last_names(packed)
     assert sorted((names[module], call) for module, call in packed._prefix._kept) == kept
 
@@ -187,7 +189,7 @@ def test_relative_positions_are_not_taken_for_rows():
     packed = PackedForward(weights, draws, max_tokens=10_000)
     expected = SequentialForward(copy_of(model), draws)(batch)
     torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and packed._share and len(packed._prefix._kept) == 4
+    assert packed.obstacle is None and packed._ways[0].share and len(packed._prefix._kept) == 4
 
 
 def test_sharing_is_given_up_where_it_changes_answers(caplog):
@@ -216,4 +218,4 @@ def test_sharing_is_given_up_where_it_changes_answers(caplog):
     packed = PackedForward(weights, draws)
     with caplog.at_level("INFO", logger="swag_trainer.prediction"):
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and not packed._share and "for each draw: RuntimeError" in caplog.text
+    assert packed.obstacle is None and not packed._ways[0].share and "for each draw: RuntimeError" in caplog.text
