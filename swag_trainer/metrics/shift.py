@@ -75,7 +75,7 @@ def fpr_at_tpr(known_scores: ArrayLike, foreign_scores: ArrayLike, tpr: float = 
     known, foreign = _checked(known_scores, foreign_scores)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr is the share of the foreign rows to be found and must be in (0, 1], got {tpr}.")
-    needed = int(np.ceil(round(tpr * len(foreign), 9)))  # 0.95 * 20 is 19.0, not a hair above
+    needed = int(np.ceil(round(tpr * len(foreign), 9)))  # 0.55 * 100 is 55.00000000000001
     threshold = np.sort(foreign)[len(foreign) - needed]
     return float((known >= threshold).mean())
 

@@ -60,11 +60,13 @@ def test_options_go_through_the_constructor():
     }
 
 
-def test_two_modules_of_a_kind_work_side_by_side():
-    # Red for: evaluate's locked file of predictions, which the second of a kind waits for.
+def test_two_modules_of_a_kind_work_side_by_side_and_leave_no_file(tmp_path, monkeypatch):
+    # Red for: evaluate's locked file of predictions, whose name is the same in every process of a user.
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
     one, two = modules.Brier(), modules.Brier()
     one.add(prediction=[1.0, 0.0], reference=0)
     two.add(prediction=[1.0, 0.0], reference=1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert (one.compute(), two.compute()) == ({"brier": 0.0}, {"brier": 2.0})
 
 

@@ -60,9 +60,9 @@ def test_the_false_alarms_are_those_of_the_first_threshold_that_finds_enough(tpr
 
 
 def test_a_share_that_is_a_whole_number_of_rows_is_not_rounded_up():
-    # Red for: ceil(0.55 * 20 = 11.000000000000002) = 12.
-    assert fpr_at_tpr([8.5], np.arange(20.0), tpr=0.55) == 0
-    assert fpr_at_tpr([9.0], np.arange(20.0), tpr=0.55) == 1
+    # Red for: ceil(0.55 * 100 = 55.00000000000001) = 56, whose threshold is 44.
+    assert fpr_at_tpr([44.5], np.arange(100.0), tpr=0.55) == 0
+    assert fpr_at_tpr([45.0], np.arange(100.0), tpr=0.55) == 1
 
 
 SCORES = arrays(np.float64, st.integers(1, 30), elements=st.integers(-4, 4).map(float))
