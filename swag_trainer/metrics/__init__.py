@@ -1,1 +1,60 @@
 """Level 1: numbers about probabilities; numpy in, numbers out."""
+
+from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
+from swag_trainer.metrics.calibration import (
+    ReliabilityBins,
+    adaptive_calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+    fit_temperature,
+    maximum_calibration_error,
+    reliability_bins,
+)
+from swag_trainer.metrics.regression import (
+    ensemble_coverage,
+    ensemble_crps,
+    gaussian_coverage,
+    gaussian_crps,
+    gaussian_nll,
+)
+from swag_trainer.metrics.scores import (
+    BrierDecomposition,
+    accuracy,
+    brier_decomposition,
+    brier_score,
+    macro_f1,
+    matthews_correlation,
+    negative_log_likelihood,
+)
+from swag_trainer.metrics.shift import aupr, auroc, fpr_at_tpr, uncertainty_scores
+from swag_trainer.metrics.trainer import classification_metrics, compute_metrics
+
+__all__ = [
+    "BrierDecomposition",
+    "Interval",
+    "ReliabilityBins",
+    "accuracy",
+    "adaptive_calibration_error",
+    "aupr",
+    "auroc",
+    "bootstrap_interval",
+    "brier_decomposition",
+    "brier_score",
+    "classification_metrics",
+    "classwise_calibration_error",
+    "compute_metrics",
+    "ensemble_coverage",
+    "ensemble_crps",
+    "expected_calibration_error",
+    "fit_temperature",
+    "fpr_at_tpr",
+    "gaussian_coverage",
+    "gaussian_crps",
+    "gaussian_nll",
+    "macro_f1",
+    "matthews_correlation",
+    "maximum_calibration_error",
+    "negative_log_likelihood",
+    "reliability_bins",
+    "uncertainty_scores",
+]

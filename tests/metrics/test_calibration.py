@@ -1,9 +1,22 @@
+import warnings
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from scipy.special import softmax
+from probability_cases import probability_cases
+from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from swag_trainer.metrics.calibration import expected_calibration_error, fit_temperature, reliability_bins
+from swag_trainer.metrics.calibration import (
+    adaptive_calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+    fit_temperature,
+    maximum_calibration_error,
+    reliability_bins,
+)
 
 
 def random_task(seed, rows=400, classes=4):
@@ -13,26 +26,141 @@ def random_task(seed, rows=400, classes=4):
     return logits, labels
 
 
-def slow_error(probabilities, labels, num_bins):
-    total = 0.0
-    for index in range(num_bins):
-        low, high = index / num_bins, (index + 1) / num_bins
-        chosen = [row for row, p in enumerate(probabilities) if low < p.max() <= high]
-        if chosen:
-            accuracy = np.mean([probabilities[row].argmax() == labels[row] for row in chosen])
-            confidence = np.mean([probabilities[row].max() for row in chosen])
-            total += len(chosen) / len(labels) * abs(accuracy - confidence)
-    return total
+def slow_bins(confidence, correct, edges):
+    """(count, confidence, accuracy) of every bin that is not empty."""
+    bins = [[] for _ in edges[1:]]
+    for row, value in enumerate(confidence):
+        inside = [b for b in range(len(bins)) if (b == 0 or edges[b] < value) and (value <= edges[b + 1] or b == len(bins) - 1)]
+        bins[inside[0]].append(row)
+    return [(len(b), np.mean([confidence[i] for i in b]), np.mean([correct[i] for i in b])) for b in bins if b]
+
+
+def slow_error(confidence, correct, edges, norm="l1"):
+    bins = slow_bins(confidence, correct, edges)
+    total = sum(count for count, _, _ in bins)
+    if norm == "max":
+        return max(abs(a - c) for _, c, a in bins)
+    if norm == "l1":
+        return sum(n / total * abs(a - c) for n, c, a in bins)
+    squares = [(n, (a - c) ** 2, a * (1 - a)) for n, c, a in bins]
+    if norm == "debiased":
+        squares = [(n, square - noise / (n - 1) if n > 1 else 0, noise) for n, square, noise in squares]
+    return max(sum(n / total * square for n, square, _ in squares), 0) ** 0.5
+
+
+def equal_mass(values, num_bins):
+    ordered = sorted(values)
+    edges = [0.0]
+    for index in range(1, num_bins):
+        place = Fraction(index * (len(ordered) - 1), num_bins)
+        low = int(place)
+        edges.append(ordered[low] if place == low else ordered[low] + float(place - low) * (ordered[low + 1] - ordered[low]))
+    return [*edges, 1.0]
 
 
 @pytest.mark.parametrize("num_bins", [1, 10, 15])
-def test_the_calibration_error_is_that_of_the_definition(num_bins):
-    # Red for: unweighted bins, the mean over classes, a bin's middle taken for its confidence.
-    for seed in range(20):
-        logits, labels = random_task(seed)
-        probabilities = softmax(logits * 1.7, axis=1)
-        ours = expected_calibration_error(probabilities, labels, num_bins=num_bins)
-        assert ours == pytest.approx(slow_error(probabilities, labels, num_bins), abs=1e-12)
+def test_the_calibration_errors_are_those_of_the_definitions(num_bins):
+    # Red for: unweighted bins, the mean over classes, a bin's middle taken for its confidence, n for n - 1, a square left unrooted.
+    edges = [index / num_bins for index in range(num_bins + 1)]
+    for probabilities, labels in probability_cases(350):
+        confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        for norm in ("l1", "l2", "max"):
+            ours = expected_calibration_error(probabilities, labels, num_bins=num_bins, norm=norm)
+            assert ours == pytest.approx(slow_error(confidence, correct, edges, norm), abs=1e-9)
+        debiased = expected_calibration_error(probabilities, labels, num_bins=num_bins, norm="l2", debiased=True)
+        # The root of what is left of a difference of squares of rounding size.
+        assert debiased == pytest.approx(slow_error(confidence, correct, edges, "debiased"), abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_the_calibration_error_is_that_of_torchmetrics(norm):
+    # Red for: another norm, or another top label.
+    torch, theirs = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("torchmetrics.functional.classification.calibration_error"),
+    )
+    for probabilities, labels in probability_cases(1000, inside=True):
+        # Its public function casts to float32 first, and the sums of 70 equal numbers are then off by 1e-6 themselves.
+        confidence, answers = torch.tensor(probabilities).max(dim=1)
+        expected = theirs._ce_compute(confidence, answers == torch.tensor(labels), 15, norm=norm)
+        assert expected_calibration_error(probabilities, labels, norm=norm) == pytest.approx(float(expected), abs=1e-9)
+        public = theirs.multiclass_calibration_error(
+            torch.tensor(probabilities), torch.tensor(labels), probabilities.shape[1], n_bins=15, norm=norm, validate_args=False
+        )
+        assert expected_calibration_error(probabilities, labels, norm=norm) == pytest.approx(float(public), abs=5e-6)
+
+
+def test_torchmetrics_gives_certain_answers_a_bin_of_their_own():
+    # Where ours and theirs are known to differ: their bins include the lower border, so that 1.0 falls beyond the last bin.
+    torch, functional = pytest.importorskip("torch"), pytest.importorskip("torchmetrics.functional.classification")
+    probabilities, labels = np.array([[1.0, 0.0], [0.96, 0.04]]), np.array([1, 0])
+    theirs = functional.multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), 2, n_bins=15)
+    assert float(theirs) == pytest.approx(0.5 * 1.0 + 0.5 * 0.04)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.98 - 0.5)
+
+
+@pytest.mark.parametrize(("scheme", "strategy"), [("width", "uniform"), ("mass", "quantile")])
+def test_bins_are_those_of_scikit_learn(scheme, strategy):
+    # Red for: quantiles of other shares, a border in the bin above it, rows counted out by rank, so that ties are torn apart.
+    for probabilities, labels in probability_cases(1000):
+        correct = probabilities.argmax(axis=1) == labels
+        bins = reliability_bins(probabilities, labels, num_bins=10, scheme=scheme)
+        share, confidence = calibration_curve(correct, probabilities.max(axis=1), n_bins=10, strategy=strategy, pos_label=True)
+        filled = bins.counts > 0
+        np.testing.assert_allclose(bins.accuracy[filled], share, atol=1e-9)
+        np.testing.assert_allclose(bins.confidence[filled], confidence, atol=1e-9)
+        assert bins.edges[0] == 0 and bins.edges[-1] == 1 and bins.counts.sum() == len(labels)
+
+
+def test_classwise_and_adaptive_errors_are_those_of_the_definitions():
+    # Red for: the sum over the classes, the top label's probability for each class, quantiles of all classes together.
+    for probabilities, labels in probability_cases(350):
+        classes = range(probabilities.shape[1])
+        width = [slow_error(probabilities[:, c], labels == c, [b / 7 for b in range(8)]) for c in classes]
+        mass = [slow_error(probabilities[:, c], labels == c, equal_mass(probabilities[:, c], 7)) for c in classes]
+        ours = classwise_calibration_error(probabilities, labels, num_bins=7)
+        assert ours == pytest.approx(np.mean(width), abs=1e-9)
+        ours = adaptive_calibration_error(probabilities, labels, num_bins=7)
+        assert ours == pytest.approx(np.mean(mass), abs=1e-9)
+
+
+def test_ranges_of_equal_mass_have_equal_counts():
+    # Red for: equal widths under another name; the definition of Nixon et al. weights every range with 1 / R.
+    probabilities, labels = softmax(random_task(0)[0], axis=1), random_task(0)[1]
+    bins = reliability_bins(probabilities, labels, num_bins=8, scheme="mass")
+    assert bins.counts.tolist() == [50] * 8
+    assert bins.calibration_error == pytest.approx(np.abs(bins.accuracy - bins.confidence).mean())
+
+
+def test_the_debiased_error_of_calibrated_answers_is_nearer_to_zero():
+    # Red for: noise added instead of taken off.
+    plain, debiased = [], []
+    for seed in range(40):
+        logits, labels = random_task(seed, rows=300)
+        probabilities = softmax(logits, axis=1)
+        plain.append(expected_calibration_error(probabilities, labels, norm="l2"))
+        debiased.append(expected_calibration_error(probabilities, labels, norm="l2", debiased=True))
+    assert np.mean(plain) > 0.06 and np.mean(debiased) < 0.5 * np.mean(plain)
+
+
+def test_the_maximum_is_that_of_the_worst_bin():
+    # Red for: an empty bin, or the mean.
+    probabilities, labels = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]]), np.array([0, 0, 1])
+    assert maximum_calibration_error(probabilities, labels, num_bins=5) == pytest.approx(0.6)
+
+
+def test_confidence_limits_are_wilsons():
+    # Red for: Wald's limits, which are 1 and 1 where every answer is right; a 90 % level; limits of an empty bin.
+    for probabilities, labels in probability_cases(70):
+        bins = reliability_bins(probabilities, labels, num_bins=6)
+        for index, count in enumerate(bins.counts):
+            if count == 0:
+                assert np.isnan(bins.accuracy_low[index]) and np.isnan(bins.accuracy_high[index])
+                continue
+            successes = int(round(bins.accuracy[index] * count))
+            limits = binomtest(successes, int(count)).proportion_ci(0.95, method="wilson")
+            assert bins.accuracy_low[index] == pytest.approx(limits.low, abs=1e-9)
+            assert bins.accuracy_high[index] == pytest.approx(limits.high, abs=1e-9)
 
 
 def test_a_border_belongs_to_the_bin_below_it():
@@ -43,26 +171,81 @@ def test_a_border_belongs_to_the_bin_below_it():
 
 
 def test_empty_bins_have_no_accuracy_and_no_weight():
-    # Red for: an empty bin counted as an error of its confidence.
-    bins = reliability_bins(np.array([[0.9, 0.1]] * 10), np.array([0] * 9 + [1]), num_bins=5)
-    assert np.isnan(bins.accuracy[:4]).all()
+    # Red for: an empty bin counted as an error of its confidence, or a warning about it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bins = reliability_bins(np.array([[0.9, 0.1]] * 10), np.array([0] * 9 + [1]), num_bins=5)
+        assert np.isnan(bins.accuracy[:4]).all() and np.isnan(bins.accuracy_low[:4]).all()
     assert bins.calibration_error == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_bins": 0}, "num_bins"),
+        ({"scheme": "equal"}, "'width' or 'mass'"),
+        ({"norm": "l3"}, "'l1', 'l2' or 'max'"),
+        ({"norm": "l1", "debiased": True}, "debiased"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(options, message):
+    # Red for: an option that is ignored, so that a plain error is reported as a debiased one.
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error(np.array([[0.9, 0.1]]), np.array([0]), **options)
 
 
 def test_the_fitted_temperature_undoes_a_scaling_of_the_logits():
     # Red for: logits multiplied by the temperature, or its logarithm returned.
     logits, labels = random_task(0, rows=4000)
-    once = fit_temperature(logits, labels)
+    once = fit_temperature(logits, labels, prior_std=None)
     assert once == pytest.approx(1.0, abs=0.1)  # the labels were drawn from these very probabilities
-    assert fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=1e-3)
+    assert fit_temperature(3 * logits, labels, prior_std=None) == pytest.approx(3 * once, rel=1e-3)
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=1e-2)  # 4,000 rows do not feel the prior
 
 
-def test_no_other_temperature_is_better():
-    # Red for: a search that stops early, or one that minimises something else.
+@pytest.mark.parametrize("prior_std", [None, 0.5, 0.1])
+def test_no_other_temperature_is_better(prior_std):
+    # Red for: a search that stops early, one that minimises something else, a penalty not divided by N or by the variance.
     logits, labels = random_task(1)
-    best = fit_temperature(2.5 * logits, labels)
-    losses = [log_loss(labels, softmax(2.5 * logits / (best * factor), axis=1)) for factor in (0.98, 1.0, 1.02)]
+    best = fit_temperature(2.5 * logits, labels, prior_std=prior_std)
+
+    def loss(temperature):
+        penalty = 0 if prior_std is None else np.log(temperature) ** 2 / (2 * prior_std**2 * len(labels))
+        return log_loss(labels, softmax(2.5 * logits / temperature, axis=1)) + penalty
+
+    losses = [loss(best * factor) for factor in (0.98, 1.0, 1.02)]
     assert losses[1] == min(losses)
+
+
+def test_the_prior_keeps_few_rows_from_asking_for_certainty():
+    # Red for: no prior by default. All of 100 rows are right, with margins of 1: the plain fit goes to the end of its range.
+    generator = np.random.default_rng(0)
+    labels = generator.integers(2, size=100)
+    logits = np.eye(2)[labels] + 0.1 * generator.normal(size=(100, 2))
+    assert fit_temperature(logits, labels, prior_std=None) < 0.02
+    careful = fit_temperature(logits, labels)
+    assert 0.1 < careful < 0.5
+    wrong = 1 - labels[:5]  # other rows, five in a hundred answered wrong
+    tested = np.concatenate([wrong, labels[5:]])
+    nll = {t: -log_softmax(logits / t, axis=1)[np.arange(100), tested].mean() for t in (0.02, careful)}
+    assert nll[careful] < nll[0.02] / 3
+
+
+@pytest.mark.parametrize("prior_std", [0.0, -1.0, float("nan")])
+def test_a_prior_without_width_is_refused(prior_std):
+    # Red for: a division by zero, or a sign that is squared away.
+    with pytest.raises(ValueError, match="prior_std"):
+        fit_temperature(np.eye(2), np.array([0, 1]), prior_std=prior_std)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [(np.zeros((0, 2)), np.zeros(0)), (np.zeros((3, 2)), np.zeros(2)), (np.full((1, 2), np.inf), [0]), (np.eye(2), [0, 2])],
+)
+def test_logits_without_labels_have_no_temperature(logits, labels):
+    # Red for: an index error, or a temperature of nothing.
+    with pytest.raises(ValueError):
+        fit_temperature(logits, labels)
 
 
 @pytest.mark.parametrize(

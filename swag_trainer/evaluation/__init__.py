@@ -1,0 +1,1 @@
+"""Level 4: how good a posterior is on held-out data, beside the methods it has to beat."""

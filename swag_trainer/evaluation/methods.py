@@ -1,0 +1,230 @@
+"""The answers of SWAG and of the methods it has to beat, on the same rows from the same model."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import default_data_collator
+
+from swag_trainer.adapters.keys import adapted_model, base_model
+from swag_trainer.adapters.weights import AdapterWeights, private_copy
+from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.evaluation.answers import MethodAnswers
+from swag_trainer.metrics.calibration import fit_temperature
+from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.predictive import Predictive, link_of
+from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.prediction.sequential import logits_of
+
+Method = Literal["MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout"]
+METHODS: tuple[Method, ...] = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout")
+
+_LABELS = ("labels", "label", "label_ids")
+_Answer = Callable[[Sequence[Mapping[str, Any]]], Predictive]
+
+
+def answer_methods(
+    model: nn.Module,
+    posterior: SwagPosterior,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    foreign: Sequence[Mapping[str, Any]] | None = None,
+    validation: Sequence[Mapping[str, Any]] | None = None,
+    num_samples: int = 10,
+    seed: int = 0,
+    methods: Sequence[Method] | None = None,
+    batch_size: int = 32,
+    data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
+    progress: bool = True,
+) -> dict[str, MethodAnswers]:
+    """Answer rows with each method, on a private copy of the model.
+
+    "MAP"               the adapter's weights as they stand in ``model``: the last iterate, or the mean if that is what its file held
+    "MAP, temperature"  the same with its logits divided by one temperature, fitted on the validation rows
+    "SWA"               the posterior's mean, one pass
+    "SWAG"              ``num_samples`` draws of the posterior at its own scale
+    "MC dropout"        MAP's weights, ``num_samples`` passes with dropout as in training (Gal and Ghahramani 2016, arXiv:1506.02142)
+
+    Dropout's masks depend on the seed and on which rows share a batch; the random state of the process is as before afterwards.
+    Times are those of the known rows, first batches included, without the making of copies and draws.
+
+    Args:
+        model: The PEFT model, on the device to predict on. It is left as it is, mode and weights.
+        posterior: The posterior of its active adapter.
+        rows: As the Trainer takes them; labels are not looked at.
+        foreign: Rows of another kind.
+        validation: Rows with labels, for the temperature. Never those of ``rows``.
+        num_samples: Draws of SWAG and passes of MC dropout, >= 1.
+        seed: Of the draws and of the masks.
+        methods: Which methods. None for all of them, without "MAP, temperature" if there are no validation rows.
+        batch_size: Rows per forward.
+        data_collator: Makes a batch of rows.
+        progress: Show a bar when a data set takes more than two seconds; not for MC dropout.
+
+    Returns:
+        Answers by name, in the order of ``methods``.
+
+    Raises:
+        SwagError: An unknown method, no rows, a model that is not a classifier of exclusive classes, a temperature without labels to fit
+            it on, or dropout that is nowhere active.
+        AdapterMismatchError: The posterior has other weights than the adapter.
+    """
+    if methods is None:
+        methods = [method for method in METHODS if method != "MAP, temperature" or validation is not None]
+    _check(model, rows, foreign, validation, methods, num_samples)
+    _check_weights(model, posterior)
+    settings: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "seed": seed}
+    answers: dict[str, MethodAnswers] = {}
+    for method in methods:
+        if method == "MC dropout":
+            answer: _Answer = _DropoutPredictor(model, posterior, num_samples=num_samples, **settings).predict
+        else:
+            gaussian = _as_it_stands(model, posterior) if method.startswith("MAP") else posterior
+            scale = posterior.scale if method == "SWAG" else 0.0
+            predictor = MonteCarloPredictor(
+                model, gaussian, num_samples=num_samples, scale=scale, progress=progress, **settings
+            )
+            answer = predictor.predict  # type: ignore[assignment]
+        if method == "MAP, temperature":
+            assert validation is not None
+            answer = _tempered(answer, _fitted_temperature(answer(validation).probabilities, labels_of(validation)))
+        began = perf_counter()
+        known = answer(rows)
+        seconds = (perf_counter() - began) / len(rows)
+        answers[method] = MethodAnswers.from_predictive(
+            known, None if foreign is None else answer(foreign), seconds_per_row=seconds
+        )
+    return answers
+
+
+def labels_of(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the labels of rows as the Trainer takes them. Shape (N,).
+
+    Raises:
+        SwagError: A row has none.
+    """
+    labels = []
+    for index in range(len(rows)):
+        row = rows[index]
+        name = next((name for name in _LABELS if name in row), None)
+        if name is None:
+            raise SwagError(f"Row {index} has no label; its columns are {sorted(row)}, one of {list(_LABELS)} is needed.")
+        labels.append(int(row[name]))
+    return np.array(labels)
+
+
+def _check(
+    model: nn.Module,
+    rows: Sequence[Any],
+    foreign: Sequence[Any] | None,
+    validation: Sequence[Any] | None,
+    methods: Sequence[str],
+    num_samples: int,
+) -> None:
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise SwagError(f"The methods are {list(METHODS)}, got {list(methods)}.")
+    if "MAP, temperature" in methods and validation is None:
+        raise SwagError('"MAP, temperature" needs validation rows with labels: pass validation=..., or leave the method out.')
+    if num_samples < 1:
+        raise SwagError(f"num_samples must be at least 1, got {num_samples}.")
+    for name, given in {"rows": rows, "foreign": foreign, "validation": validation}.items():
+        if given is not None and len(given) == 0:
+            raise SwagError(f"There is nothing to answer: {name} has no rows.")
+    if _link(model) != "softmax":
+        raise SwagError(
+            "Methods are measured on classes that exclude each other; this model is for several labels or a regression."
+        )
+
+
+def _link(model: nn.Module) -> str:
+    config: Any = getattr(base_model(adapted_model(model)), "config", None)
+    return link_of(getattr(config, "problem_type", None), getattr(config, "num_labels", 2))
+
+
+def _check_weights(model: nn.Module, posterior: SwagPosterior) -> None:
+    adapter = AdapterWeights(model, keys=posterior.layout.keys).layout
+    difference = posterior.layout.difference(adapter, ours="The posterior", theirs="The adapter")
+    if difference:
+        raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
+
+
+def _as_it_stands(model: nn.Module, posterior: SwagPosterior) -> SwagPosterior:
+    """The posterior moved to the model's own weights: at scale 0 the predictor then answers with those."""
+    mean = posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read())
+    return replace(posterior, gaussian=replace(posterior.gaussian, mean=mean))
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    """Logits, up to a constant of each row, which a softmax does not see."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+
+
+def _fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    return fit_temperature(_logs(probabilities), labels)
+
+
+def _tempered(answer: _Answer, temperature: float) -> _Answer:
+    def tempered(rows: Sequence[Mapping[str, Any]]) -> Predictive:
+        logits = _logs(answer(rows).probabilities) / temperature
+        return Predictive.from_logits(torch.from_numpy(logits)[None], "softmax")
+
+    return tempered
+
+
+class _DropoutPredictor:
+    """Averages passes of a private copy that drops out as in training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        posterior: SwagPosterior,
+        *,
+        num_samples: int,
+        seed: int,
+        batch_size: int,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]],
+    ) -> None:
+        weights = private_copy(model, None, posterior.layout.keys)
+        self._model, self._device = weights.model, weights.parameters()[0].device
+        self._num_samples, self._seed, self._batch_size, self._collate = num_samples, seed, batch_size, data_collator
+        self._inputs = set(inspect.signature(base_model(self._model).forward).parameters) - set(_LABELS)
+        # The whole copy, not its Dropout modules alone: attention asks itself whether it trains before it drops anything out.
+        self._model.train()
+        for module in self._model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()  # would take the batch's statistics, and write them into tensors shared with the user's model
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> Predictive:
+        """Answer rows of one length together, as `MonteCarloPredictor` does: padding would change what is measured."""
+        taken = [{name: value for name, value in rows[index].items() if name in self._inputs} for index in range(len(rows))]
+        lengths = [len(row.get("input_ids", ())) for row in taken]
+        order = sorted(range(len(taken)), key=lambda index: -lengths[index])
+        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: lengths[index])]
+        batches = [
+            group[start : start + self._batch_size] for group in groups for start in range(0, len(group), self._batch_size)
+        ]
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
+            torch.manual_seed(self._seed)
+            logits = [self._logits([taken[index] for index in batch]) for batch in batches]
+        if self._num_samples > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in logits):
+            raise SwagError(
+                "MC dropout gave the same answer in every pass: nothing in this model drops out. Was it trained with dropout 0? Leave "
+                'the method out, as methods=("MAP", "SWA", "SWAG").'
+            )
+        return Predictive.from_batches([Predictive.from_logits(part, "softmax") for part in logits], order)
+
+    def _logits(self, rows: list[Any]) -> Tensor:
+        batch = {name: value.to(self._device) for name, value in self._collate(rows).items() if isinstance(value, Tensor)}
+        logits = torch.stack([logits_of(self._model(**batch)).float().cpu() for _ in range(self._num_samples)])
+        if not torch.isfinite(logits).all():
+            raise SwagError("A pass with dropout gave NaN or infinite logits. Is the base model's precision too low?")
+        return logits

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
+from swag_trainer.metrics.shift import auroc
+
+
+def test_the_interval_of_a_mean_is_that_of_scipy():
+    # Red for: a level of one tail, the standard error for the limits, fewer rows drawn than there are.
+    values = np.random.default_rng(0).exponential(size=200)
+    ours = bootstrap_interval(np.mean, values, level=0.9, num_resamples=20_000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, confidence_level=0.9, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.value == values.mean()
+    # 20,000 resamples know a 5 % quantile to 0.0015 of 20,000, which is 1.5 % of the standard error here.
+    error = values.std() / np.sqrt(200)
+    assert ours.low == pytest.approx(theirs.low, abs=0.05 * error)
+    assert ours.high == pytest.approx(theirs.high, abs=0.05 * error)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    # Red for: the same resamples for every row, or limits of the resamples' mean.
+    held = 0
+    for seed in range(300):
+        values = np.random.default_rng(seed).normal(size=100)
+        interval = bootstrap_interval(np.mean, values, num_resamples=200, seed=seed)
+        held += interval.low <= 0 <= interval.high
+    assert 0.90 <= held / 300 <= 0.98  # 0.94 is expected of 200 resamples of 100 rows; three standard errors are 0.04
+
+
+def test_rows_stay_together():
+    # Red for: arrays resampled each for itself.
+    values = np.arange(50.0)
+    interval = bootstrap_interval(lambda one, two: float(np.abs(one - two).max()), values, values, num_resamples=50)
+    assert interval == Interval(0.0, 0.0, 0.0)
+
+
+def test_the_same_seed_gives_the_same_resamples_whatever_is_measured():
+    # Red for: the process's own random state, or a seed mixed with the arrays.
+    values = np.random.default_rng(0).normal(size=30)
+    np.random.seed(7)
+    before = np.random.get_state()[1].copy()
+    one, two = bootstrap_interval(np.mean, values), bootstrap_interval(np.mean, values + 1.0)
+    assert two.low == pytest.approx(one.low + 1) and two.high == pytest.approx(one.high + 1)
+    assert bootstrap_interval(np.mean, values) == one != bootstrap_interval(np.mean, values, seed=1)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_groups_keep_their_numbers_of_rows():
+    # Red for: resamples without a single foreign row, for which there is no area.
+    scores, foreign = np.arange(60.0), np.arange(60) >= 58
+    counts = []
+
+    def area(drawn, is_foreign):
+        counts.append(int(is_foreign.sum()))
+        return auroc(drawn[~is_foreign], drawn[is_foreign])
+
+    assert bootstrap_interval(area, scores, foreign, strata=foreign, num_resamples=100).low == 1
+    assert set(counts) == {2}
+
+
+def test_an_interval_reads_as_one():
+    # Red for: limits without their figure.
+    assert str(Interval(0.5, 0.25, 0.75)) == "0.5000 [0.2500, 0.7500]"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ((), {}, "Arrays with the same rows"),
+        (([],), {}, "Arrays with the same rows"),
+        ((1.0,), {}, "Arrays with the same rows"),
+        (([1.0], [1.0, 2.0]), {}, r"\(1,\), \(2,\)"),
+        (([1.0],), {"level": 95}, "level"),
+        (([1.0],), {"num_resamples": 0}, "num_resamples"),
+        (([1.0],), {"strata": [0, 1]}, "strata"),
+    ],
+)
+def test_what_cannot_be_resampled_is_refused(arrays, options, message):
+    # Red for: a percentage taken for a share, arrays cut to the shortest.
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(np.mean, *arrays, **options)
