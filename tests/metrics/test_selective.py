@@ -107,6 +107,9 @@ def test_a_promise_needs_rows_and_everything_may_be_accepted():
     # 0.95 ** m <= 0.005 needs m >= 104 rows without an error.
     assert threshold_for_risk(sure[:103], np.ones(103), 0.05, level=0.95) == math.inf
     assert threshold_for_risk(sure[:104], np.ones(104), 0.05, level=0.95) < 0.5
+    # The rows in the place after the tested ones are not accepted: 150 right ones, then 150 wrong ones of one confidence.
+    halves = np.repeat([0.9, 0.5], 150)
+    assert 0.5 < threshold_for_risk(halves, halves > 0.7, 0.05, level=0.95) <= 0.9
 
 
 @pytest.mark.parametrize(
