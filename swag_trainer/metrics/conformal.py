@@ -118,7 +118,7 @@ def calibrate_conformal(
         raise ValueError(
             f"One class number in [0, {scores.shape[1]}) for each of {len(scores)} rows is needed, got {labels.shape}."
         )
-    # (n + 1) level is 19.000000000000004 for n = 19 and level 0.95.
+    # 100 * 0.55 is 55.00000000000001, and the 56th score is not what was asked for.
     place = math.ceil((len(labels) + 1) * level - 1e-9)
     if place > len(labels):
         return made

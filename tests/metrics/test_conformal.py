@@ -106,6 +106,13 @@ def test_too_few_rows_promise_by_naming_every_label():
     assert calibrate_conformal(more, labels, level=0.95).quantile < math.inf
 
 
+def test_a_place_in_the_order_that_is_a_whole_number_but_for_rounding_is_that_number():
+    # Red for: 100 * 0.55 = 55.00000000000001, which is not the 56th score.
+    p = np.linspace(0.99, 0.01, 99)
+    sets = calibrate_conformal(np.stack([p, 1 - p], axis=1), np.zeros(99, dtype=int), level=0.55, method="lac")
+    assert sets.quantile == pytest.approx(0.55)
+
+
 def test_randomised_sets_are_the_same_every_time_and_differ_with_the_seed():
     # Red for: a global generator, or a seed that is ignored.
     probabilities, labels = overconfident_rows(np.random.default_rng(0), 200)
@@ -114,6 +121,13 @@ def test_randomised_sets_are_the_same_every_time_and_differ_with_the_seed():
     assert first != other
     assert (first.sets(probabilities) == again.sets(probabilities)).all()
     assert not (first.sets(probabilities) == other.sets(probabilities)).all()
+
+
+def test_a_new_row_has_a_random_number_of_its_own():
+    # Red for: the u of the calibration's first row given to the first new row as well, whose true label is then always in the set.
+    row, label = np.array([[0.6, 0.3, 0.1]]), np.array([0])
+    hits = [calibrate_conformal(row, label, level=0.5, seed=seed).sets(row)[0, 0] for seed in range(400)]
+    assert 160 <= sum(hits) <= 240  # 400 tosses of a fair coin, four standard deviations
 
 
 @pytest.mark.parametrize(
