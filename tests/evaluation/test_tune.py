@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import WORDS, lora_model, trainer_for
 from datasets import Dataset, DatasetInfo, Split
-from lively import lively
+from lively import short_run
 from sklearn.metrics import log_loss
-from transformers import pipeline
+from transformers import BertTokenizerFast, pipeline
 
 from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, SwagPosterior
 from swag_trainer.adapters.weights import AdapterWeights
@@ -18,19 +18,19 @@ from swag_trainer.metrics.conformal import ConformalSets
 SETTINGS = {"name": "me/texts", "split": "validation", "num_samples": 4, "seed": 3, "scales": (0.5, 4.0), "progress": False}
 
 
-@pytest.fixture
-def finished(base_folder, trained):
-    """A model that holds the last snapshot of a posterior, and the posterior."""
-    _, swag = trained
-    posterior = lively(swag.posterior)
+@pytest.fixture(scope="module")
+def finished(base_folder, texts, tmp_path_factory):
+    """A model that holds the last snapshot of a posterior, and the posterior. No test may change them."""
+    _, posterior, _ = short_run(base_folder, texts, tmp_path_factory.mktemp("run"))
     model = lora_model(base_folder).eval()
     AdapterWeights(model).write(posterior.layout.unflatten(posterior.gaussian.mean + posterior.gaussian.deviations[-1]))
     return model, posterior
 
 
-@pytest.fixture
-def held_out(finished, tokenizer):
+@pytest.fixture(scope="module")
+def held_out(finished, base_folder):
     """Sixty-one texts, whose labels are drawn from what the posterior's mean says of them at temperature 2."""
+    tokenizer = BertTokenizerFast.from_pretrained(base_folder)
     generator = torch.Generator().manual_seed(9)
     lengths = torch.randint(2, 13, (61,), generator=generator).tolist()
     texts = [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths]
@@ -252,9 +252,9 @@ def test_a_number_out_of_range_is_refused_by_name_before_anything_is_computed(fi
 
 
 @pytest.mark.parametrize(("problem", "said"), [("regression", "regression"), ("multi_label_classification", "do not exclude")])
-def test_what_has_no_softmax_is_refused(finished, held_out, problem, said):
+def test_what_has_no_softmax_is_refused(finished, held_out, problem, said, monkeypatch):
     # Red for: a temperature for a number.
     model, posterior = finished
-    model.get_base_model().config.problem_type = problem
+    monkeypatch.setattr(model.get_base_model().config, "problem_type", problem)
     with pytest.raises(SwagError, match=said):
         quietly(model, posterior, held_out)

@@ -5,6 +5,7 @@ import pytest
 
 from swag_trainer.errors import PosteriorFormatError, SwagError
 from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 
@@ -100,3 +101,14 @@ def test_the_record_travels_in_the_posteriors_file(trained, tmp_path):
     path.write_bytes(data.replace(b'\\"temperature\\": 1.25', b'\\"temperature\\": 1.26'))
     with pytest.raises(SwagError, match="changed or damaged"):
         SwagPosterior.from_pretrained(tmp_path)
+
+
+def test_a_file_from_before_there_was_tuning_still_loads(trained, tmp_path):
+    # Red for: a fact that old files need to have.
+    _, swag = trained
+    swag.posterior.save_pretrained(tmp_path)
+    path = tmp_path / "swag_posterior.safetensors"
+    tensors, document, _ = read_file(path)
+    assert document.pop("tuning") is None
+    write_file(path, tensors, document)
+    assert SwagPosterior.from_pretrained(tmp_path).temperature == 1.0

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 from conftest import LABELS
-from lively import lively
+from lively import short_run
 from transformers import pipeline
 
-from swag_trainer import MonteCarloPredictor, SwagError, SwagTextClassificationPipeline
+from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.metrics.conformal import ConformalSets
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 from swag_trainer.prediction.decisions import Request, decide
@@ -32,19 +32,25 @@ RECORD = Tuning(
 )
 
 
-@pytest.fixture
-def posterior(trained):
-    _, swag = trained
-    posterior = lively(swag.posterior)
-    return replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=RECORD))
+@pytest.fixture(scope="module")
+def run(base_folder, texts, tmp_path_factory):
+    """(model, posterior that was not tuned, tokenizer)."""
+    return short_run(base_folder, texts, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def classify(trained, posterior):
-    trainer, _ = trained
-    return SwagTextClassificationPipeline(
-        model=trainer.model, tokenizer=trainer.processing_class, posterior=posterior, device="cpu"
-    )
+def posterior(run):
+    return replace(run[1], provenance=replace(run[1].provenance, scale=2.0, tuning=RECORD))
+
+
+@pytest.fixture
+def classify(run, posterior):
+    return pipeline_of(run, posterior)
+
+
+def pipeline_of(run, posterior, **options):
+    model, _, tokenizer = run
+    return pipeline("swag-text-classification", model=model, tokenizer=tokenizer, posterior=posterior, device="cpu", **options)
 
 
 def abstained(answer):
@@ -91,11 +97,11 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     assert "61 rows of 'me/questions'" in reason
 
 
-def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, trained, posterior, texts):
+def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, posterior, texts):
     # Red for: a quantile of another method, labels by number, or sets of untempered probabilities.
-    trainer, _ = trained
-    ours = MonteCarloPredictor(trainer.model, posterior, num_samples=4, seed=3, batch_size=1)
-    probabilities = ours.predict([dict(trainer.processing_class(text)) for text in texts]).probabilities
+    model, _, tokenizer = run
+    ours = MonteCarloPredictor(model, posterior, num_samples=4, seed=3, batch_size=1)
+    probabilities = ours.predict([dict(tokenizer(text)) for text in texts]).probabilities
     sizes = set()
     for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.7, (0.2, 1))]:
         chosen = ConformalSets(method, quantile, 0.9, 61, *options).sets(probabilities)
@@ -110,18 +116,9 @@ def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likelies
     assert all(set(answer["prediction_set"]) == set(LABELS) for answer in classify(texts, prediction_set=0.99))
 
 
-def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherwise(trained, posterior, texts):
+def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherwise(run, posterior, texts):
     # Red for: an option that only works in the call; two ways to abstain that add up.
-    trainer, _ = trained
-    classify = pipeline(
-        "swag-text-classification",
-        model=trainer.model,
-        tokenizer=trainer.processing_class,
-        posterior=posterior,
-        risk=0.05,
-        prediction_set=0.9,
-        device="cpu",
-    )
+    classify = pipeline_of(run, posterior, risk=0.05, prediction_set=0.9)
     first = classify(texts)
     assert any(map(abstained, first)) and all("prediction_set" in answer for answer in first)
     assert all(map(abstained, classify(texts, abstain_below=1.0)))
@@ -150,16 +147,15 @@ def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherw
     ],
 )
 def test_what_was_not_calibrated_or_cannot_be_is_refused_in_call_and_constructor(
-    classify, trained, posterior, texts, options, said
+    classify, run, posterior, texts, options, said
 ):
     # Red for: the nearest level taken instead, or a threshold of these draws compared with scores of others.
-    trainer, _ = trained
     with pytest.raises(SwagError, match=said):
         classify(texts[0], **options)
     with pytest.raises(SwagError, match=said):
         classify([], **options)
     with pytest.raises(SwagError, match=said):
-        SwagTextClassificationPipeline(model=trainer.model, tokenizer=trainer.processing_class, posterior=posterior, **options)
+        pipeline_of(run, posterior, **options)
 
 
 def test_the_calibrations_own_draws_may_be_named(classify, texts):
@@ -169,30 +165,26 @@ def test_the_calibrations_own_draws_may_be_named(classify, texts):
 
 
 @pytest.mark.parametrize("options", [{"risk": 0.05}, {"coverage": 0.9}, {"prediction_set": 0.9}])
-def test_a_posterior_that_was_not_tuned_knows_no_risk_but_any_score(trained, texts, options):
+def test_a_posterior_that_was_not_tuned_knows_no_risk_but_any_score(run, texts, options):
     # Red for: a threshold out of nowhere.
-    trainer, swag = trained
-    classify = SwagTextClassificationPipeline(
-        model=trainer.model, tokenizer=trainer.processing_class, posterior=swag.posterior, device="cpu"
-    )
+    classify = pipeline_of(run, run[1])
     with pytest.raises(SwagError, match="was not tuned.*abstain_below"):
         classify(texts[0], **options)
     assert abstained(classify(texts[0], abstain_below=1.0)[0])
 
 
-def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(trained, posterior):
+def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(run, posterior):
     # Red for: seed=0 taken for "not given"; the posterior's temperature at another scale.
-    _, swag = trained
     ours = Request().filled_in(posterior)
     assert (ours.num_samples, ours.seed, ours.scale, ours.temperature) == (4, 3, 2.0, 1.25)
     other = Request(num_samples=7, seed=0, scale=0).filled_in(posterior)
     assert (other.num_samples, other.seed, other.scale, other.temperature) == (7, 0, 0.0, 1.0)
-    untuned = Request().filled_in(swag.posterior)
+    untuned = Request().filled_in(run[1])
     assert (untuned.num_samples, untuned.seed, untuned.scale, untuned.temperature) == (10, 0, 1.0, 1.0)
     assert not decide(Request(), posterior)
 
 
-def test_temperature_may_be_given_in_the_call(classify, trained, posterior, texts):
+def test_temperature_may_be_given_in_the_call(classify, texts):
     # Red for: an option that is taken and not used. At 1,000 every class is as likely as the next.
     warm = classify(texts, temperature=1000.0)
     assert all(abs(answer["score"] - 1 / 3) < 0.01 for answer in warm)
