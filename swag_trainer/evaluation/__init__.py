@@ -1,1 +1,1 @@
-"""Level 4: how good a posterior is on held-out data, beside the methods it has to beat."""
+"""How good is it: measured on data that was held out."""

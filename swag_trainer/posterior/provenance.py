@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from swag_trainer.errors import PosteriorFormatError
+from swag_trainer.posterior.facts import read_facts
+from swag_trainer.posterior.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Provenance:
             deviation from the mean as it stood.
         diagnostics: What the trajectory says about the posterior, see `swag_trainer.collection.diagnostics`.
         scale: Factor of the covariance that the posterior asks to be used with.
+        tuning: What was chosen and calibrated at that scale on held-out data; None for a posterior that was not tuned.
         base_model: Hub id or folder of the base model.
         base_revision: Commit of the base model, where it came from the Hub.
         labels: Names of the classes, in the order of the logits.
@@ -49,6 +51,7 @@ class Provenance:
     deviation_norms: list[float] = field(default_factory=list)
     diagnostics: dict[str, float] = field(default_factory=dict)
     scale: float = 1.0
+    tuning: Tuning | None = None
     base_model: str | None = None
     base_revision: str | None = None
     labels: list[str] | None = None
@@ -71,30 +74,7 @@ class Provenance:
         Raises:
             PosteriorFormatError: A fact is missing, unknown or of another type.
         """
-        hints = get_type_hints(cls)
-        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
-        if not isinstance(document, dict) or not needed <= set(document) <= set(hints):
-            found = sorted(document) if isinstance(document, dict) else type(document).__name__
-            raise PosteriorFormatError(f"{where} should state {sorted(hints)}, it states {str(found)[:300]}.")
-        for name, value in document.items():
-            if not _fits(value, hints[name]):
-                raise PosteriorFormatError(f"{where} states {name}={str(value)[:100]!r}; expected {hints[name]}.")
-        provenance = cls(**document)
+        provenance = read_facts(cls, document, where=where)
         if provenance.num_collected < 2 or not 0 <= provenance.scale < float("inf"):
             raise PosteriorFormatError(f"{where} states num_collected={provenance.num_collected} and scale={provenance.scale}.")
         return provenance
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Is a JSON value of the type that an annotation asks for? A whole number counts as a float, a truth value as neither."""
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, option) for option in get_args(hint))
-    if get_origin(hint) is list:
-        (item,) = get_args(hint)
-        return isinstance(value, list) and all(_fits(element, item) for element in value)
-    if get_origin(hint) is dict:
-        _, item = get_args(hint)
-        return isinstance(value, dict) and all(_fits(element, item) for element in value.values())
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)

@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import CommitInfo
-from torch import Tensor
+from torch import Tensor, nn
 
 from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.design import Design
@@ -22,6 +22,7 @@ from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.saved_checkpoints import collect_checkpoints
 from swag_trainer.posterior.storage import check_finite, encode, read_file, write_together
+from swag_trainer.posterior.tuning import Tuning
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
@@ -76,13 +77,36 @@ class SwagPosterior:
         """Factor of the covariance that draws use unless told otherwise; 1 is the paper's covariance."""
         return self.provenance.scale
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `tune` chose and calibrated on held-out data; None for a posterior that was not tuned."""
+        return self.provenance.tuning
+
+    @property
+    def temperature(self) -> float:
+        """What each draw's logits are divided by before the softmax, at the posterior's own scale; 1 where it was not tuned."""
+        return 1.0 if self.tuning is None else self.tuning.temperature
+
     def with_scale(self, scale: float) -> SwagPosterior:
-        """Return the same posterior with another default scale, one chosen on validation data, say.
+        """Return the same posterior with another default scale.
+
+        What `tune` found out belongs to the scale it chose: temperature, thresholds and quantiles are dropped, also for an equal scale.
 
         Raises:
             SwagError: ``scale`` is negative or not finite.
         """
-        return replace(self, provenance=replace(self.provenance, scale=checked_scale(scale)))
+        return replace(self, provenance=replace(self.provenance, scale=checked_scale(scale), tuning=None))
+
+    def tune(self, model: nn.Module, dataset: Any, **settings: Any) -> SwagPosterior:
+        """Choose scale and temperature on held-out data, and calibrate when to abstain and what to put into a set of labels.
+
+        Returns a new posterior whose `tuning` says what was found; saved, the pipeline answers with it. Arguments, errors and warnings are
+        those of `swag_trainer.evaluation.tuning.tune`.
+        """
+        # The one arrow that points up, on purpose: tuning needs predictions, and people look for it on the posterior.
+        from swag_trainer.evaluation.tuning import tune
+
+        return tune(model, self, dataset, **settings)
 
     def to_plain_lora(self) -> SwagPosterior:
         """Return the same posterior over plain LoRA of twice the rank, for an adapter whose initialisation changed the base weights.

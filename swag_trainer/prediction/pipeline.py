@@ -15,7 +15,8 @@ from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
-from swag_trainer.posterior.swag import SwagPosterior, checked_scale
+from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.decisions import Request, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
 from swag_trainer.prediction.predictor import MonteCarloPredictor
@@ -43,17 +44,29 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         classify("A quietly devastating film.")
         # [{'label': 'positive', 'score': 0.94, 'entropy': 0.23, 'mutual_information': 0.02}]
 
+    An answer that is not to be relied on is withheld: with ``abstain_below``, ``risk`` or ``coverage``, which exclude each other, ``label``
+    is None where the likeliest label's score is too low. The label then stands under ``top_label`` and a sentence under ``reason``; score
+    and uncertainty stay, and an answer that is given has neither of the two keys. With ``prediction_set`` the labels that cannot be ruled
+    out stand under that key, the likeliest first. With ``top_k`` all this is in the first answer of the ranking, the others stay as they
+    are. For classes that exclude each other only.
+
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
         posterior: The posterior, for a model that does not.
-        num_samples: S, how many draws; here or in the call.
-        seed: The draws depend on this alone.
+        num_samples: S, how many draws; this and all below here or in the call. Where not given, as many as `SwagPosterior.tune` took, or 10.
+        seed: The draws depend on this alone. Where not given, the seed of `SwagPosterior.tune`, or 0.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
+        temperature: As in `MonteCarloPredictor`: None for the one that `SwagPosterior.tune` chose.
+        abstain_below: A score to abstain below; 0 never does.
+        risk: Largest share of wrong answers among those given, one of the ``risks`` that the posterior was tuned with.
+        coverage: Share of rows to answer, one of the ``coverages`` that the posterior was tuned with.
+        prediction_set: Share of the sets that hold the true label, one of the ``levels`` that the posterior was tuned with.
+        prediction_set_method: "aps" unless told otherwise, "raps" or "lac", see `swag_trainer.metrics.conformal`.
         **kwargs: What `transformers.TextClassificationPipeline` takes. An argument that neither it nor the tokenizer knows is refused.
 
     Raises:
         PosteriorNotFoundError: The model has no posterior.
-        SwagError: An argument is unknown or out of range.
+        SwagError: An argument is unknown or out of range, or needs a posterior that was tuned, with these draws and for this level.
     """
 
     def __init__(self, model: Any, *, posterior: SwagPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
@@ -87,28 +100,20 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
             self.tokenizer.save_pretrained(save_directory)
 
     def _sanitize_parameters(
-        self,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        scale: float | None = None,
-        function_to_apply: str | None = None,
-        top_k: int | None | str = "",
-        **tokenizer_kwargs: Any,
+        self, function_to_apply: str | None = None, top_k: int | None | str = "", **others: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._refuse_unknown(tokenizer_kwargs)
-        if num_samples is not None and num_samples < 1:
-            raise SwagError(
-                f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
-            )
-        if scale is not None:
-            checked_scale(scale)
-        preprocess, _, postprocess = super()._sanitize_parameters(function_to_apply, top_k, **tokenizer_kwargs)
-        forward = {"num_samples": num_samples, "seed": seed, "scale": scale}
-        return preprocess, {name: value for name, value in forward.items() if value is not None}, postprocess
+        options = {name: others.pop(name) for name in Request.option_names() if name in others}
+        self._refuse_unknown(others)
+        # The constructor's parameters are there from the second time on.
+        request = getattr(self, "_forward_params", {}).get("request", Request()).updated(options)
+        decide(request, self.posterior)
+        request.filled_in(self.posterior)  # both refuse what cannot be done before a text is read
+        preprocess, _, postprocess = super()._sanitize_parameters(function_to_apply, top_k, **others)
+        return preprocess, {"request": request}, postprocess | {"request": request}
 
     def _refuse_unknown(self, arguments: dict[str, Any]) -> None:
         """TextClassificationPipeline hands every argument it does not know to the tokenizer, which ignores a misspelt one."""
-        ours = ["num_samples", "seed", "scale", "function_to_apply", "top_k", "batch_size"]
+        ours = [*Request.option_names(), "function_to_apply", "top_k", "batch_size"]
         tokenizers = list(inspect.signature(type(self.tokenizer).__call__).parameters) if self.tokenizer is not None else []
         for name in arguments:
             if name not in tokenizers or name in ("self", "kwargs"):
@@ -116,20 +121,17 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise SwagError(f"swag-text-classification knows no argument {name!r}, and neither does the tokenizer.{hint}")
 
-    def _forward(
-        self, model_inputs: dict[str, Any], num_samples: int = 10, seed: int = 0, scale: float | None = None
-    ) -> dict[str, Any]:
-        logits = self._predictor_for(num_samples, seed, scale).logits(model_inputs)
+    def _forward(self, model_inputs: dict[str, Any], request: Request) -> dict[str, Any]:
+        logits = self._predictor_for(request.filled_in(self.posterior)).logits(model_inputs)
         # transformers takes batches apart along the first axis of whatever comes back.
         return {"logits": logits.transpose(0, 1).contiguous()}
 
-    def _predictor_for(self, num_samples: int, seed: int, scale: float | None) -> MonteCarloPredictor:
-        scale = self.posterior.scale if scale is None else scale
+    def _predictor_for(self, request: Request) -> MonteCarloPredictor:
+        draws = {"num_samples": request.num_samples, "seed": request.seed, "scale": request.scale}
         with self._lock:
             kept = self._predictor
-            if kept is None or (kept.num_samples, kept.seed, kept.scale) != (num_samples, seed, scale):
-                kept = MonteCarloPredictor(self.model, self.posterior, num_samples=num_samples, seed=seed, scale=scale)
-                self._predictor = kept
+            if kept is None or any(getattr(kept, name) != value for name, value in draws.items()):
+                kept = self._predictor = MonteCarloPredictor(self.model, self.posterior, **draws)
             return kept
 
     def postprocess(
@@ -138,12 +140,21 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         function_to_apply: ClassificationFunction | None = None,
         top_k: int | None = 1,
         _legacy: bool = True,
+        request: Request = Request(),  # noqa: B008 - frozen
     ) -> Any:
         """Average the draws of one input and put the answer into transformers' form."""
         config = self.model.config
         link = _LINKS[function_to_apply] if function_to_apply in _LINKS else link_of(config.problem_type, config.num_labels)
         logits: torch.Tensor = model_outputs["logits"].transpose(0, 1)  # (S, 1, C)
-        predictive = summarise(logits, link)
+        decision = decide(request, self.posterior)
+        if decision and link != "softmax":
+            raise SwagError(
+                "Abstaining and prediction sets are for classes that exclude each other, whose probabilities sum to 1; these answers are "
+                f"{'plain numbers' if link == 'identity' else 'judged label by label'}."
+            )
+        if link == "identity" and request.temperature is not None:
+            raise SwagError("temperature=... turns into probabilities what here stays a number; leave it out.")
+        predictive = summarise(logits, link, temperature=request.filled_in(self.posterior).temperature)
         if isinstance(predictive, RegressionPredictive):
             scores, extra = predictive.mean[0], [{"std": float(std)} for std in predictive.std[0]]
         else:
@@ -154,10 +165,11 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
             scores, extra = predictive.probabilities[0], [uncertainty] * len(predictive.probabilities[0])
         rows = [{"label": config.id2label[index], "score": float(score), **extra[index]} for index, score in enumerate(scores)]
         if top_k == 1 and _legacy:
-            return rows[int(scores.argmax())]
+            best = [rows[int(scores.argmax())]]
+            return decision.act(best, scores, config.id2label)[0] if decision else best[0]
         if not _legacy:
             rows = sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
-        return rows
+        return decision.act(rows, scores, config.id2label) if decision else rows
 
 
 if TEXT_CLASSIFICATION_TASK not in PIPELINE_REGISTRY.supported_tasks:

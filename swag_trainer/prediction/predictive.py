@@ -52,16 +52,19 @@ class Predictive:
         return len(self.probabilities)
 
     @classmethod
-    def from_logits(cls, logits: Tensor, link: Link, *, keep_draws: bool = False, draws_per_block: int = 1) -> Predictive:
+    def from_logits(
+        cls, logits: Tensor, link: Link, *, temperature: float = 1.0, keep_draws: bool = False, draws_per_block: int = 1
+    ) -> Predictive:
         """Average the answers of S draws.
 
         Args:
             logits: Shape (S, N, C).
             link: "softmax" for classes that exclude each other, "sigmoid" for labels that do not.
+            temperature: What each draw's logits are divided by before the link, > 0.
             keep_draws: Keep the probabilities of each draw.
             draws_per_block: See `standard_error`.
         """
-        draws = answers(logits, link)
+        draws = answers(logits, link, temperature)
         mean = draws.mean(dim=0)
         entropy = _entropy(mean, link)
         aleatoric = _entropy(draws, link).mean(dim=0)
@@ -133,20 +136,24 @@ def link_of(problem_type: str | None, num_labels: int) -> Link:
 
 
 def summarise(
-    logits: Tensor, link: Link, *, keep_draws: bool = False, draws_per_block: int = 1
+    logits: Tensor, link: Link, *, temperature: float = 1.0, keep_draws: bool = False, draws_per_block: int = 1
 ) -> Predictive | RegressionPredictive:
     """Average the outputs of S draws, shape (S, N, C), into the kind of predictive that the link asks for."""
     if link == "identity":
         return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws, draws_per_block=draws_per_block)
-    return Predictive.from_logits(logits, link, keep_draws=keep_draws, draws_per_block=draws_per_block)
+    return Predictive.from_logits(logits, link, temperature=temperature, keep_draws=keep_draws, draws_per_block=draws_per_block)
 
 
-def answers(logits: Tensor, link: Link) -> Tensor:
-    """What each draw answers: probabilities, or the outputs themselves for a regression. Float64, in the shape of the logits."""
+def answers(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
+    """What each draw answers: probabilities, or the outputs themselves for a regression, which knows no temperature.
+
+    Float64, in the shape of the logits.
+    """
     logits = logits.double()
-    if link == "softmax":
-        return logits.softmax(-1)
-    return logits.sigmoid() if link == "sigmoid" else logits
+    if link == "identity":
+        return logits
+    logits = logits / temperature
+    return logits.softmax(-1) if link == "softmax" else logits.sigmoid()
 
 
 def _entropy(probabilities: Tensor, link: Link) -> Tensor:

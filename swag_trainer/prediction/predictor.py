@@ -42,6 +42,8 @@ class MonteCarloPredictor:
         num_samples: How many draws.
         seed: The draws depend on this and on nothing else.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
+        temperature: What each draw's logits are divided by before they become probabilities; not for a regression. None for the one that
+            `SwagPosterior.tune` chose, which belongs to the posterior's own scale: 1 at any other, or where it was not tuned.
         design: "matched" (10 draws do the work of 30 independent ones) or "iid".
         num_blocks: How many independent blocks of ``num_samples`` draws, one by default. The Monte-Carlo standard error of matched draws
             can be told from two blocks or more; one block of S draws is more exact than two of S / 2.
@@ -69,6 +71,7 @@ class MonteCarloPredictor:
         num_samples: int = 10,
         seed: int = 0,
         scale: float | None = None,
+        temperature: float | None = None,
         design: Design = "matched",
         num_blocks: int | None = None,
         max_error: float | None = None,
@@ -85,6 +88,7 @@ class MonteCarloPredictor:
         self.num_samples = num_samples
         self.seed = seed
         self.scale = posterior.scale if scale is None else checked_scale(scale)
+        self.temperature = temperature_of(posterior, scale=self.scale, temperature=temperature)
         self.batch_size = batch_size
         self.progress = progress
         self._collate = data_collator
@@ -111,6 +115,10 @@ class MonteCarloPredictor:
         base = base_model(weights.model)
         self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
         self._link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
+        if self._link == "identity" and self.temperature != 1:
+            raise SwagError(
+                f"A regression has no temperature, got {self.temperature}: its outputs do not become probabilities."
+            )
         self._lock = threading.Lock()
 
     def predict(self, data: Any, *, return_draws: bool = False) -> Predictive | RegressionPredictive:
@@ -191,8 +199,13 @@ class MonteCarloPredictor:
         inputs = self._tensors(batch)
         if self.max_error is None:
             logits = self._logits(inputs)
-            return summarise(logits, self._link, keep_draws=return_draws, draws_per_block=self._draws_per_block)
+            return self._summary(logits, keep_draws=return_draws)
         return self._answer_within_error(inputs)
+
+    def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
+        return summarise(
+            logits, self._link, temperature=self.temperature, keep_draws=keep_draws, draws_per_block=self._draws_per_block
+        )
 
     def _answer_within_error(self, inputs: dict[str, Tensor]) -> Predictive | RegressionPredictive:
         """Answer each row with as many blocks as it needs; a row's number depends on its own answers alone."""
@@ -200,10 +213,10 @@ class MonteCarloPredictor:
         rows = torch.arange(logits.shape[1])
         parts, order = [], []
         for block in range(1, self.num_blocks + 1):
-            limit = error_limit(answers(logits, self._link), self._draws_per_block)
+            limit = error_limit(answers(logits, self._link, self.temperature), self._draws_per_block)
             done = (limit <= self.max_error) | (block == self.num_blocks)
             if done.any():
-                parts.append(summarise(logits[:, done], self._link, draws_per_block=self._draws_per_block))
+                parts.append(self._summary(logits[:, done]))
                 order += rows[done].tolist()
             if done.all():
                 break
@@ -211,6 +224,19 @@ class MonteCarloPredictor:
             more = self._logits({name: value[rows.to(value.device)] for name, value in inputs.items()}, block)
             logits = torch.cat([logits, more])
         return type(parts[0]).from_batches(parts, order)
+
+
+def temperature_of(posterior: SwagPosterior, *, scale: float | None, temperature: float | None) -> float:
+    """Return the temperature to answer with: the one asked for, or the posterior's own at the posterior's own scale, or 1.
+
+    Raises:
+        SwagError: It is not above 0, or not finite.
+    """
+    if temperature is None:
+        return posterior.temperature if scale is None or scale == posterior.scale else 1.0
+    if not 0 < temperature < float("inf"):
+        raise SwagError(f"temperature divides the logits and must be finite and > 0, got {temperature}.")
+    return float(temperature)
 
 
 def _check_at_least_1(**numbers: int | None) -> None:

@@ -106,7 +106,7 @@ def test_samples_scale_and_seed_may_be_given_in_the_call(classify, texts):
     assert other(texts[:2]) == classify(texts[:2], num_samples=4, seed=1, scale=2.0)
 
 
-@pytest.mark.parametrize("arguments", [{"num_sample": 5}, {"n_samples": 5}, {"temperature": 2.0}, {"topk": 1}])
+@pytest.mark.parametrize("arguments", [{"num_sample": 5}, {"n_samples": 5}, {"temperatur": 2.0}, {"topk": 1}])
 def test_a_misspelt_argument_is_refused_by_name_in_call_and_constructor(classify, texts, arguments):
     # Red for: an argument that becomes the tokenizer's in silence.
     name = next(iter(arguments))

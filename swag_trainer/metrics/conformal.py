@@ -1,0 +1,135 @@
+"""Sets of labels that hold the true one as often as promised: split conformal prediction (Vovk et al. 2005).
+
+A score says how ill a label fits a row. On n rows that nothing was fitted on, the score of the true label is taken; a new row's set is
+every label whose score is at most the k-th smallest of these, k = ceil((n + 1) level). If the n rows and the new one are exchangeable,
+the set holds the true label with probability >= level, whatever the model and however few the rows; that is an average over rows, not a
+promise for each one. Given the n rows, the coverage of scores without ties is distributed as Beta(k, n + 1 - k), see Angelopoulos &
+Bates 2021, arXiv:2107.07511, section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+ConformalMethod = Literal["lac", "aps", "raps"]
+
+
+@dataclass(frozen=True)
+class ConformalSets:
+    """What makes sets of labels out of probabilities; from `calibrate_conformal`.
+
+    Attributes:
+        method: "lac", "aps" or "raps", see `calibrate_conformal`.
+        quantile: Labels with a score up to this are in the set; infinite where there were too few rows, and then every label is.
+        level: The promised share of sets that hold the true label.
+        num_calibration: n, the rows behind the promise.
+        penalty: Of "raps": added to the score for every rank beyond ``regularised_rank``.
+        regularised_rank: Of "raps": how many labels are free of the penalty.
+        seed: Decides the number that randomises each row's scores; None where scores are not randomised.
+    """
+
+    method: ConformalMethod
+    quantile: float
+    level: float
+    num_calibration: int
+    penalty: float = 0.0
+    regularised_rank: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(ConformalMethod):
+            raise ValueError(f"method must be one of {get_args(ConformalMethod)}, got {self.method!r}.")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level is a share of sets between 0 and 1, got {self.level}.")
+        if math.isnan(self.quantile) or self.num_calibration < 1:
+            raise ValueError(f"A quantile of at least 1 row is needed, got {self.quantile} of {self.num_calibration}.")
+        if not (0 <= self.penalty < math.inf and self.regularised_rank >= 0):
+            raise ValueError(f"penalty and regularised_rank must be >= 0, got {self.penalty} and {self.regularised_rank}.")
+
+    def sets(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return which labels are in each row's set. Shape (N, C), bool.
+
+        A set of "lac" or of a randomised score may be empty: the row is unlike all that was seen. Otherwise the likeliest label is always
+        in it, which can only raise the coverage.
+
+        Args:
+            probabilities: Of the same model as in the calibration. Shape (N, C), rows sum to 1.
+        """
+        scores = self._scores(probabilities, stream=1)
+        chosen = scores <= self.quantile
+        if self.method != "lac" and self.seed is None:
+            chosen[np.arange(len(chosen)), np.argmax(probabilities, axis=1)] = True
+        return chosen
+
+    def _scores(self, probabilities: np.ndarray, *, stream: int) -> np.ndarray:
+        """How ill every label fits every row. Shape (N, C). ``stream`` keeps a row's random number from being another row's."""
+        probabilities = _checked(probabilities)
+        if self.method == "lac":
+            return 1 - probabilities
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        ranks = np.argsort(order, axis=1)
+        mass = np.take_along_axis(np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1), ranks, axis=1)
+        if self.seed is not None:
+            u = np.random.default_rng([abs(self.seed), stream]).random((len(probabilities), 1))
+            mass = mass - u * probabilities
+        if self.method == "raps":
+            mass = mass + self.penalty * np.maximum(0, ranks + 1 - self.regularised_rank)
+        return mass
+
+
+def calibrate_conformal(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    level: float,
+    method: ConformalMethod = "aps",
+    penalty: float = 0.01,
+    regularised_rank: int = 5,
+    seed: int | None = None,
+) -> ConformalSets:
+    """Find the quantile that makes sets hold the true label with probability at least ``level``.
+
+    * ``"lac"``: 1 - p(label); the smallest sets on average (Sadinle et al. 2019, arXiv:1609.00451), which may be empty.
+    * ``"aps"``: the probability of all labels that are at least as likely, its own included (Romano et al. 2020, arXiv:2006.02544):
+      larger sets where the row is harder.
+    * ``"raps"``: "aps" with a penalty on labels of high rank, for many classes (Angelopoulos et al. 2021, arXiv:2009.14193).
+
+    Args:
+        probabilities: Of rows that nothing was fitted on. Shape (n, C), rows sum to 1.
+        labels: Their true classes. Shape (n,).
+        level: Share of the sets that shall hold the true label, in (0, 1).
+        method: One of the above.
+        penalty: Of "raps", >= 0.
+        regularised_rank: Of "raps", >= 0.
+        seed: Randomises "aps" and "raps" as their authors do, by a number u per row that this and the row's place decide: u p(label) is
+            taken off the score. Coverage is then exact, where without it it is higher than asked for. None: not randomised.
+
+    Raises:
+        ValueError: No rows, shapes or labels that do not fit, or an option out of range.
+    """
+    options = (penalty, regularised_rank) if method == "raps" else (0.0, 0)
+    made = ConformalSets(method, math.inf, level, len(np.atleast_1d(labels)), *options, seed=None if method == "lac" else seed)
+    scores, labels = made._scores(probabilities, stream=0), np.asarray(labels)
+    if labels.shape != scores.shape[:1] or not np.isin(labels, np.arange(scores.shape[1])).all():
+        raise ValueError(
+            f"One class number in [0, {scores.shape[1]}) for each of {len(scores)} rows is needed, got {labels.shape}."
+        )
+    # 100 * 0.55 is 55.00000000000001, and the 56th score is not what was asked for.
+    place = math.ceil((len(labels) + 1) * level - 1e-9)
+    if place > len(labels):
+        return made
+    true = np.sort(scores[np.arange(len(labels)), labels.astype(int)])
+    return ConformalSets(method, float(true[place - 1]), level, len(labels), *options, seed=made.seed)
+
+
+def _checked(probabilities: np.ndarray) -> np.ndarray:
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2 or probabilities.size == 0:
+        raise ValueError(f"Probabilities of shape (N, C) are needed, got {probabilities.shape}.")
+    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, rtol=0, atol=1e-4):
+        raise ValueError("Probabilities must be >= 0 and each row must sum to 1.")
+    return probabilities

@@ -1,0 +1,114 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from swag_trainer.errors import PosteriorFormatError, SwagError
+from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.storage import read_file, write_file
+from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
+
+OLDEST = {"num_collected": 3, "schedule": "Every(steps=5)", "first_step": 5, "last_step": 15}
+TUNING = Tuning(
+    temperature=1.25,
+    dataset="me/questions",
+    split="validation",
+    num_examples=60,
+    num_calibration=61,
+    num_samples=10,
+    seed=0,
+    nll=0.5,
+    scale_nll=[[0.5, 1.1, 0.52], [2, 1.25, 0.49]],
+    baselines={"SWA": 0.6, "MAP, temperature": 0.55},
+    thresholds=[
+        CalibratedThreshold("risk", 0.05, 0.7, 0.8, 0.02, level=0.9),
+        CalibratedThreshold("risk", 0.01, None, 0.0, None, level=0.9),
+        CalibratedThreshold("coverage", 0.9, 0.55, 0.91, 0.04),
+    ],
+    conformal=[ConformalQuantile("aps", 0.9, 0.97, 1.4), ConformalQuantile("raps", 0.99, None, 3, 0.01, 5)],
+)
+
+
+def test_a_tuning_record_is_read_back_as_it_was_written():
+    # Red for: records inside the record left as dictionaries, or lost.
+    facts = Provenance(**OLDEST, scale=2.0, tuning=TUNING)
+    document = json.loads(json.dumps(facts.as_document(), allow_nan=False))
+    assert Provenance.from_document(document, where="'file'") == facts
+    assert Provenance.from_document(OLDEST, where="'file'").tuning is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": "1.0"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"nll": float("nan")}, "not finite"),
+        ({"num_examples": 0}, "num_examples"),
+        ({"num_samples": 2.5}, "num_samples"),
+        ({"seed": 2**64}, "seed"),
+        ({"dataset": "x" * 201}, "at most 200"),
+        ({"dataset": "a\nb"}, "printable"),
+        ({"baselines": {"a\x1b[31m": 1.0}}, "printable"),
+        ({"baselines": {"SWA": float("inf")}}, "not finite"),
+        ({"scale_nll": [[1.0, 2.0]]}, "scale_nll"),
+        ({"scale_nll": [[1.0, 1.0, "0.5"]]}, "scale_nll"),
+        ({"scale_nll": [[1.0, 1.0, 0.5]] * 1001}, "more than 1000"),
+        ({"thresholds": [{"goal": "risk"}]}, "should state"),
+        ({"thresholds": {"risk": 0.5}}, "thresholds"),
+        ({"thresholds": [asdict(TUNING.thresholds[0]) | {"threshold": 1.5}]}, "threshold"),
+        ({"thresholds": [asdict(TUNING.thresholds[0]) | {"goal": "luck"}]}, "goal"),
+        ({"thresholds": [asdict(TUNING.thresholds[0]) | {"colour": 1}]}, "colour"),
+        ({"thresholds": [None]}, "thresholds"),
+        ({"conformal": [asdict(TUNING.conformal[0]) | {"quantile": float("nan")}]}, "quantile"),
+        ({"conformal": [asdict(TUNING.conformal[0]) | {"method": "best"}]}, "method"),
+        ({"conformal": [asdict(TUNING.conformal[0]) | {"regularised_rank": 1.5}]}, "regularised_rank"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_tuning_record_that_cannot_be_is_refused_and_says_why(change, said):
+    # Red for: somebody else's file taken as it comes: a nested value of another type, of an absurd size, or that divides by zero.
+    document = OLDEST | {"tuning": asdict(TUNING) | change}
+    with pytest.raises(PosteriorFormatError, match=rf"'file'.*{said}"):
+        Provenance.from_document(document, where="'file'")
+
+
+def test_a_posterior_with_another_scale_is_not_tuned(trained):
+    # Red for: the temperature and the thresholds of one scale used at another.
+    _, swag = trained
+    posterior = swag.posterior
+    assert posterior.tuning is None and posterior.temperature == 1.0
+    tuned = replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=TUNING))
+    assert tuned.tuning == TUNING and tuned.temperature == 1.25
+    assert tuned.with_scale(4.0).tuning is None and tuned.with_scale(4.0).temperature == 1.0
+
+
+def test_the_record_travels_in_the_posteriors_file(trained, tmp_path):
+    # Red for: a record that is not written, or a file whose digest does not cover it.
+    _, swag = trained
+    tuned = replace(swag.posterior, provenance=replace(swag.posterior.provenance, scale=2.0, tuning=TUNING))
+    tuned.save_pretrained(tmp_path)
+    assert SwagPosterior.from_pretrained(tmp_path).tuning == TUNING
+    path = tmp_path / "swag_posterior.safetensors"
+    data = path.read_bytes()
+    assert data.count(b'\\"temperature\\": 1.25') == 1
+    path.write_bytes(data.replace(b'\\"temperature\\": 1.25', b'\\"temperature\\": 1.26'))
+    with pytest.raises(SwagError, match="changed or damaged"):
+        SwagPosterior.from_pretrained(tmp_path)
+
+
+def test_a_file_from_before_there_was_tuning_still_loads(trained, tmp_path):
+    # Red for: a fact that old files need to have.
+    _, swag = trained
+    swag.posterior.save_pretrained(tmp_path)
+    path = tmp_path / "swag_posterior.safetensors"
+    tensors, document, _ = read_file(path)
+    assert document.pop("tuning") is None
+    write_file(path, tensors, document)
+    assert SwagPosterior.from_pretrained(tmp_path).temperature == 1.0
