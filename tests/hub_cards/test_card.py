@@ -109,7 +109,7 @@ def test_the_metadata_holds_the_figures_of_swag_and_no_other_method():
     assert (entry.task_type, entry.dataset_name, entry.dataset_type) == ("text-classification", "glue/sst2", "glue/sst2")
     assert (entry.dataset_split, entry.dataset_revision) == ("validation", "5503434")
     assert entry.dataset_args == {"num_examples": 872}
-    assert entry.metric_args == {"num_bins": 15, "num_samples": 30, "seed": 7}
+    assert entry.metric_args == {"method": "SWAG", "num_bins": 15, "num_samples": 30, "seed": 7}
 
 
 def test_the_metadata_of_a_card_without_figures_is_exactly_this():
