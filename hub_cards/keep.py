@@ -20,12 +20,13 @@ class KeepCard:
         class CardTrainer(KeepCard, Trainer):
             pass
 
-    ``Trainer.push_to_hub`` and every finished run with ``push_to_hub=True`` write a README.md of their own over the one on the Hub, and
-    call nothing afterwards. With this mixin the README.md of the Hub goes back into the push if it holds a card made by
-    `hub_cards.build_card`: whole, while the posterior is the one that the card describes; with a fresh card in place of the old one, and
-    without the old figures, when another posterior is pushed. What people wrote into it stays in both cases.
+    ``Trainer.push_to_hub`` writes a README.md of its own over the one on the Hub, and calls nothing afterwards. With this mixin the
+    README.md of the Hub goes back into the push if it holds a card made by `hub_cards.build_card`: whole, while the posterior is the one
+    that the card describes; with a fresh card in place of the old one, and without the old figures, when another posterior is pushed.
+    What people wrote into it stays in both cases.
 
     The Hub is asked with ``args.hub_token`` for ``args.hub_revision``. A run that collected no posterior gets the Trainer's own card.
+    Pushes from checkpoints upload the README.md that lies in the output folder as it is: remove it there before a second run.
     """
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -59,7 +59,7 @@ def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
         metadata = _merged_metadata(RepoCard(str(card)).data.to_dict(), present.data.to_dict())
         text = _merged_text(card.text, ours.block, present.text)
         return ModelCard(f"---\n{CardData(**metadata).to_yaml()}\n---\n{text}")
-    except (YAMLError, ValueError, TypeError) as error:
+    except (YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # all that YAML of another shape can raise
         raise SwagError(
             f"The metadata at the top of the README.md that is there already cannot be read: {str(error)[:300]} Correct it by hand; "
             "overwriting it would lose what it says."
