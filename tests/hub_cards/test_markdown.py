@@ -25,3 +25,8 @@ def test_long_lists_are_counted():
     # Red for: the hundredth item left out, or the rest counted wrongly.
     assert str(listed([f"l{i}" for i in range(103)])).endswith("l98, l99 and 3 more")
     assert str(listed([])) == ""
+
+
+def test_line_ends_of_every_kind_become_spaces():
+    # Red for: two words grown together, or a line end (U+2028, U+0085) that a reader of the file sees as one.
+    assert shown(inline_markdown("a\r\nb\x85c\u2028d\u2029e\tf")) == "a b c d e f"

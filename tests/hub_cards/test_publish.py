@@ -9,6 +9,7 @@ from minihub import git_blob_oid
 from test_card import some_posterior
 
 from hub_cards import build_card, publish_card
+from hub_cards.publish import readme_of
 from swag_trainer import SwagError
 
 
@@ -208,6 +209,16 @@ def test_a_plot_that_cannot_be_uploaded_is_our_error(hub, monkeypatch):
     with pytest.raises(SwagError, match="Nothing was committed.*RuntimeError"):
         publish_card("user/card-lfs", our_card(), figures={"a.png": Figure(figsize=(3, 3))})  # nobody has uploaded this one
     assert commits("user/card-lfs") == ["initial commit"]
+
+
+def test_a_hub_that_cannot_be_asked_is_not_a_repository_without_readme(hub, monkeypatch):
+    # Red for: LocalEntryNotFoundError, which is an EntryNotFoundError too, taken for "there is none".
+    commit = publish_card("user/card-asked", our_card()).oid
+    assert readme_of(HfApi(), "user/card-asked", commit) is not None
+    assert readme_of(HfApi(), "user/card-asked", HfApi().list_repo_commits("user/card-asked")[-1].commit_id) is None
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="cannot|Cannot|could not|Could not|offline|connect"):
+        readme_of(HfApi(endpoint="http://127.0.0.1:9"), "user/card-asked", "0" * 40)
 
 
 def test_a_mistake_of_ours_is_not_called_a_refusal_of_the_hub(monkeypatch):
