@@ -32,8 +32,8 @@ class MarkedText:
 def marked(body: str, identity: str) -> str:
     """Put the marks around a text, HTML comments that a page does not show."""
     return (
-        f"<!-- swag_trainer card begins ({identity}). Publishing a card again replaces what stands between here and the end mark, "
-        f"and nothing else. -->\n\n{body.strip()}\n\n<!-- swag_trainer card ends -->\n"
+        f"<!-- swag_trainer card begins ({identity}). Publishing a card again replaces the text between here and the end mark, "
+        f"and no other text. -->\n\n{body.strip()}\n\n<!-- swag_trainer card ends -->\n"
     )
 
 
