@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,73 +13,85 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
+from hub_cards.markdown import description, inline_markdown, listed, plain_text
+from hub_cards.marks import marked
+from hub_cards.record import abstention_threshold, identity, tuning_facts
 from hub_cards.results import CardResults
 from swag_trainer import SwagPosterior
 
 _TASK = "text-classification"
 _TAGS = ["swag-lora", "lora", "uncertainty"]  # "swag" alone is a data set (Situations With Adversarial Generations)
-_LONGEST_TEXT = 200
-_MOST_ITEMS = 100
-_JOINERS = "\u200c\u200d"  # invisible, but words of Persian and Hindi, and many emoji, are spelt with them
-_HARMLESS = re.compile(r"[^\W_]+([ +%-][^\W_]+)*")
 _PLOT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 
 
 def build_card(
-    posterior: SwagPosterior, results: CardResults | None = None, *, repo_id: str | None = None, plots: Sequence[str] = ()
+    posterior: SwagPosterior,
+    results: CardResults | None = None,
+    *,
+    repo_id: str | None = None,
+    plots: Sequence[str] | Mapping[str, Figure | str] = (),
 ) -> ModelCard:
     """Write the model card of a posterior.
 
     Names of labels, data sets, metrics and the like are data of strangers: in the text they are shown letter for letter and
     are never Markdown, HTML or a template; control and bidirectional characters are dropped, long ones cut.
 
+    All but the title stands between two marks (HTML comments), so that `hub_cards.merge_card` and `hub_cards.publish_card` can put
+    it into a README.md that people wrote, and replace it there.
+
     Args:
         posterior: Whose card.
         results: Figures measured before; those of the method "SWAG" go into the metadata too.
         repo_id: "user/name" on the Hub, for the title and the example.
-        plots: Paths of PNG files inside the repository, as given to `hub_cards.publish_card`.
+        plots: Paths of PNG files inside the repository; or, by these paths, the figures as given to `hub_cards.publish_card`, whose
+            words for what they show (``figure.get_label()``) become the alternative texts, or such words themselves.
 
     Returns:
         The card; ``str(card)`` is README.md.
 
     Raises:
-        ValueError: ``repo_id`` is no id, or a plot no path of a PNG file inside a repository.
+        ValueError: ``repo_id`` is no id, a plot no path of a PNG file inside a repository, or the figures are of "SWAG" at another
+            scale than the posterior's.
     """
-    if repo_id is not None and not _is_hub_id(repo_id):
+    if repo_id is not None and not is_hub_id(repo_id):
         raise ValueError(f"build_card(repo_id=...) is the id of a repository on the Hub, such as 'user/name', got {repo_id!r}.")
+    if results and results.scale is not None and "SWAG" in results.metrics and results.scale != posterior.scale:
+        raise ValueError(
+            f"The figures of 'SWAG' were measured at scale {results.scale:g}, the posterior's own is {posterior.scale:g}: a card of "
+            "both would promise what was not measured. Measure again, or take posterior.with_scale(...)."
+        )
     name = "swag-lora" if repo_id is None else repo_id.rpartition("/")[2]
     record = posterior.provenance
     base_model = posterior.adapter.base_model
     # An id with a folder of that name here is the folder, as for from_pretrained, unless a commit shows that it was not.
-    if not _is_hub_id(base_model) or (record.base_revision is None and Path(base_model).exists()):
+    if not is_hub_id(base_model) or (record.base_revision is None and Path(base_model).exists()):
         base_model = None
     body = _template().render(
-        title=Markup(name) if repo_id else "SWAG posterior over a LoRA adapter",
         model=Markup(repo_id or "user/repo"),
         num_samples=results.num_samples if results else 10,
         seed=results.seed if results else 0,
+        abstain_below=_code(abstention_threshold(record)),
         num_weights=posterior.layout.size,
         holds_mean=_adapter_holds_mean(posterior),
         base_model=base_model,
-        base_revision=record.base_revision,
-        initialisation=record.initialisation,
+        record=record,
         num_collected=posterior.num_collected,
-        num_skipped=record.num_skipped,
-        first_step=record.first_step,
-        last_step=record.last_step,
-        first_learning_rate=record.first_learning_rate,
-        last_learning_rate=record.last_learning_rate,
-        schedule=record.schedule,
         rank=posterior.rank,
         scale=posterior.scale,
-        versions=_listed(f"{library} {version}" for library, version in sorted(record.versions.items())),
-        labels=_listed(record.labels or ()),
+        diagnostics=listed(f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(record.diagnostics.items())),
+        versions=_versions(record.versions),
+        labels=listed(record.labels or ()),
+        tuning=tuning_facts(record),
         results=results,
         metric_names=list(next(iter(results.metrics.values()))) if results else [],
-        plots=[Markup(checked_plot(plot)) for plot in plots],
+        measured_with=_versions(results.versions if results else {}),
+        plots=[(Markup(checked_plot(path)), _alternative_text(plots, path)) for path in plots],
     )
-    return ModelCard(f"---\n{_metadata(name, base_model, results).to_yaml()}\n---\n\n{body}")
+    title = name if repo_id else "SWAG posterior over a LoRA adapter"
+    text = f"# {title}\n\n{marked(body, identity(posterior))}"
+    return ModelCard(f"---\n{_metadata(name, base_model, results).to_yaml()}\n---\n\n{text}")
 
 
 def checked_plot(path: str) -> str:
@@ -94,35 +105,13 @@ def checked_plot(path: str) -> str:
     return path
 
 
-def plain_text(text: str) -> str:
-    """Return ``text`` on one line, at most 200 characters, without control, format and bidirectional characters.
-
-    A lone surrogate, which no file can hold, becomes U+FFFD, and so does a text of which nothing is left.
-    """
-    kinds = ((character, unicodedata.category(character)) for character in " ".join(text[: 4 * _LONGEST_TEXT].split()))
-    kept = "".join(
-        "\ufffd" if kind == "Cs" else character
-        for character, kind in kinds
-        if kind not in ("Cc", "Cf") or character in _JOINERS
-    )
-    return (kept if len(kept) <= _LONGEST_TEXT else kept[: _LONGEST_TEXT - 1] + "…") or "\ufffd"
-
-
-def inline_markdown(value: Any) -> Markup:
-    """Turn a value into Markdown that shows it and does nothing else, in running text as in a cell of a table.
-
-    Words stay as they are; everything else goes into a code span, where no markup, no entity and no link is looked for. The two
-    characters that would end the span or the cell stand between spans, as character references.
-    """
-    if isinstance(value, Markup):
-        return value
-    if not isinstance(value, str):
-        return Markup(f"{value:.4g}" if isinstance(value, float) else str(value))
-    text = plain_text(value)
-    if _HARMLESS.fullmatch(text):
-        return Markup(text)
-    pieces = re.split(r"([|`])", text)
-    return Markup("".join(f"&#{ord(piece)};" if piece in ("|", "`") else f"`{piece}`" for piece in pieces if piece))
+def is_hub_id(text: Any) -> bool:
+    """Can this be the id of a repository on the Hub?"""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return isinstance(text, str)  # validate_repo_id lets None pass
 
 
 def _template() -> Template:
@@ -150,7 +139,13 @@ def _metadata(name: str, base_model: str | None, results: CardResults | None) ->
             metric_type=plain_text(metric).lower(),
             metric_name=plain_text(metric),
             metric_value=value,
-            metric_args={"num_bins": results.num_bins, "num_samples": results.num_samples, "seed": results.seed},
+            # "method" is also how a later card knows the entries that it replaces: see merging.is_ours.
+            metric_args={
+                "method": "SWAG",
+                "num_bins": results.num_bins,
+                "num_samples": results.num_samples,
+                "seed": results.seed,
+            },
         )
         for metric, value in (results.metrics.get("SWAG", {}) if results else {}).items()
     ]
@@ -165,21 +160,23 @@ def _metadata(name: str, base_model: str | None, results: CardResults | None) ->
     )
 
 
-def _listed(texts: Iterable[str]) -> Markup:
-    texts = list(texts)
-    more = f" and {len(texts) - _MOST_ITEMS} more" if len(texts) > _MOST_ITEMS else ""
-    return Markup(", ").join(inline_markdown(text) for text in texts[:_MOST_ITEMS]) + more
+def _code(number: float | None) -> Markup | None:
+    """Every digit, where a rounded one would be another threshold."""
+    return None if number is None else Markup(repr(number))
+
+
+def _versions(versions: Mapping[str, str]) -> Markup:
+    return listed(f"{library} {version}" for library, version in sorted(versions.items()))
+
+
+def _alternative_text(plots: Sequence[str] | Mapping[str, Figure | str], path: str) -> Markup:
+    words = plots[path] if isinstance(plots, Mapping) else ""
+    if isinstance(words, Figure):
+        words = words.get_label()
+    return description(words) if words else Markup("Figure")
 
 
 def _adapter_holds_mean(posterior: SwagPosterior) -> bool:
     """SwagCallback(final_weights="trained") leaves other weights in the adapter than the mean."""
     saved = posterior.adapter.tensors
     return all(key in saved and mean.to(saved[key].dtype).equal(saved[key]) for key, mean in posterior.mean.items())
-
-
-def _is_hub_id(text: Any) -> bool:
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return isinstance(text, str)  # validate_repo_id lets None pass

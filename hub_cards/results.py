@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import PurePosixPath, PureWindowsPath
+from sys import float_info
+
+from swag_trainer import SwagError
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class CardResults:
         num_bins: How many bins of equal width the calibration error has.
         metrics: ``{method: {metric: value}}``, the same metrics for every method. The method that the posterior stands for is
             "SWAG", at the posterior's own scale.
+        intervals: ``{method: {metric: (low, high)}}`` of any of these figures, by bootstrap over the examples.
+        interval_level: What the intervals are meant to cover, such as 0.95; None where there are none.
+        seconds_per_row: ``{method: seconds}`` that one example took, of any of the methods.
+        scale: Factor of the covariance that "SWAG" was measured with; None for the posterior's own.
+        temperature: By which the logits of "SWAG" were divided; None for none.
+        foreign: Name of the out-of-distribution data that metrics such as an AUROC compare with; None where there was none.
+        num_foreign: How many examples of it were answered.
+        versions: Versions of the libraries that measured.
 
     Raises:
         ValueError: Something is missing, not finite, out of range, or given for one method only.
@@ -43,21 +56,97 @@ class CardResults:
     seed: int
     num_bins: int
     metrics: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    interval_level: float | None = None
+    seconds_per_row: Mapping[str, float] = field(default_factory=dict)
+    scale: float | None = None
+    temperature: float | None = None
+    foreign: str | None = None
+    num_foreign: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "split", "revision"):
-            _check_text(name, getattr(self, name), optional=name == "revision")
-        if PurePosixPath(self.dataset).is_absolute() or PureWindowsPath(self.dataset).is_absolute() or self.dataset[0] == "~":
-            raise ValueError(
-                f"CardResults(dataset=...) is printed for everybody, got the local path {self.dataset!r}. "
-                "Give the data set's name or its id on the Hub."
-            )
-        for name, least in (("num_examples", 1), ("num_samples", 1), ("seed", 0), ("num_bins", 1)):
+        for name in ("dataset", "split", "revision", "foreign"):
+            _check_text(name, getattr(self, name), optional=name in ("revision", "foreign"))
+        for name in ("dataset", "foreign"):
+            if _is_local(getattr(self, name)):
+                raise ValueError(
+                    f"CardResults({name}=...) is printed for everybody, got the local path {getattr(self, name)!r}. "
+                    "Give the data set's name or its id on the Hub."
+                )
+        self._together("foreign", "num_foreign")
+        for name, least in (("num_examples", 1), ("num_samples", 1), ("seed", 0), ("num_bins", 1), ("num_foreign", 1)):
             value = getattr(self, name)
+            if name == "num_foreign" and value is None:
+                continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"CardResults({name}=...) is a whole number of at least {least}, got {value!r}.")
             object.__setattr__(self, name, int(value))  # NumPy's integers are no YAML
         object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
+        object.__setattr__(self, "intervals", _checked_intervals(self.intervals, self.metrics))
+        self._together("intervals", "interval_level")
+        for name, fits, range_ in (
+            ("interval_level", lambda value: 0 < value < 1, "between 0 and 1, such as 0.95"),
+            ("scale", lambda value: value >= 0, "of at least 0"),
+            ("temperature", lambda value: value > 0, "above 0"),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                if not _is_finite(value) or not fits(value):
+                    raise ValueError(f"CardResults({name}=...) is a finite number {range_}, or None, got {value!r}.")
+                object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "seconds_per_row", _checked_seconds(self.seconds_per_row, self.metrics))
+        object.__setattr__(self, "versions", _checked_versions(self.versions))
+
+    def _together(self, first: str, second: str) -> None:
+        """One says nothing without the other."""
+        if bool(getattr(self, first)) != (getattr(self, second) is not None):
+            raise ValueError(
+                f"CardResults({first}=..., {second}=...) come together or not at all, got {getattr(self, first)!r} and "
+                f"{getattr(self, second)!r}."
+            )
+
+    def to_json(self) -> str:
+        """Return the record as JSON text, floats written so that they come back exactly."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CardResults:
+        """Read what `to_json` returned; ``CardResults.from_json(results.to_json()) == results``.
+
+        What an earlier version did not record yet keeps its default; what this version does not know is refused.
+
+        Raises:
+            SwagError: The text is no JSON, or no record of this kind.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SwagError(f"CardResults.from_json() was given a text that is no JSON: {error}") from error
+        known = {item.name for item in fields(cls)}
+        needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        if not isinstance(document, dict) or not needed <= set(document) <= known:
+            found = sorted(document) if isinstance(document, dict) else type(document).__name__
+            raise SwagError(
+                f"CardResults.from_json() expects an object that states {sorted(needed)}, and of the rest only "
+                f"{sorted(known - needed)}; it got {str(found)[:300]}."
+            )
+        try:
+            return cls(**document)
+        except ValueError as error:
+            raise SwagError(f"CardResults.from_json() was given a record with a hole in it. {error}") from error
+
+
+def _is_local(name: str | None) -> bool:
+    if name is None:
+        return False
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
+    return absolute or name.startswith(("~", "./", "../", ".\\", "..\\")) or name.lower().startswith("file:")
+
+
+def _is_finite(value: object) -> bool:
+    # Not math.isfinite, which raises OverflowError for the whole numbers that no float can hold.
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
 def _check_text(name: str, value: object, *, optional: bool = False) -> None:
@@ -67,13 +156,20 @@ def _check_text(name: str, value: object, *, optional: bool = False) -> None:
         raise ValueError(f"CardResults({name}=...) must be a text with something in it{' or None' * optional}, got {value!r}.")
 
 
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"CardResults({name}=...) is a mapping, got {value!r}.")
+
+
 def _checked_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Copy the figures as plain floats; a later change of the caller's dictionaries must not change the record."""
+    _check_mapping("metrics", metrics)
     if not metrics:
         raise ValueError("CardResults(metrics=...) needs the figures of at least one method, got none.")
     first_method, first = next(iter(metrics.items()))
     copied: dict[str, dict[str, float]] = {}
     for method, figures in metrics.items():
+        _check_mapping("metrics", figures)
         if not figures:
             raise ValueError(f"CardResults(metrics=...) has no figures for the method {method!r}.")
         if set(figures) != set(first):
@@ -85,7 +181,47 @@ def _checked_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, di
         for metric, value in figures.items():
             if not all(isinstance(name, str) and name.strip() for name in (method, metric)):
                 raise ValueError(f"CardResults(metrics=...) names methods and metrics by texts, got {method!r} and {metric!r}.")
-            if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
+            if not _is_finite(value):
                 raise ValueError(f"CardResults(metrics=...) holds finite numbers, got {value!r} for {metric!r} of {method!r}.")
         copied[method] = {metric: float(figures[metric]) for metric in first}
     return copied
+
+
+def _checked_intervals(
+    intervals: Mapping[str, Mapping[str, Interval]], metrics: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Interval]]:
+    """Copy the intervals as pairs of plain floats. The figure itself may lie outside: a bootstrap is not centred on it."""
+    _check_mapping("intervals", intervals)
+    copied: dict[str, dict[str, Interval]] = {}
+    for method, figures in intervals.items():
+        _check_mapping("intervals", figures)
+        copied[method] = {}
+        for metric, interval in figures.items():
+            if method not in metrics or metric not in metrics[method]:
+                raise ValueError(f"CardResults(intervals=...) has one for {metric!r} of {method!r}, which has no figure.")
+            pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
+            if len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
+                raise ValueError(
+                    f"CardResults(intervals=...) holds pairs of finite numbers, the lower one first, got {interval!r} for "
+                    f"{metric!r} of {method!r}."
+                )
+            copied[method][metric] = (float(pair[0]), float(pair[1]))
+    return copied
+
+
+def _checked_seconds(seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    _check_mapping("seconds_per_row", seconds)
+    for method, value in seconds.items():
+        if method not in metrics or not _is_finite(value) or value < 0:
+            raise ValueError(
+                f"CardResults(seconds_per_row=...) gives {value!r} seconds to {method!r}; methods: {list(metrics)}."
+            )
+    return {method: float(value) for method, value in seconds.items()}
+
+
+def _checked_versions(versions: Mapping[str, str]) -> dict[str, str]:
+    _check_mapping("versions", versions)
+    for library, version in versions.items():
+        if not all(isinstance(text, str) and text.strip() for text in (library, version)):
+            raise ValueError(f"CardResults(versions=...) names libraries and versions by texts, got {library!r}: {version!r}.")
+    return dict(versions)

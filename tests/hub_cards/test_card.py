@@ -1,14 +1,17 @@
 import ast
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 from measured import some_results
 
-from hub_cards import build_card
+from hub_cards import build_card, publish_card
 from swag_trainer import SwagPosterior
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
@@ -109,7 +112,7 @@ def test_the_metadata_holds_the_figures_of_swag_and_no_other_method():
     assert (entry.task_type, entry.dataset_name, entry.dataset_type) == ("text-classification", "glue/sst2", "glue/sst2")
     assert (entry.dataset_split, entry.dataset_revision) == ("validation", "5503434")
     assert entry.dataset_args == {"num_examples": 872}
-    assert entry.metric_args == {"num_bins": 15, "num_samples": 30, "seed": 7}
+    assert entry.metric_args == {"method": "SWAG", "num_bins": 15, "num_samples": 30, "seed": 7}
 
 
 def test_the_metadata_of_a_card_without_figures_is_exactly_this():
@@ -296,3 +299,161 @@ def test_a_repository_that_is_no_hub_id_is_refused(repo_id):
     # Red for: an id that ends the string in the example.
     with pytest.raises(ValueError, match="id of a repository"):
         build_card(some_posterior(), repo_id=repo_id)
+
+
+def full_results(**changes):
+    facts = {
+        "intervals": {"SWAG": {"ECE": (0.025, 0.0401)}},
+        "interval_level": 0.95,
+        "seconds_per_row": {"SWAG": 0.0103},
+        "scale": 0.5,
+        "temperature": 1.25,
+        "foreign": "imdb",
+        "num_foreign": 500,
+        "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+    }
+    return some_results(**facts | changes)
+
+
+def test_intervals_and_times_stand_beside_the_figures_they_are_of():
+    # Red for: low and high swapped, an interval beside the neighbour's figure, a time that was not measured printed as one.
+    card = build_card(some_posterior(), full_results())
+    assert table(card) == [
+        ["method", "accuracy", "ECE", "seconds per text"],
+        ["MAP", "0.931", "0.0512", "not measured"],
+        ["SWAG", "0.925", "0.0312 (0.025 to 0.0401)", "0.0103"],
+    ]
+    text = " ".join(shown(card).split())
+    assert "intervals of 95 %, by bootstrap over the examples" in text
+    assert "Out of distribution: imdb, N = 500." in text
+    assert "seed 7, at scale 0.5, their logits divided by the temperature 1.25." in text
+    assert "Measured with: peft 0.21.2, torch 2.13.0" in text
+
+
+def test_what_was_not_measured_is_not_spoken_of():
+    # Red for: "None" or an empty bracket for intervals, times, scale, temperature and foreign text that are not there.
+    text = shown(build_card(some_posterior(), some_results()))
+    for words in ("None", "brackets", "seconds", "at scale", "temperature", "Out of distribution:", "Measured with", "Tuning"):
+        assert words not in text
+
+
+def test_figures_of_another_scale_than_the_posteriors_are_refused():
+    # Red for: figures printed beside weights that do not answer like that.
+    with pytest.raises(ValueError, match=r"measured at scale 0\.25, the posterior's own is 0\.5"):
+        build_card(some_posterior(), full_results(scale=0.25))
+    assert build_card(
+        some_posterior(),
+        full_results(scale=0.25, metrics={"MAP": {"ECE": 0.1}}, intervals={}, interval_level=None, seconds_per_row={}),
+    )
+
+
+def test_the_diagnostics_of_the_trajectory_are_printed():
+    # Red for: diagnostics that stay in the file, or names with underscores.
+    posterior = some_posterior(
+        diagnostics={"effective_rank": 8.312, "autocorrelation": 0.6, "drift": 0.2}, acceptance="Adaptive()"
+    )
+    text = " ".join(shown(build_card(posterior)).split())
+    assert "Trajectory of the snapshots: autocorrelation 0.60, drift 0.20, effective rank 8.31." in text
+    assert "accepted by: Adaptive()" in text
+    assert "no diagnostics are on record" in shown(build_card(some_posterior()))
+
+
+@dataclass(frozen=True)
+class SomeTuning:
+    """Tuning as another version of the package may record it."""
+
+    temperature: float
+    dataset: str
+    thresholds: dict
+    abstain_below: float | None = None
+
+
+def tuned(tuning):
+    posterior = some_posterior()
+    object.__setattr__(posterior.provenance, "tuning", tuning)
+    return posterior
+
+
+def test_tuning_is_printed_whatever_the_shape_of_its_record():
+    # Red for: a posterior that was tuned and does not say so, or a fact of its tuning left out.
+    tuning = SomeTuning(1.25, "glue/sst2, validation", {"risk 0.05": 0.81, "coverage": {"0.9": [0.7, 0.912]}})
+    for record in (tuning, asdict(tuning)):
+        text = shown(build_card(tuned(record)))
+        assert "Tuning" in text
+        for fact in (
+            "temperature: 1.25",
+            "dataset: glue/sst2, validation",
+            "thresholds risk 0.05: 0.81",
+            "coverage 0.9: 0.7, 0.912",
+        ):
+            assert fact in text
+    assert "Tuning" not in shown(build_card(tuned(None)))
+
+
+def code_of(card):
+    return next(token.content for token in tokens(card) if token.type == "fence")
+
+
+def test_the_example_abstains_below_the_very_threshold_that_was_tuned():
+    # Red for: a rounded threshold, or one where none was tuned.
+    code = code_of(build_card(tuned(SomeTuning(1.0, "d", {}, abstain_below=0.8123456789))))
+    assert 'if answer["score"] < 0.8123456789:' in code
+    assert "if answer" not in code_of(build_card(tuned(SomeTuning(1.0, "d", {}))))
+    assert "if answer" not in code_of(build_card(tuned({"abstain_below": "0.5:\n    import os"})))
+
+
+@pytest.mark.parametrize("abstain_below", [None, 0.9999])
+def test_the_example_runs_as_it_stands(trained, hub, tokenizer, capsys, abstain_below):
+    # Red for: a name, an argument or a key that the example shows and the package does not have.
+    trainer, swag = trained
+    repo_id = f"user/card-runs-{abstain_below is None}".lower()
+    swag.posterior.push_to_hub(repo_id)
+    tokenizer.push_to_hub(repo_id)
+    posterior = SwagPosterior.from_pretrained(repo_id)
+    if abstain_below:
+        object.__setattr__(posterior.provenance, "tuning", SomeTuning(1.0, "d", {}, abstain_below))
+    publish_card(repo_id, build_card(posterior, some_results(), repo_id=repo_id))
+    exec(code_of(ModelCard.load(repo_id)), {})
+    answer, *rest = capsys.readouterr().out.strip().splitlines()[-1 - bool(abstain_below) :]
+    assert set(ast.literal_eval(answer)) == {"label", "score", "entropy", "mutual_information"}
+    assert rest == (["Not sure enough: ask somebody."] if abstain_below else [])
+
+
+def images(card):
+    return [
+        (token.attrs["src"], "".join(child.content for child in token.children))
+        for token in tokens(card)
+        if token.type == "image"
+    ]
+
+
+def test_the_alternative_text_of_a_figure_says_what_it_shows():
+    # Red for: "Figure" for readers who cannot see it, or one figure's words under another.
+    figure = Figure()
+    figure.set_label("Reliability diagram. SWAG: accuracy 0.925 | N = 872")
+    card = build_card(some_posterior(), plots={"a.png": figure, "b.png": "By hand.", "c.png": Figure()})
+    assert images(card) == [
+        ("a.png", "Reliability diagram. SWAG: accuracy 0.925 | N = 872"),
+        ("b.png", "By hand."),
+        ("c.png", "Figure"),
+    ]
+    assert images(build_card(some_posterior(), plots=["a.png"])) == [("a.png", "Figure")]
+
+
+def test_the_hub_client_accepts_the_card_from_a_file_and_in_its_validation(hub, tmp_path):
+    # Red for: metadata that the client warns of, re-orders or refuses, or that is not YAML to a strict reader.
+    card = build_card(some_posterior(), full_results(), repo_id="me/sst2-swag")
+    card.save(tmp_path / "README.md")
+    card.validate()
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.to_dict() == metadata_load(tmp_path / "README.md") == yaml.safe_load(str(card).split("---\n")[1])
+    assert str(loaded) == str(card)
+    name, results = model_index_to_eval_results(metadata_load(tmp_path / "README.md")["model-index"])
+    assert (name, len(results)) == ("sst2-swag", 2)
+    assert (loaded.data.library_name, loaded.data.base_model, loaded.data.base_model_relation, loaded.data.pipeline_tag) == (
+        "peft",
+        "FacebookAI/roberta-base",
+        "adapter",
+        "text-classification",
+    )
+    assert "swag" not in loaded.data.tags

@@ -1,11 +1,15 @@
 import io
 
 import pytest
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from measured import some_results
+from minihub import git_blob_oid
+from test_card import some_posterior
 
-from hub_cards import publish_card
+from hub_cards import build_card, publish_card
+from hub_cards.publish import readme_of
 from swag_trainer import SwagError
 
 
@@ -95,7 +99,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(hub, monkeypatch):
 
 
 def test_a_connection_that_is_refused_is_our_error(monkeypatch):
-    # Red for: a list of types in `except`; huggingface_hub lets the HTTP library's own error through, which is no OSError.
+    # Red for: a list without HTTPError in `except`; huggingface_hub lets the HTTP library's own error through, which is no OSError.
     monkeypatch.setattr("hub_cards.publish.HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token=token))
     with pytest.raises(SwagError, match="Nothing was committed"):
         publish_card("user/card-unreachable", some_card())
@@ -114,3 +118,111 @@ def test_a_card_that_no_file_can_hold_is_refused_before_the_hub_is_asked(hub):
     with pytest.raises(SwagError, match="Nothing was committed.*surrogates not allowed"):
         publish_card("user/card-surrogate", some_card("\ud800"))
     assert "user/card-surrogate" not in hub.hub.repos
+
+
+def our_card(figure=0.5):
+    return build_card(some_posterior(), some_results(metrics={"SWAG": {"ECE": figure}}), repo_id="user/x")
+
+
+def written_by_hand(repo_id, text):
+    HfApi().create_repo(repo_id, exist_ok=True)
+    return HfApi().create_commit(repo_id, [CommitOperationAdd("README.md", text.encode())], commit_message="By hand")
+
+
+def test_what_a_person_wrote_on_the_hub_stays_line_ends_and_all(hub):
+    # Red for: README.md not read first, or read through text mode, which changes carriage returns.
+    written_by_hand("user/card-hand", "---\r\nlicense: mit\r\n---\r\n# Mine\r\n\r\nMy words.\r\n")
+    publish_card("user/card-hand", our_card())
+    written_by_hand("user/card-hand", readme("user/card-hand") + "\r\nMy last word.\r\n")
+    publish_card("user/card-hand", our_card(0.25))
+    card = ModelCard.load("user/card-hand")
+    assert card.data.license == "mit"
+    assert card.text.startswith("# Mine\r\n\r\nMy words.") and card.text.endswith("\r\nMy last word.\r\n")
+    assert "| SWAG | 0.25 |" in card.text and "| SWAG | 0.5 |" not in card.text
+
+
+def readme(repo_id):
+    return open(hf_hub_download(repo_id, "README.md"), encoding="utf-8", newline="").read()
+
+
+def test_publishing_the_same_card_again_makes_no_commit(hub):
+    # Red for: a card that is not put back exactly as it was, or plots that differ from one drawing to the next.
+    first = publish_card("user/card-same", our_card(), figures={"a.png": some_figure()})
+    again = publish_card("user/card-same", our_card(), figures={"a.png": some_figure()})
+    assert again.oid == first.oid
+    assert len(commits("user/card-same")) == 2
+
+
+def intrude(monkeypatch, repo_id, texts):
+    """Let another commit land between each reading of README.md and the commit that follows, as long as there are texts."""
+    real = HfApi.create_commit
+
+    def create_commit(self, *args, **kwargs):
+        if texts and kwargs["commit_message"] != "By hand":
+            written_by_hand(repo_id, texts.pop(0))
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+
+
+def test_words_that_land_while_we_publish_are_not_overwritten(hub, monkeypatch):
+    # Red for: a commit without parent_commit, or a second attempt with the README.md of the first.
+    HfApi().create_repo("user/card-race")
+    intrude(monkeypatch, "user/card-race", ["# Mine\n\nJust written.\n"])
+    publish_card("user/card-race", our_card())
+    assert "Just written." in readme("user/card-race") and "| SWAG | 0.5 |" in readme("user/card-race")
+    assert commits("user/card-race")[:2] == ["Add model card with measured figures", "By hand"]
+
+
+def test_a_repository_that_never_rests_is_given_up_with_our_error(hub, monkeypatch):
+    # Red for: trying for ever, or overwriting in the end.
+    HfApi().create_repo("user/card-busy")
+    intrude(monkeypatch, "user/card-busy", [f"# Mine {index}\n" for index in range(9)])
+    with pytest.raises(SwagError, match="Nothing was committed to 'user/card-busy'.*412"):
+        publish_card("user/card-busy", our_card())
+    assert "swag_trainer card" not in readme("user/card-busy")
+
+
+@pytest.mark.parametrize("text", ["---\nlicense: [mit\n---\n", "<!-- swag_trainer card ends -->\n", "\udcff"])
+def test_a_readme_that_cannot_be_read_is_left_alone(hub, text):
+    # Red for: words of people replaced because they could not be understood.
+    HfApi().create_repo("user/card-broken", exist_ok=True)
+    before = hub.hub.repos["user/card-broken"].commits[
+        hub.hub.repos["user/card-broken"].commit(
+            "main",
+            {},
+            "By hand",
+            files={"README.md": ("regular", blob := git_blob_oid(data := text.encode(errors="surrogateescape")), len(data))},
+            blobs={blob: data},
+        )
+    ]
+    with pytest.raises(SwagError, match="Nothing was committed to 'user/card-broken'"):
+        publish_card("user/card-broken", our_card())
+    repo = hub.hub.repos["user/card-broken"]
+    assert repo.commits[repo.branches["main"]] is before
+
+
+def test_a_plot_that_cannot_be_uploaded_is_our_error(hub, monkeypatch):
+    # Red for: the client's RuntimeError for a large file let through.
+    monkeypatch.setitem(hub.hub.fail, "/_lfs/", 100)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with pytest.raises(SwagError, match="Nothing was committed.*RuntimeError"):
+        publish_card("user/card-lfs", our_card(), figures={"a.png": Figure(figsize=(3, 3))})  # nobody has uploaded this one
+    assert commits("user/card-lfs") == ["initial commit"]
+
+
+def test_a_hub_that_cannot_be_asked_is_not_a_repository_without_readme(hub, monkeypatch):
+    # Red for: LocalEntryNotFoundError, which is an EntryNotFoundError too, taken for "there is none".
+    commit = publish_card("user/card-asked", our_card()).oid
+    assert readme_of(HfApi(), "user/card-asked", commit) is not None
+    assert readme_of(HfApi(), "user/card-asked", HfApi().list_repo_commits("user/card-asked")[-1].commit_id) is None
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with pytest.raises(OSError, match="cannot|Cannot|could not|Could not|offline|connect"):
+        readme_of(HfApi(endpoint="http://127.0.0.1:9"), "user/card-asked", "0" * 40)
+
+
+def test_a_mistake_of_ours_is_not_called_a_refusal_of_the_hub(monkeypatch):
+    # Red for: `except Exception`, which hides an AttributeError behind "Nothing was committed".
+    monkeypatch.setattr("hub_cards.publish.HfApi", lambda token: object())
+    with pytest.raises(AttributeError):
+        publish_card("user/card-mistake", our_card())

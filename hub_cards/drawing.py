@@ -1,0 +1,57 @@
+"""The paper and the pens of the plots: what makes them readable on a light and on a dark page, and without colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# An opaque light card: a transparent picture would lose its dark text on a dark page, and a picture for each page needs HTML.
+PAPER = "#FFFFFF"
+INK = "#222222"
+GREY = "#6B6B6B"
+
+# Okabe and Ito's palette as far as it stands out from PAPER by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and
+# the light colours do not, so Paul Tol's wine red takes the fifth place. Colour is never the only difference: see `pen`.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#882255")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+
+
+def pen(index: int) -> dict[str, Any]:
+    """Return colour, marker and line style of the method at this place; each of the three alone tells the first four apart."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+    }
+
+
+def sheet(heights: Sequence[float], *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of that size in inches and its axes, one below the other, whatever matplotlib's settings are."""
+    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+    for one in axes:
+        one.set_facecolor(PAPER)
+        one.tick_params(colors=INK, labelsize=10)
+        one.grid(color=GREY, alpha=0.25, linewidth=0.8)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+        one.spines[["left", "bottom"]].set_color(INK)
+    return figure, axes
+
+
+def label(axes: Axes, *, x: str | None = None, y: str | None = None, title: str | None = None) -> None:
+    """Write what the axes show, letter for letter: matplotlib would take two dollar signs for mathematics."""
+    for text, setter in ((x, axes.set_xlabel), (y, axes.set_ylabel), (title, axes.set_title)):
+        if text is not None:
+            setter(text, color=INK, fontsize=11, parse_math=False)
+
+
+def legend(axes: Axes, **place: Any) -> None:
+    """Put the legend in, with the names as they are."""
+    box = axes.legend(frameon=True, framealpha=0.85, facecolor=PAPER, edgecolor="none", labelcolor=INK, fontsize=10, **place)
+    for text in box.get_texts():
+        text.set_parse_math(False)
