@@ -10,6 +10,7 @@ from swag_trainer.metrics.calibration import (
     maximum_calibration_error,
     reliability_bins,
 )
+from swag_trainer.metrics.conformal import ConformalSets, calibrate_conformal
 from swag_trainer.metrics.regression import (
     ensemble_coverage,
     ensemble_crps,
@@ -26,25 +27,40 @@ from swag_trainer.metrics.scores import (
     matthews_correlation,
     negative_log_likelihood,
 )
+from swag_trainer.metrics.selective import (
+    RiskCoverage,
+    area_under_risk_coverage,
+    coverage_at_risk,
+    excess_area_under_risk_coverage,
+    risk_coverage_curve,
+    threshold_for_coverage,
+    threshold_for_risk,
+)
 from swag_trainer.metrics.shift import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.trainer import classification_metrics, compute_metrics
 
 __all__ = [
     "BrierDecomposition",
+    "ConformalSets",
     "Interval",
     "ReliabilityBins",
+    "RiskCoverage",
     "accuracy",
     "adaptive_calibration_error",
+    "area_under_risk_coverage",
     "aupr",
     "auroc",
     "bootstrap_interval",
     "brier_decomposition",
     "brier_score",
+    "calibrate_conformal",
     "classification_metrics",
     "classwise_calibration_error",
     "compute_metrics",
+    "coverage_at_risk",
     "ensemble_coverage",
     "ensemble_crps",
+    "excess_area_under_risk_coverage",
     "expected_calibration_error",
     "fit_temperature",
     "fpr_at_tpr",
@@ -56,5 +72,8 @@ __all__ = [
     "maximum_calibration_error",
     "negative_log_likelihood",
     "reliability_bins",
+    "risk_coverage_curve",
+    "threshold_for_coverage",
+    "threshold_for_risk",
     "uncertainty_scores",
 ]
