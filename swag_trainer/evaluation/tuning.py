@@ -61,14 +61,15 @@ def tune(
     risk_level: float | None = 0.9,
     coverages: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     levels: Sequence[float] = (0.8, 0.9, 0.95),
+    calibration_share: float = 0.5,
     batch_size: int = 32,
     data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
     progress: bool = True,
 ) -> SwagPosterior:
     """Return the posterior with the scale and the temperature that suit held-out data best, and a record of what was found.
 
-    The rows are divided in two at random, by the seed. On one half scale and temperature are chosen, by the NLL of the averaged
-    probabilities with a weak penalty on temperatures far from 1 (see `fit_averaged_temperature`). The other half is only looked at
+    The rows are divided in two at random, by the seed. On one part scale and temperature are chosen, by the NLL of the averaged
+    probabilities with a weak penalty on temperatures far from 1 (see `fit_averaged_temperature`). The other part is only looked at
     afterwards: thresholds and quantiles are calibrated on it, whose promises need rows that nothing was chosen on, and SWAG is compared on it
     with other answers.
 
@@ -89,6 +90,8 @@ def tune(
             that fit these rows only.
         coverages: Shares of answered rows to find thresholds for.
         levels: Shares of conformal sets that shall hold the true label.
+        calibration_share: Which part of the rows is held back, in [0, 1). With 0 all rows choose scale and temperature, no threshold and
+            no quantile is calibrated, and SWAG is compared on the rows that it was tuned on.
         batch_size, data_collator, progress: As for `MonteCarloPredictor`.
 
     Returns:
@@ -107,9 +110,13 @@ def tune(
         kind = "a regression" if link == "identity" else "labels that do not exclude each other"
         raise SwagError(f"Tuning is for classes that exclude each other, and this model is for {kind}.")
     data = HeldOut.of(dataset, name=name, split=split, revision=revision, num_labels=config.num_labels)
+    if not 0 <= calibration_share < 1:
+        raise SwagError(f"calibration_share is the part of the rows that is held back, in [0, 1), got {calibration_share}.")
     if len(data.rows) < FEWEST_ROWS:
         raise SwagError(f"Tuning on {len(data.rows)} rows would choose by chance; give it at least {FEWEST_ROWS}.")
-    fitting, calibration = np.array_split(np.random.default_rng(abs(seed)).permutation(len(data.rows)), 2)
+    order = np.random.default_rng(abs(seed)).permutation(len(data.rows))
+    fitting, calibration = np.split(order, [len(order) - int(calibration_share * len(order))])
+    judged = calibration if len(calibration) else fitting
 
     def candidate(of: SwagPosterior, scale: float) -> _Candidate:
         predictor = MonteCarloPredictor(
@@ -126,7 +133,7 @@ def tune(
         draws = predictor.predict(data.rows, return_draws=True).draw_probabilities
         # As good as the logits: a softmax does not see what is added to all classes. The floor keeps 0 from becoming -inf.
         logits = np.log(np.maximum(draws, 1e-300))
-        return _candidate(logits, data.labels, fitting, calibration)
+        return _candidate(logits, data.labels, fitting, judged)
 
     candidates = {float(scale): candidate(posterior, float(scale)) for scale in scales}
     scale, chosen = min(candidates.items(), key=lambda item: item[1].penalised)
@@ -147,8 +154,8 @@ def tune(
         scale_nll=[[scale, each.temperature, each.fitted_nll] for scale, each in candidates.items()],
         nll=chosen.nll,
         baselines=baselines,
-        thresholds=calibrated_thresholds(chosen.probabilities, labels, risks, risk_level, coverages),
-        conformal=conformal_quantiles(chosen.probabilities, labels, levels),
+        thresholds=calibrated_thresholds(chosen.probabilities, labels, risks, risk_level, coverages) if len(labels) else [],
+        conformal=conformal_quantiles(chosen.probabilities, labels, levels) if len(labels) else [],
     )
     _warn_where_not_better(tuning, scale)
     return replace(posterior, provenance=replace(posterior.provenance, scale=scale, tuning=tuning))
@@ -177,7 +184,7 @@ def _warn_where_not_better(tuning: Tuning, scale: float) -> None:
     better = [f"{name} ({nll:.4f})" for name, nll in tuning.baselines.items() if nll <= tuning.nll]
     if better:
         warnings.warn(
-            f"On {tuning.num_calibration} rows of {tuning.dataset!r}, SWAG with scale {scale:g} and temperature {tuning.temperature:.2f} is "
+            f"On {tuning.num_calibration or tuning.num_examples} rows of {tuning.dataset!r}, SWAG with scale {scale:g} and temperature {tuning.temperature:.2f} is "
             f"not better than {' and '.join(better)}: its mean negative log-likelihood is {tuning.nll:.4f}. Its draws cost {tuning.num_samples} "
             "times the compute and may not be worth it here; scale=0 answers with SWA.",
             UserWarning,

@@ -79,7 +79,8 @@ class Tuning:
         temperature: T > 0; each draw's logits are divided by it before the softmax.
         dataset, split, revision: The held-out data: name on the Hub or one that was given, split, commit.
         num_examples: Rows that scale and temperature were chosen on.
-        num_calibration: Other rows of the same data, that only thresholds and quantiles were calibrated and figures measured on.
+        num_calibration: Other rows of the same data, that only thresholds and quantiles were calibrated and figures measured on;
+            0 if none were held back, and the figures are then of the rows that the choice was made on.
         num_samples, seed: The draws that all of this was done with.
         scale_nll: NLL of each candidate, [scale, its best temperature, NLL] in turn, on the rows that the choice was made on.
         nll: NLL with the chosen scale and temperature on the calibration rows.
@@ -106,9 +107,9 @@ class Tuning:
     def __post_init__(self) -> None:
         if not 0 < self.temperature <= MAX_TEMPERATURE:
             raise ValueError(f"temperature must be > 0 and at most {MAX_TEMPERATURE:g}, got {str(self.temperature)[:50]}.")
-        for name in ("num_examples", "num_calibration", "num_samples"):
-            if not 1 <= getattr(self, name) < 2**63:
-                raise ValueError(f"{name} must be at least 1, got {str(getattr(self, name))[:50]}.")
+        for name, fewest in (("num_examples", 1), ("num_calibration", 0), ("num_samples", 1)):
+            if not fewest <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} must be at least {fewest}, got {str(getattr(self, name))[:50]}.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must fit into 64 bits, got {str(self.seed)[:50]}.")
         for name in ("scale_nll", "baselines", "thresholds", "conformal"):

@@ -75,6 +75,18 @@ def test_scale_and_temperature_have_the_lowest_penalised_nll_on_the_first_half(f
     assert posterior.tuning is None and posterior.scale == 1.0
 
 
+def test_all_rows_choose_where_none_are_held_back_and_nothing_is_promised(finished, held_out):
+    # Red for: half of the rows unused, thresholds whose promise needs rows that nothing was chosen on.
+    model, posterior = finished
+    tuned = quietly(model, posterior, held_out, calibration_share=0)
+    record = tuned.tuning
+    assert (record.num_examples, record.num_calibration, record.thresholds, record.conformal) == (61, 0, [], [])
+    expected = nll(model, posterior, held_out, scale=tuned.scale, temperature=tuned.temperature)
+    assert record.nll == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(SwagError, match=r"calibration_share .* 1\.0"):
+        quietly(model, posterior, held_out, calibration_share=1.0)
+
+
 def test_the_record_says_what_predictors_and_a_plain_forward_say_on_the_other_half(finished, held_out, tokenizer):
     # Red for: figures of the rows that the choice was made on, a MAP that is not the last snapshot, SWA at SWAG's temperature.
     model, posterior = finished
