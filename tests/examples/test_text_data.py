@@ -83,6 +83,7 @@ def test_a_subset_is_balanced_and_chosen_by_the_seed(text_data, tmp_path):
     assert all((text[0] == "a") == (target == 1) for text, target in zip(one.texts["train"], one.targets["train"], strict=True))
     assert one.texts["train"] != two.texts["train"]
     assert np.array_equal(one.targets["train"], task.subset(8, None, seed=1).targets["train"])
+    task = text_data.read_task(jsonl(tmp_path / "more.jsonl", [*ROWS, *(("test", letter, "no") for letter in "hijklm")]))
     measured = [task.subset(None, None, seed=seed, test_rows=2).texts["test"] for seed in (1, 2)]
     assert measured[0] == measured[1] and len(measured[0]) == 2
 
