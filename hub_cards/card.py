@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
-from hub_cards.record import abstention_threshold, identity, tuning_facts
+from hub_cards.record import identity, risk_to_show
 from hub_cards.results import CardResults
 from swag_trainer import SwagPosterior
 
@@ -72,7 +72,7 @@ def build_card(
         model=Markup(repo_id or "user/repo"),
         num_samples=results.num_samples if results else 10,
         seed=results.seed if results else 0,
-        abstain_below=_code(abstention_threshold(record)),
+        risk=_code(risk_to_show(posterior)),
         num_weights=posterior.layout.size,
         holds_mean=_adapter_holds_mean(posterior),
         base_model=base_model,
@@ -83,7 +83,7 @@ def build_card(
         diagnostics=listed(f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(record.diagnostics.items())),
         versions=_versions(record.versions),
         labels=listed(record.labels or ()),
-        tuning=tuning_facts(record),
+        tuning=posterior.tuning,
         results=results,
         metric_names=list(next(iter(results.metrics.values()))) if results else [],
         measured_with=_versions(results.versions if results else {}),

@@ -1,14 +1,14 @@
-"""What a card reads from a posterior's record beside its plain facts: who it is, and how it was tuned."""
+"""What a card reads from a posterior's record beside its plain facts: who it is, and what a reader can ask it for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict
 
 from swag_trainer import SwagPosterior
+
+_USUAL_RISK = 0.05
 
 
 def identity(posterior: SwagPosterior) -> str:
@@ -16,34 +16,13 @@ def identity(posterior: SwagPosterior) -> str:
 
     Figures that were measured on one identity say nothing about another.
     """
-    facts = [posterior.adapter.digest, posterior.rank, posterior.scale, list(_tuning(posterior.provenance))]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+    tuning = None if posterior.tuning is None else asdict(posterior.tuning)
+    facts = [posterior.adapter.digest, posterior.rank, posterior.scale, tuning]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def tuning_facts(record: Any) -> list[tuple[str, Any]]:
-    """Return what tuning on held-out data left on record, as pairs of a name and a value; none where it was not tuned."""
-    return [(name.replace("_", " "), value) for name, value in _tuning(record)]
-
-
-def abstention_threshold(record: Any) -> float | None:
-    """Return the probability below which a tuned posterior should rather not answer, where one is on record."""
-    value = dict(_tuning(record)).get("abstain_below")
-    return float(value) if isinstance(value, (int, float)) and 0 < value < 1 else None
-
-
-def _tuning(record: Any) -> Iterator[tuple[str, Any]]:
-    # Posteriors of versions that did not tune have no such fact.
-    tuning = getattr(record, "tuning", None)
-    yield from _flat(asdict(tuning) if is_dataclass(tuning) and not isinstance(tuning, type) else tuning)
-
-
-def _flat(facts: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(facts, Mapping):
-        return
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
-        elif isinstance(value, (list, tuple)):
-            yield f"{prefix}{name}", ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
-        elif value is not None:
-            yield f"{prefix}{name}", value if isinstance(value, (str, int, float)) else str(value)
+def risk_to_show(posterior: SwagPosterior) -> float | None:
+    """Return a share of wrong answers that a threshold was found for when the posterior was tuned: 0.05, or the nearest; else None."""
+    thresholds = () if posterior.tuning is None else posterior.tuning.thresholds
+    risks = [record.target for record in thresholds if record.goal == "risk" and record.threshold is not None]
+    return min(risks, key=lambda risk: abs(risk - _USUAL_RISK), default=None)

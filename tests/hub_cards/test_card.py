@@ -1,6 +1,6 @@
 import ast
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 
 HOSTILE = [
     "x | y\n---\nlicense: evil",
@@ -358,65 +359,71 @@ def test_the_diagnostics_of_the_trajectory_are_printed():
     assert "no diagnostics are on record" in shown(build_card(some_posterior()))
 
 
-@dataclass(frozen=True)
-class SomeTuning:
-    """Tuning as another version of the package may record it."""
-
-    temperature: float
-    dataset: str
-    thresholds: dict
-    abstain_below: float | None = None
-
-
-def tuned(tuning):
-    posterior = some_posterior()
-    object.__setattr__(posterior.provenance, "tuning", tuning)
-    return posterior
+def some_tuning(**changes):
+    thresholds = [
+        CalibratedThreshold("risk", 0.01, None, 0.0, None, 0.9),
+        CalibratedThreshold("risk", 0.1, 0.8123456789, 0.75, 0.0625, 0.9),
+        CalibratedThreshold("coverage", 0.5, 0.9375, 0.5, 0.03125),
+    ]
+    facts = {"temperature": 1.25, "dataset": "glue/sst2", "split": "validation", "num_examples": 61, "num_calibration": 62}
+    figures = {"num_samples": 10, "seed": 3, "nll": 0.375, "baselines": {"SWA": 0.4375}}
+    return Tuning(
+        **(facts | figures | {"thresholds": thresholds, "conformal": [ConformalQuantile("aps", 0.9, 0.5, 1.75)]} | changes)
+    )
 
 
-def test_tuning_is_printed_whatever_the_shape_of_its_record():
-    # Red for: a posterior that was tuned and does not say so, or a fact of its tuning left out.
-    tuning = SomeTuning(1.25, "glue/sst2, validation", {"risk 0.05": 0.81, "coverage": {"0.9": [0.7, 0.912]}})
-    for record in (tuning, asdict(tuning)):
-        text = shown(build_card(tuned(record)))
-        assert "Tuning" in text
-        for fact in (
-            "temperature: 1.25",
-            "dataset: glue/sst2, validation",
-            "thresholds risk 0.05: 0.81",
-            "coverage 0.9: 0.7, 0.912",
-        ):
-            assert fact in text
-    assert "Tuning" not in shown(build_card(tuned(None)))
+def tuned(tuning, **changes):
+    posterior = some_posterior(**changes)
+    return replace(posterior, provenance=replace(posterior.provenance, tuning=tuning))
+
+
+def test_tuning_is_printed_with_what_it_was_done_on_and_what_came_of_it():
+    # Red for: a posterior that was tuned and does not say so, a fact of its tuning left out, one row's figures under another's.
+    text = shown(build_card(tuned(some_tuning())))
+    for fact in (
+        "temperature 1.25 were chosen on 61 rows of glue/sst2, validation",
+        "10 draws of seed 3",
+        "measured on 62 other rows",
+        "SWAG 0.375, SWA 0.4375",
+    ):
+        assert fact in " ".join(text.split()), fact
+    source = str(build_card(tuned(some_tuning())))
+    assert "| risk 0.01 | no score | 0 | - | 0.9 |" in source
+    assert "| risk 0.1 | 0.8123 | 0.75 | 0.0625 | 0.9 |" in source
+    assert "| coverage 0.5 | 0.9375 | 0.5 | 0.03125 | - |" in source
+    assert "| 0.9 | aps | 1.75 |" in source
+    assert "Tuning" not in shown(build_card(some_posterior()))
 
 
 def code_of(card):
     return next(token.content for token in tokens(card) if token.type == "fence")
 
 
-def test_the_example_abstains_below_the_very_threshold_that_was_tuned():
-    # Red for: a rounded threshold, or one where none was tuned.
-    code = code_of(build_card(tuned(SomeTuning(1.0, "d", {}, abstain_below=0.8123456789))))
-    assert 'if answer["score"] < 0.8123456789:' in code
-    assert "if answer" not in code_of(build_card(tuned(SomeTuning(1.0, "d", {}))))
-    assert "if answer" not in code_of(build_card(tuned({"abstain_below": "0.5:\n    import os"})))
+def test_the_example_asks_for_a_risk_that_a_threshold_was_found_for():
+    # Red for: a risk that the pipeline refuses, one where none was tuned, draws that the thresholds are not of.
+    code = code_of(build_card(tuned(some_tuning()), some_results()))
+    assert "risk=0.1)" in code and "num_samples" not in code
+    nothing = [CalibratedThreshold("risk", 0.05, None, 0.0, None, 0.9), CalibratedThreshold("coverage", 0.5, 0.9, 0.5, 0.1)]
+    assert "risk=" not in code_of(build_card(tuned(some_tuning(thresholds=nothing))))
+    assert "risk=" not in code_of(build_card(some_posterior())) and "num_samples=10" in code_of(build_card(some_posterior()))
 
 
-@pytest.mark.parametrize("abstain_below", [None, 0.9999])
-def test_the_example_runs_as_it_stands(trained, hub, tokenizer, capsys, abstain_below):
+@pytest.mark.parametrize("abstains", [False, True])
+def test_the_example_runs_as_it_stands(trained, hub, tokenizer, capsys, abstains):
     # Red for: a name, an argument or a key that the example shows and the package does not have.
     trainer, swag = trained
-    repo_id = f"user/card-runs-{abstain_below is None}".lower()
-    swag.posterior.push_to_hub(repo_id)
+    repo_id = f"user/card-runs-{abstains}".lower()
+    posterior = swag.posterior
+    if abstains:
+        tuning = some_tuning(thresholds=[CalibratedThreshold("risk", 0.05, 0.9999, 0.1, 0.0, 0.9)])
+        posterior = replace(posterior, provenance=replace(posterior.provenance, tuning=tuning))
+    posterior.push_to_hub(repo_id)
     tokenizer.push_to_hub(repo_id)
-    posterior = SwagPosterior.from_pretrained(repo_id)
-    if abstain_below:
-        object.__setattr__(posterior.provenance, "tuning", SomeTuning(1.0, "d", {}, abstain_below))
-    publish_card(repo_id, build_card(posterior, some_results(), repo_id=repo_id))
+    publish_card(repo_id, build_card(SwagPosterior.from_pretrained(repo_id), some_results(), repo_id=repo_id))
     exec(code_of(ModelCard.load(repo_id)), {})
-    answer, *rest = capsys.readouterr().out.strip().splitlines()[-1 - bool(abstain_below) :]
-    assert set(ast.literal_eval(answer)) == {"label", "score", "entropy", "mutual_information"}
-    assert rest == (["Not sure enough: ask somebody."] if abstain_below else [])
+    answers = [ast.literal_eval(line)[0] for line in capsys.readouterr().out.strip().splitlines()[-1 - abstains :]]
+    assert set(answers[0]) == {"label", "score", "entropy", "mutual_information"}
+    assert [answer["label"] is None for answer in answers] == [False, True][: 1 + abstains]
 
 
 def images(card):

@@ -1,10 +1,10 @@
 from dataclasses import replace
 
-import pytest
 import torch
-from test_card import SomeTuning, some_posterior, tuned
+from test_card import some_posterior, some_tuning, tuned
 
-from hub_cards.record import abstention_threshold, identity, tuning_facts
+from hub_cards.record import identity, risk_to_show
+from swag_trainer.posterior.tuning import CalibratedThreshold
 
 
 def test_the_identity_changes_with_everything_that_measured_figures_depend_on():
@@ -14,21 +14,17 @@ def test_the_identity_changes_with_everything_that_measured_figures_depend_on():
         some_posterior(adapter={"lora_A.weight": torch.zeros(1, 3), "lora_B.weight": torch.zeros(2, 1)}),
         some_posterior(scale=0.25),
         some_posterior(rank=2),
-        tuned(SomeTuning(1.25, "d", {})),
-        tuned(SomeTuning(1.5, "d", {})),
+        tuned(some_tuning()),
+        tuned(some_tuning(temperature=1.5)),
     ]
     assert len({identity(posterior) for posterior in changed}) == len(changed)
     assert identity(some_posterior()) == identity(replace(some_posterior()))
 
 
-def test_a_posterior_of_a_version_that_did_not_tune_has_no_facts_of_tuning():
-    # Red for: a missing attribute that stops the card.
-    for record in (object(), some_posterior().provenance, tuned(None).provenance, tuned("soon").provenance):
-        assert tuning_facts(record) == []
-        assert abstention_threshold(record) is None
-
-
-@pytest.mark.parametrize("value", [0, 1, -0.5, 2.0, True, "0.5", [0.5]])
-def test_only_a_probability_is_a_threshold_to_abstain_below(value):
-    # Red for: code made from whatever the record holds.
-    assert abstention_threshold(tuned({"abstain_below": value}).provenance) is None
+def test_the_risk_that_is_shown_is_one_that_can_be_asked_for():
+    # Red for: a threshold that was not found, a coverage taken for a risk, the smallest risk where one near 0.05 is there.
+    assert risk_to_show(some_posterior()) is None
+    assert risk_to_show(tuned(some_tuning())) == 0.1
+    thresholds = [CalibratedThreshold("risk", risk, 0.9, 0.5, 0.0) for risk in (0.01, 0.04, 0.2)]
+    assert risk_to_show(tuned(some_tuning(thresholds=thresholds))) == 0.04
+    assert risk_to_show(tuned(some_tuning(thresholds=[CalibratedThreshold("coverage", 0.5, 0.9, 0.5, 0.0)]))) is None

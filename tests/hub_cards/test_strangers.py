@@ -4,7 +4,7 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_card import HOSTILE, some_posterior, tokens
+from test_card import HOSTILE, some_posterior, some_tuning, tokens
 
 from hub_cards import CardResults, build_card, merge_card
 from hub_cards.marks import find_marked
@@ -39,6 +39,13 @@ strangers = (
 )
 
 
+def hostile_tuning(word):
+    tuning = some_tuning(baselines={"SWA": 0.5})
+    for name, value in {"dataset": word, "split": word, "revision": word, "baselines": {word: 0.5}}.items():
+        object.__setattr__(tuning, name, value)  # past the checks of a record that is read from a file
+    return tuning
+
+
 def card_of(word):
     """A card in which every text that a stranger can choose is this word."""
     local = CardResults(
@@ -66,7 +73,7 @@ def card_of(word):
         versions={word: word},
         diagnostics={word: 0.5},
     )
-    object.__setattr__(posterior.provenance, "tuning", {word: word, "thresholds": {word: [word]}})
+    object.__setattr__(posterior.provenance, "tuning", hostile_tuning(word))
     return build_card(posterior, local, repo_id="me/x", plots={"a.png": word})
 
 
