@@ -26,7 +26,7 @@ RECORD = Tuning(
     conformal=[
         ConformalQuantile("aps", 0.9, 0.8, 1.4),
         ConformalQuantile("lac", 0.9, 0.62, 1.2),
-        ConformalQuantile("raps", 0.9, 0.9, 1.2, 0.1, 1),
+        ConformalQuantile("raps", 0.9, 0.95, 1.2, 0.05, 1),
         ConformalQuantile("aps", 0.99, None, 3),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likelies
     ours = MonteCarloPredictor(model, posterior, num_samples=4, seed=3, batch_size=1)
     probabilities = ours.predict([dict(tokenizer(text)) for text in texts]).probabilities
     sizes = set()
-    for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.9, (0.1, 1))]:
+    for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.95, (0.05, 1))]:
         chosen = ConformalSets(method, quantile, 0.9, 61, *options).sets(probabilities)
         answers = classify(texts, prediction_set=0.9, prediction_set_method=method)
         for answer, row, inside in zip(answers, probabilities, chosen, strict=True):
