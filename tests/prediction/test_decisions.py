@@ -95,6 +95,8 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     reason = next(answer["reason"] for answer in classify(texts, risk=0.05) if abstained(answer))
     assert "at most 0.05 of the answers are wrong, with probability 0.9" in reason
     assert "61 rows of 'me/questions'" in reason
+    reason = next(answer["reason"] for answer in classify(texts, coverage=0.9) if abstained(answer))
+    assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 rows of 'me/questions' were answered.")
 
 
 def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, posterior, texts):
