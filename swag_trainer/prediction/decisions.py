@@ -194,9 +194,14 @@ def _sets(tuning: Tuning, level: float, method: str) -> ConformalSets:
 
 
 def _origin(tuning: Tuning, record: CalibratedThreshold) -> str:
-    promise = "" if record.level is None else f", with probability {record.level:g}"
-    meaning = "at most {:g} of the answers are wrong" if record.goal == "risk" else "at least {:g} of the rows are answered"
-    return f"from which on {meaning.format(record.target)}{promise} (calibrated on {_rows(tuning)})"
+    if record.goal == "coverage":
+        return f"the score from which on at least {record.target:g} of {_rows(tuning)} were answered"
+    if record.level is None:
+        return f"the score from which on at most {record.target:g} of the answers for {_rows(tuning)} were wrong"
+    return (
+        f"from which on at most {record.target:g} of the answers are wrong, with probability {record.level:g} "
+        f"(calibrated on {_rows(tuning)})"
+    )
 
 
 def _rows(tuning: Tuning) -> str:

@@ -26,7 +26,7 @@ RECORD = Tuning(
     conformal=[
         ConformalQuantile("aps", 0.9, 0.8, 1.4),
         ConformalQuantile("lac", 0.9, 0.62, 1.2),
-        ConformalQuantile("raps", 0.9, 0.7, 1.2, 0.2, 1),
+        ConformalQuantile("raps", 0.9, 0.95, 1.2, 0.05, 1),
         ConformalQuantile("aps", 0.99, None, 3),
     ],
 )
@@ -95,6 +95,8 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     reason = next(answer["reason"] for answer in classify(texts, risk=0.05) if abstained(answer))
     assert "at most 0.05 of the answers are wrong, with probability 0.9" in reason
     assert "61 rows of 'me/questions'" in reason
+    reason = next(answer["reason"] for answer in classify(texts, coverage=0.9) if abstained(answer))
+    assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 rows of 'me/questions' were answered.")
 
 
 def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, posterior, texts):
@@ -103,7 +105,7 @@ def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likelies
     ours = MonteCarloPredictor(model, posterior, num_samples=4, seed=3, batch_size=1)
     probabilities = ours.predict([dict(tokenizer(text)) for text in texts]).probabilities
     sizes = set()
-    for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.7, (0.2, 1))]:
+    for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.95, (0.05, 1))]:
         chosen = ConformalSets(method, quantile, 0.9, 61, *options).sets(probabilities)
         answers = classify(texts, prediction_set=0.9, prediction_set_method=method)
         for answer, row, inside in zip(answers, probabilities, chosen, strict=True):
