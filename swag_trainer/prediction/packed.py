@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class PackedForward:
             self._ways = [_Way(share=True, prune=True), _Way(share=True, prune=False), *self._ways]
         self._prefix: SharedPrefix | None = None
         self._prepared_for: object = None
-        self._replaced: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+        self._forwards = [(module, module.__dict__.get("forward")) for module in weights.model.modules()]
         own = {id(parameter) for parameter in weights.parameters()}
         self._places = [
             (module._parameters, name, parameter)
@@ -119,6 +118,7 @@ class PackedForward:
             except Exception as problem:  # one that the plain forward, below, does not have is no reason not to answer
                 reason = _reason(problem)
         self._packing.mode = "plain"
+        self._restore()
         logits = self._sequential(batch, draws)  # raises by itself where the batch is at fault
         if self.obstacle is None:
             self._give_up(reason)
@@ -162,7 +162,6 @@ class PackedForward:
         """Watch the plain model, replace the forwards; returns its logits for the first row with one draw. Shape (C,)."""
         if len({len(value) for value in batch.values()}) != 1:
             raise NotPacked("the inputs do not all have the rows in their first dimension")
-        self._prepared_for, self._prefix = None, None
         self._restore()
         model = self._weights.model
         with torch.inference_mode():  # as the copy may have been made in inference mode, and its tensors then be of that kind
@@ -177,15 +176,15 @@ class PackedForward:
             )
         fixed = list(fixed_modules(model, drawn, calls))
         for layer in onednn_layers(model, drawn):
-            self._replace(layer, onednn_forward(layer, self._packing))
+            layer.forward = onednn_forward(layer, self._packing)
         for item in drawn:
-            self._replace(item.module, packed_forward(item, self._packing, calls[item.module]))
+            item.module.forward = packed_forward(item, self._packing, calls[item.module])
         for module in pruned:
-            self._replace(module, at_one_position(module.forward, position))
+            module.forward = at_one_position(module.forward, position)
         if way.share:
             self._prefix = SharedPrefix(self._packing, calls)
             for module in fixed:
-                self._replace(module, self._prefix.shared(module))
+                module.forward = self._prefix.shared(module)
         largest = max(call.size for seen in calls.values() for call in seen)
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // tokens_of(batch)
@@ -205,18 +204,14 @@ class PackedForward:
         copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
         return logits_of(self._model(**copies)).unflatten(0, (len(draws), num_rows))
 
-    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._replaced.append((module, module.__dict__.get("forward")))
-        module.forward = forward
-
     def _restore(self) -> None:
-        # Nothing leaves the list before all is done: this may be interrupted and begun again.
-        for module, forward in reversed(self._replaced):
+        self._prepared_for, self._prefix = None, None
+        # Of all modules, not only of those known to be changed: an interrupt may have come between a change and a note of it.
+        for module, forward in self._forwards:
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = forward
-        self._replaced.clear()
 
     def _give_up(self, reason: str) -> None:
         self.obstacle = reason

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from swag_trainer.prediction import packed as packed_module
 from swag_trainer.prediction.packed import PackedForward
+from swag_trainer.prediction.pruning import at_one_position
 
 PACKABLE = ["lora", "rslora", "pooler", "olora"]
 
@@ -72,11 +73,11 @@ def test_the_users_model_is_the_same_before_during_and_after(caplog):
 
 @pytest.mark.parametrize(
     ("error", "call"),
-    [(KeyboardInterrupt, call) for call in range(5)] + [(MemoryError, 0), (MemoryError, 4), (torch.OutOfMemoryError, 3)],
+    [(KeyboardInterrupt, call) for call in range(18)] + [(MemoryError, 0), (MemoryError, 4), (torch.OutOfMemoryError, 3)],
 )
 def test_an_interrupt_anywhere_leaves_the_model_and_the_next_answer_alone(error, call):
-    # Red for: a state that is only put right where nothing is raised: a counter, a mode, a hook of the first look. The five calls
-    # are one row, two rows, what comes before the adapter, and the first two draws.
+    # Red for: a state that is only put right where nothing is raised: a counter, a mode, a hook of the first look. The calls are one
+    # row, two rows, a dozen trials of positions that nobody reads, what comes before the adapter, and the first draws.
     model, batch = tiny("roberta"), ragged()
     _, _, expected = both(model, batch)
     weights, before, calls = copy_of(model), identity(model), []
@@ -109,6 +110,19 @@ def test_a_parameter_that_an_interrupt_left_elsewhere_is_put_back():
     dense._parameters["weight"] = nn.Parameter(torch.zeros_like(dense.weight))
     packed._give_up("to see the plain path")
     torch.testing.assert_close(packed(batch, draws), expected, rtol=0, atol=1e-4)
+
+
+def test_a_forward_that_an_interrupt_left_behind_is_put_back():
+    # Red for: a list of what was replaced, which an interrupt may cut short; a plain forward after giving up that is not plain.
+    model, batch = tiny("roberta"), ragged()
+    weights = copy_of(model)
+    packed = PackedForward(weights, wide_draws(weights))
+    expected = packed(batch)
+    for begin_anew in (lambda: setattr(packed, "_prepared_for", None), lambda: packed._give_up("to see the plain path")):
+        dense = weights.model.get_base_model().roberta.encoder.layer[0].output.dense
+        dense.forward = at_one_position(dense.forward, 0, prove=True)
+        begin_anew()
+        torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
 
 
 def test_predictors_in_several_threads_and_a_plain_forward_meanwhile_do_not_meet():
