@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def test_the_demo_s_model_is_the_one_it_says_it_is():
 
 
 @pytest.mark.slow
-def test_the_demo_compares_four_methods_and_leaves_a_posterior_and_a_diagram(tmp_path):
+def test_the_demo_compares_five_methods_and_leaves_a_posterior_and_a_diagram(tmp_path):
     # Red for: a method left out of the table, a scale chosen and not stored, a plot that is not written.
     options = ["--train-rows", "60", "--validation-rows", "40", "--steps", "20", "--output", str(tmp_path)]
     result = subprocess.run(
@@ -33,6 +34,7 @@ def test_the_demo_compares_four_methods_and_leaves_a_posterior_and_a_diagram(tmp
     for shown in (
         "MAP",
         "MAP, temperature",
+        "MC dropout",
         "SWA",
         "SWAG",
         "AUROC foreign",
@@ -41,5 +43,7 @@ def test_the_demo_compares_four_methods_and_leaves_a_posterior_and_a_diagram(tmp
     ):
         assert shown in said, shown
     posterior = SwagPosterior.from_pretrained(tmp_path / "seed-0")
-    assert f"scale {posterior.scale:g} chosen on validation" in said
+    assert f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation" in said
+    measured = json.loads((tmp_path / "seed-0" / "results.json").read_text())
+    assert f"{measured['methods']['SWAG']['figures']['nll']['value']:.3f}" in said
     assert (tmp_path / "seed-0" / "reliability.png").stat().st_size > 10_000
