@@ -22,7 +22,9 @@ def demo_rows() -> list[dict]:
 @functools.cache
 def demo_base() -> str:
     """A tiny random BERT that knows the words of the demo's training rows, on the loopback Hub."""
-    words = sorted({word for row in demo_rows() for word in re.findall(r"[a-z]+", row["text"].lower()) if row["split"] == "train"})
+    words = sorted(
+        {word for row in demo_rows() for word in re.findall(r"[a-z]+", row["text"].lower()) if row["split"] == "train"}
+    )
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     set_seed(0)
     config = BertConfig(

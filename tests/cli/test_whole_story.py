@@ -49,9 +49,14 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     commits = HfApi().list_repo_commits(REPO)
     assert [commit.title for commit in commits] == ["Upload SWAG posterior", "initial commit"]
     assert commits[0].commit_id in url
-    assert {"README.md", "reliability.png", "risk-coverage.png", "entropy.png", "mutual-information.png", "trajectory.png"} <= set(
-        HfApi().list_repo_files(REPO)
-    )
+    assert {
+        "README.md",
+        "reliability.png",
+        "risk-coverage.png",
+        "entropy.png",
+        "mutual-information.png",
+        "trajectory.png",
+    } <= set(HfApi().list_repo_files(REPO))
 
     # The figures: rows -> JSON -> card, text and metadata.
     document = json.loads((tmp_path / "results.json").read_text())
