@@ -25,7 +25,7 @@ def table_of_figures(card):
     """{method: [figure, ...]} as the card's text shows them, without intervals."""
     lines = [line for line in card.text.splitlines() if line.startswith("|")]
     return {
-        cells[0].replace("\\", ""): [float(cell.split(" (")[0]) for cell in cells[1:]]
+        cells[0].strip("`"): [float(cell.split(" (")[0]) for cell in cells[1:]]
         for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
     }
 
@@ -35,7 +35,7 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     # example does not run or whose metadata the Hub refuses, more than one commit, a prediction that is not the pipeline's.
     monkeypatch.chdir(tmp_path)
     data = ["--dataset", str(DEMO)]
-    recipe = ["--steps", "60", "--learning-rate", "5e-3", "--max-length", "24", "--target-modules", "query", "value", "dense"]
+    recipe = ["--steps", "40", "--learning-rate", "5e-3", "--max-length", "24", "--target-modules", "query", "value", "dense"]
     assert main(["train", demo_base(), *data, "--output", "run", *recipe]) == 0
     assert sorted(os.listdir("run"))[:3] == ["adapter_config.json", "adapter_model.safetensors", "swag_posterior.safetensors"]
     assert main(["tune", "run", *data, "--num-samples", "4", "--scales", "0.5", "1", "4"]) == 0
