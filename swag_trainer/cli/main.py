@@ -1,0 +1,124 @@
+"""swag-trainer: finds the command, runs it, and turns what goes wrong into one message and an exit code.
+
+Exit codes: 0 fine; 1 what was asked for cannot be done; 2 the command line is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+FINE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# The modules are imported when their command is asked for: this list is all that --help needs.
+COMMANDS = {
+    "train": "fine-tune a model with LoRA on labelled text, and collect a posterior meanwhile",
+    "collect": "make a posterior of the checkpoints of a run that is over",
+    "tune": "choose scale, temperature and thresholds on held-out text",
+    "evaluate": "measure SWAG and the methods that it has to beat on held-out text",
+    "predict": "answer texts, with uncertainty",
+    "inspect": "show what a posterior's file says",
+    "card": "write the model card with the figures that evaluate measured",
+    "push": "put adapter, posterior, tokenizer, card and plots on the Hub",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code; ``argv`` is the command line without the program's name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        (sys.stdout if arguments else sys.stderr).write(_overview())
+        return FINE if arguments else WRONG_USAGE
+    name, *rest = arguments
+    if name == "--version":
+        from swag_trainer.version import __version__
+
+        sys.stdout.write(f"swag-trainer {__version__}\n")
+        return FINE
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
+        sys.stderr.write(f"swag-trainer: there is no command {name[:50]!r}. {hint}\n")
+        return WRONG_USAGE
+    return _run(name, rest)
+
+
+def _overview() -> str:
+    commands = "".join(f"  {name:<9} {words}\n" for name, words in COMMANDS.items())
+    return (
+        "usage: swag-trainer COMMAND [FILE.yaml] [options]\n\nBayesian low-rank adaptation for the Hugging Face Trainer.\n\n"
+        f"commands:\n{commands}\nswag-trainer COMMAND --help says which options a command has.\n"
+    )
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    results, debug = sys.stdout, "--debug" in arguments
+    try:
+        # Standard output is for results: what libraries print while they work goes where the progress bars are.
+        with contextlib.redirect_stdout(sys.stderr):
+            command: Any = importlib.import_module(f"swag_trainer.cli.{name}")
+            from swag_trainer.cli.options import parse_options
+        options = parse_options(command.Options, arguments, command=name, description=command.__doc__)
+        debug = options.debug
+        with contextlib.redirect_stdout(sys.stderr), _quiet_libraries(), _plain_warnings():
+            command.run(options, results)
+        return FINE
+    except SystemExit as stop:  # of argparse: 0 after --help, 2 after what it could not read
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted.\n")
+        return INTERRUPTED
+    except Exception as error:  # the rim of the program: everything becomes a message here, and nothing is repaired
+        if debug:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"swag-trainer {name}: {_message(error)}\n")
+        return FAILED
+
+
+def _message(error: Exception) -> str:
+    from swag_trainer.errors import SwagError
+
+    # Made to be read; the text of any other error says little without the name of its kind.
+    if isinstance(error, (SwagError, ValueError, ImportError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows where it came from)"
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show a warning as one line without the line of code that it came from."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, file: TextIO | None = None, **others: Any) -> None:
+        sys.stderr.write(f"Warning: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep transformers from reporting every file it loads; its errors are still shown."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

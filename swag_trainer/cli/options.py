@@ -1,0 +1,134 @@
+"""Options of a command: a frozen dataclass, filled from a YAML file and from the command line, which has the last word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from transformers import HfArgumentParser
+
+from swag_trainer.errors import SwagError
+
+OptionsT = TypeVar("OptionsT", bound="CommonOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every command knows.
+
+    Attributes:
+        positionals: Names of the options that may be given without ``--name``, in this order; one that is a list takes all the rest.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("model",)
+
+    config: str | None = field(default=None, metadata={"help": "a YAML file of options; the command line overrides it"})
+    debug: bool = field(default=False, metadata={"help": "show the traceback of an error"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(CommonOptions):
+    """Where labelled text comes from."""
+
+    dataset: str = field(
+        metadata={"help": "labelled text: 'name' or 'name:config' on the Hub, a .jsonl or .csv file, or a folder of those"}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "what the data is called where it is published; the file's name by itself"}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "column of the texts, where its name is not a usual one"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the labels, likewise"})
+
+
+def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str, description: str | None) -> OptionsT:
+    """Read a command line; a first argument that ends in .yaml or .yml is read as ``--config``.
+
+    Everything after ``--`` is taken as it is, so that a text may begin with a dash.
+
+    Raises:
+        SystemExit: After ``--help`` (code 0), or because of an option that is unknown, missing or of another type (code 2).
+        SwagError: The YAML file cannot be read.
+    """
+    parser = HfArgumentParser(
+        options,
+        prog=f"swag-trainer {command}",
+        usage=f"swag-trainer {command} [FILE.yaml] {' '.join(name.upper() for name in options.positionals)} [options]",
+        description=description,
+        allow_abbrev=False,
+    )
+    required = {action.dest for action in parser._actions if action.required}
+    for action in parser._actions:
+        action.required = False  # the YAML file or a positional argument may have it
+    argv = list(argv)
+    if argv and Path(argv[0]).suffix in (".yaml", ".yml"):
+        argv = ["--config", *argv]
+    argv, untouched = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    config = parser.parse_known_args(argv)[0].config
+    namespace = parser.parse_args([] if config is None else _yaml_arguments(parser, Path(config)))
+    namespace, rest = parser.parse_known_args(argv, namespace)
+    _refuse_unknown(parser, rest)
+    given = [name for name in options.positionals if any(word.partition("=")[0] in _spellings(name) for word in argv)]
+    for name, value in _positional_values(parser, options, [*rest, *untouched]).items():
+        if name in given:
+            parser.error(f"--{name} was given, and {value!r} beside it.")
+        setattr(namespace, name, value)
+    missing = sorted(name for name in required if getattr(namespace, name) is None)
+    if missing:
+        parser.error("needs " + ", ".join(f"--{name.replace('_', '-')}" for name in missing))
+    return options(**vars(namespace))
+
+
+def _yaml_arguments(parser: HfArgumentParser, path: Path) -> list[str]:
+    """The words of a command line that say what a YAML file says, so that argparse checks the types of both alike."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SwagError(f"The options in {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise SwagError(f"{str(path)!r} should hold lines such as 'steps: 400', it holds {type(settings).__name__}.")
+    words: list[str] = []
+    for key, value in settings.items():
+        name = str(key).replace("-", "_")
+        _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}", known=name in _names(parser) - {"config"})
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) for item in values):
+            parser.error(f"{key!r} in {str(path)!r} is a value or a list of values, got {value!r}.")
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)] if value else []
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def _refuse_unknown(parser: HfArgumentParser, words: Sequence[str], *, where: str = "", known: bool = False) -> None:
+    """Options that nobody knows are the words that are left over and begin with a dash."""
+    for word in words:
+        if word.startswith("-") and len(word) > 1 and not known:
+            name = word.partition("=")[0]
+            options = [f"--{name.replace('_', '-')}" for name in sorted(_names(parser))]
+            close = difflib.get_close_matches(name.replace("_", "-"), options, n=1)
+            parser.error(f"there is no option {name}{where}." + (f" Did you mean {close[0]}?" if close else ""))
+
+
+def _positional_values(parser: HfArgumentParser, options: type[CommonOptions], words: list[str]) -> dict[str, Any]:
+    lists = {item.name for item in fields(options) if getattr(item.type, "__origin__", None) is list}
+    values: dict[str, Any] = {}
+    for name in options.positionals:
+        if words:
+            values[name], words = (words, []) if name in lists else (words[0], words[1:])
+    if words:
+        parser.error(f"does not know what to do with {words[0]!r}.")
+    return values
+
+
+def _names(parser: HfArgumentParser) -> set[str]:
+    return {action.dest for action in parser._actions} - {"help"}
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    return f"--{name}", f"--{name.replace('_', '-')}"

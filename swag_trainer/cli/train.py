@@ -1,0 +1,140 @@
+"""Fine-tune a model with LoRA on labelled text, and save adapter, posterior and tokenizer in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+from swag_trainer.cli.classifier import tokenised
+from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.text_data import balanced, read_text
+from swag_trainer.collection.callback import SwagCallback
+from swag_trainer.collection.schedule import Evenly, Every, Schedule
+from swag_trainer.errors import SwagError
+from swag_trainer.posterior.swag import POSTERIOR_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TextOptions):
+    """The recipe; its defaults are those of the demo."""
+
+    model: str = field(metadata={"help": "the base model: a name on the Hub or a folder"})
+    output: str = field(
+        metadata={"help": "folder for adapter, posterior and tokenizer; with several seeds, for a folder of each"}
+    )
+    split: str = field(default="train", metadata={"help": "the rows to train on"})
+    train_rows: int | None = field(default=None, metadata={"help": "train on that many rows, balanced over the classes"})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "train once with each of these seeds"})
+    steps: int = field(default=400, metadata={"help": "optimizer steps"})
+    learning_rate: float = field(default=5e-3, metadata={"help": "at its highest"})
+    batch_size: int = field(default=16, metadata={"help": "rows per step"})
+    max_length: int = field(
+        default=128, metadata={"help": "tokens of a text; the rest is cut off, also in every later command"}
+    )
+    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=16, metadata={"help": "their factor is alpha / r"})
+    lora_dropout: float = field(default=0.1, metadata={"help": "dropout before the LoRA matrices"})
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "the layers that get LoRA; PEFT's choice for the architecture by itself"}
+    )
+    snapshots: int = field(default=30, metadata={"help": "weight vectors to collect, spread evenly"})
+    every_steps: int | None = field(default=None, metadata={"help": "collect at this distance instead"})
+    every_epochs: float | None = field(default=None, metadata={"help": "collect at this distance instead"})
+    start: float = field(default=0.3, metadata={"help": "the part of the run to let pass before the first"})
+    rank: int = field(default=20, metadata={"help": "deviations to keep; 0 for a diagonal covariance"})
+    collection_learning_rate: str = field(
+        default="hold", metadata={"help": "the rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"}
+    )
+    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "what the adapter's file shall hold"})
+    save_steps: int | None = field(default=None, metadata={"help": "leave a checkpoint at this distance"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
+
+
+def run(options: Options, out: TextIO) -> None:
+    """Train once for each seed.
+
+    Raises:
+        SwagError: The data or the model cannot be used, or a folder has a posterior already.
+    """
+    seeds = options.seeds
+    folders = [Path(options.output) if len(seeds) == 1 else Path(options.output) / f"seed-{seed}" for seed in seeds]
+    for folder in folders:
+        if (folder / POSTERIOR_FILE).exists() and not options.overwrite:
+            raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
+    callbacks = [_callback(options) for _ in seeds]  # checks its numbers before anything is loaded
+    data = read_text(options, options.split)
+    classes = sorted(set(data.labels))
+    if len(classes) < 2:
+        raise SwagError(f"{data.name!r} ({data.split}) has {len(classes)} class(es); a classifier needs at least two.")
+    targets = data.numbers(classes)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    # It is saved with the adapter, so that nobody has to remember the length that the model was trained with.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, options.max_length)
+    for seed, folder, swag in zip(seeds, folders, callbacks, strict=True):
+        chosen = range(len(targets))
+        if options.train_rows is not None and options.train_rows < len(targets):
+            chosen = balanced(targets, options.train_rows, seed).tolist()
+        rows = tokenised(tokenizer, [data.texts[index] for index in chosen], targets[list(chosen)])
+        _train(options, classes, rows, tokenizer, folder, seed, swag)
+        swag.posterior.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        out.write(
+            f"{folder}: {swag.num_collected} snapshots of {swag.posterior.layout.size} weights, trained on {len(rows)} rows of "
+            f"{len(classes)} classes with seed {seed}\n"
+        )
+
+
+def _callback(options: Options) -> SwagCallback:
+    rate: Any = {"hold": "hold", "schedule": None}.get(options.collection_learning_rate, options.collection_learning_rate)
+    if isinstance(rate, str) and rate != "hold":
+        try:
+            rate = float(rate)
+        except ValueError as error:
+            raise SwagError(f"--collection-learning-rate is a number, 'hold' or 'schedule', got {rate!r}.") from error
+    schedule: Schedule = Evenly(snapshots=options.snapshots, start=options.start)
+    if options.every_steps is not None or options.every_epochs is not None:
+        schedule = Every(steps=options.every_steps, epochs=options.every_epochs, start=options.start)
+    return SwagCallback(schedule, rank=options.rank, learning_rate=rate, final_weights=options.final_weights)
+
+
+def _train(
+    options: Options, classes: list[str], rows: list[dict], tokenizer: Any, folder: Path, seed: int, swag: SwagCallback
+) -> None:
+    set_seed(seed)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        options.model,
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={label: index for index, label in enumerate(classes)},
+        ignore_mismatched_sizes=True,
+    )
+    if base.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        base.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    lora = LoraConfig(
+        task_type="SEQ_CLS",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=options.target_modules,
+    )
+    model: PeftModel = get_peft_model(base, lora)
+    training = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=options.steps,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        warmup_steps=0.06,
+        train_sampling_strategy="group_by_length",
+        weight_decay=0.0,
+        seed=seed,
+        save_strategy="no" if options.save_steps is None else "steps",
+        save_steps=options.save_steps or 500,
+        logging_strategy="no",
+        report_to=[],
+        dataloader_pin_memory=False,
+    )
+    Trainer(model=model, args=training, train_dataset=rows, processing_class=tokenizer, callbacks=[swag]).train()

@@ -1,0 +1,124 @@
+import json
+import shutil
+
+import pytest
+from command_line import DEMO, trained_folder
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+
+from swag_trainer import SwagPosterior
+from swag_trainer.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A trained folder and the figures of it."""
+    file = tmp_path_factory.mktemp("measured") / "results.json"
+    options = ["--methods", "SWA", "SWAG", "--num-samples", "2", "--num-resamples", "2", "--output", str(file)]
+    assert main(["evaluate", str(trained_folder()), "--dataset", str(DEMO), *options]) == 0
+    return trained_folder(), str(file)
+
+
+@pytest.fixture
+def folder(measured, tmp_path):
+    """A copy that a test may write into."""
+    shutil.copytree(measured[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_words_of_people_stay_and_the_card_is_replaced(measured, folder, capsys):
+    # Red for: a README.md that is overwritten, a second card below the first, plots that the card does not link to.
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nMy words.\n")
+    assert main(["card", str(folder), "--results", measured[1], "--repo", "user/one"]) == 0
+    assert capsys.readouterr().out.split()[0] == str(folder / "README.md")
+    first = (folder / "README.md").read_text()
+    assert main(["card", str(folder), "--repo", "user/two"]) == 0
+    second = (folder / "README.md").read_text()
+    for text in (first, second):
+        assert "My words." in text and "license: mit" in text and text.count("swag_trainer card begins") == 1
+    assert 'model="user/one"' in first and "| SWAG |" in first
+    assert 'model="user/two"' in second and 'model="user/one"' not in second and "| SWAG |" not in second
+    assert all(
+        (folder / name).read_bytes()[1:4] == b"PNG" for name in ("reliability.png", "risk-coverage.png", "trajectory.png")
+    )
+
+
+def test_figures_of_another_posterior_are_refused(measured, folder, capsys):
+    # Red for: figures of the posterior as it was before it was tuned, on the card of the tuned one.
+    SwagPosterior.from_pretrained(folder).with_scale(3.0).save_pretrained(folder)
+    assert main(["card", str(folder), "--results", measured[1]]) == 1
+    assert "measured with another posterior" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+
+
+def test_plots_of_somebody_else_are_not_overwritten(measured, folder, capsys):
+    # Red for: a picture that happens to have our plot's name and is gone.
+    (folder / "reliability.png").write_text("mine")
+    assert main(["card", str(folder), "--results", measured[1]]) == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert (folder / "reliability.png").read_text() == "mine" and not (folder / "README.md").exists()
+    assert main(["card", str(folder), "--output", str(folder / "card.txt")]) == 1
+    assert main(["card", "user/somebody"]) == 1
+    assert "--output README.md says where" in capsys.readouterr().err
+
+
+def test_a_push_keeps_what_the_repository_says_and_is_one_commit(measured, folder, hub):
+    # Red for: words on the Hub that a push replaces, two commits, a checkpoint or results that nobody asked to publish.
+    HfApi().create_repo("user/cli-words", exist_ok=True)
+    HfApi().upload_file(
+        repo_id="user/cli-words", path_in_repo="README.md", path_or_fileobj=b"---\nlicense: mit\n---\nTheir words.\n"
+    )
+    (folder / "secret.txt").write_text("not for you")
+    before = len(HfApi().list_repo_commits("user/cli-words"))
+    assert main(["push", str(folder), "--repo", "user/cli-words", "--results", measured[1], "--message", "Figures"]) == 0
+    commits = HfApi().list_repo_commits("user/cli-words")
+    assert (len(commits) - before, commits[0].title) == (1, "Figures")
+    card = ModelCard.load("user/cli-words")
+    assert "Their words." in card.text and card.data.license == "mit" and "| SWAG |" in card.text
+    files = set(HfApi().list_repo_files("user/cli-words"))
+    assert {"adapter_model.safetensors", "swag_posterior.safetensors", "tokenizer.json", "reliability.png"} <= files
+    assert "secret.txt" not in files
+    values = json.loads(open(measured[1], encoding="utf-8").read())["card"]["metrics"]["SWAG"]
+    assert {entry.metric_name: entry.metric_value for entry in card.data.eval_results} == values
+    posterior = SwagPosterior.from_pretrained(folder)
+    assert SwagPosterior.from_pretrained("user/cli-words").adapter.digest == posterior.adapter.digest
+
+
+def test_a_card_that_would_lie_in_the_repository_is_not_pushed(measured, folder, capsys):
+    # Red for: an example about another repository, figures of another posterior, a link to a plot that is not there.
+    assert main(["card", str(folder), "--results", measured[1], "--repo", "user/other"]) == 0
+    assert main(["push", str(folder), "--repo", "user/cli-lies"]) == 1
+    assert "is not about 'user/cli-lies'" in capsys.readouterr().err
+    assert main(["card", str(folder), "--results", measured[1], "--repo", "user/cli-lies"]) == 0
+    (folder / "risk-coverage.png").rename(folder / "hidden.png")
+    assert main(["push", str(folder), "--repo", "user/cli-lies"]) == 1
+    assert "which is not there" in capsys.readouterr().err
+    (folder / "hidden.png").rename(folder / "risk-coverage.png")
+    SwagPosterior.from_pretrained(folder).with_scale(3.0).save_pretrained(folder)
+    assert main(["push", str(folder), "--repo", "user/cli-lies"]) == 1
+    assert "describes another posterior" in capsys.readouterr().err
+    assert not HfApi().repo_exists("user/cli-lies")
+    assert main(["push", "user/no-folder", "--repo", "user/cli-lies"]) == 1
+
+
+def test_inspect_says_what_the_file_says(measured, capsys):
+    # Red for: a fact that is left out, a label that is taken for markup, JSON that is none.
+    posterior = SwagPosterior.from_pretrained(measured[0])
+    assert main(["inspect", str(measured[0]), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["num_weights"] == posterior.layout.size and facts["rank"] == posterior.rank
+    assert {name: facts[name] for name in posterior.provenance.as_document()} == json.loads(
+        json.dumps(posterior.provenance.as_document())
+    )
+    assert main(["inspect", str(measured[0])]) == 0
+    shown = capsys.readouterr().out
+    assert posterior.provenance.schedule in shown and "num collected" in shown and "where_is_order" in shown
+    assert main(["inspect", str(measured[0].parent)]) == 1
+
+
+def test_a_pushed_readme_is_the_one_that_was_shown(measured, folder, hub):
+    # Red for: a card that is built anew, without its figures, when the folder's own was looked at and found right.
+    assert main(["card", str(folder), "--results", measured[1], "--repo", "user/cli-shown"]) == 0
+    shown = (folder / "README.md").read_text()
+    assert main(["push", str(folder), "--repo", "user/cli-shown"]) == 0
+    with open(hf_hub_download("user/cli-shown", "README.md"), encoding="utf-8") as file:
+        assert file.read() == shown

@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from command_line import DEMO, demo_rows, trained_folder
+from scipy.special import softmax
+
+from hub_cards import CardResults
+from swag_trainer import SwagPosterior
+from swag_trainer.cli.main import main
+from swag_trainer.cli.results import EvaluationFile
+from swag_trainer.errors import SwagError
+
+DATA = ["--dataset", str(DEMO)]
+QUICK = ["--num-resamples", "2", "--methods", "SWA", "SWAG", "--num-samples", "2"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return str(trained_folder())
+
+
+def test_another_methods_draws_are_measured_beside_ours(model, tmp_path, capsys):
+    # Red for: probabilities of a file that are not averaged, a method without a column, a metric that only one method has on a card.
+    labels = SwagPosterior.from_pretrained(model).provenance.labels
+    targets = [labels.index(row["intent"]) for row in demo_rows() if row["split"] == "test" and row["intent"] in labels]
+    draws = softmax(np.random.default_rng(0).normal(size=(3, len(targets), len(labels))), axis=-1)
+    np.savez(tmp_path / "theirs.npz", probabilities=draws)
+    file = tmp_path / "results.json"
+    assert (
+        main(["evaluate", model, *DATA, *QUICK, "--draws-file", f"theirs={tmp_path / 'theirs.npz'}", "--output", str(file)])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "theirs" in shown and "nll" in shown
+    results = EvaluationFile.read(file)
+    assert list(results.card.metrics) == ["SWA", "SWAG", "theirs"]
+    expected = -np.log(draws.mean(axis=0)[np.arange(len(targets)), targets]).mean()
+    assert results.card.metrics["theirs"]["nll"] == pytest.approx(expected, rel=1e-12)
+    assert results.card.seconds_per_row.keys() == {"SWA", "SWAG"}
+    # A line of the plot is the line that was measured; the file comes back as it was written.
+    assert results.bins["theirs"].counts.sum() == len(targets)
+    assert results.curves["SWAG"].risk[-1] == pytest.approx(1 - results.card.metrics["SWAG"]["accuracy"])
+    assert json.loads(results.to_json()) == json.loads(file.read_text())
+    assert CardResults.from_json(json.dumps(json.loads(file.read_text())["card"])) == results.card
+
+
+def test_map_is_the_last_snapshot_unless_the_adapters_file_is_asked_for(model, tmp_path):
+    # Red for: a MAP that is the mean, and so SWA under another name.
+    found = {}
+    for weights in ("last", "adapter"):
+        file = str(tmp_path / f"{weights}.json")
+        options = ["--methods", "MAP", "SWA", "--num-resamples", "2", "--map-weights", weights]
+        assert main(["evaluate", model, *DATA, *options, "--output", file]) == 0
+        found[weights] = EvaluationFile.read(file)
+        assert found[weights].map_weights == weights
+    assert found["adapter"].card.metrics["MAP"] == found["adapter"].card.metrics["SWA"] == found["last"].card.metrics["SWA"]
+    assert found["last"].card.metrics["MAP"] != found["last"].card.metrics["SWA"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--validation-split", "test"], "nothing may be fitted on what is measured"),
+        (["--ood", str(DEMO), "--ood-split", "train"], "are also among the rows to measure"),
+        (["--draws-file", "SWAG=x.npz"], "NAME=FILE with a name of its own"),
+        (["--draws-file", "x.npz"], "NAME=FILE"),
+        (["--methods", "SWAG", "Magic"], "Magic"),
+    ],
+)
+def test_a_measurement_that_would_mean_nothing_is_refused(model, options, words, capsys):
+    # Red for: figures on rows that something was fitted on, or known rows as foreign ones.
+    split = ["--split", "train"] if "--ood" in options else []
+    assert main(["evaluate", model, *DATA, *split, *options]) == 1
+    shown = capsys.readouterr().err
+    assert words in shown and "Traceback" not in shown
+
+
+def test_results_are_not_overwritten_unasked(model, tmp_path, capsys):
+    # Red for: minutes of measuring before the refusal, or figures of yesterday gone.
+    for option in ("--output", "--rows"):
+        (tmp_path / "mine").write_text("mine")
+        assert main(["evaluate", model, "--dataset", "missing.jsonl", option, str(tmp_path / "mine")]) == 1
+        assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "card": {}}', '{"format": 1, "card": 3}'])
+def test_a_file_of_another_form_is_refused_and_named(tmp_path, text):
+    # Red for: a traceback for a file that somebody edited or took for another.
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(SwagError, match=r"odd\.json|CardResults"):
+        EvaluationFile.read(tmp_path / "odd.json")
+
+
+def test_tuning_is_saved_where_it_was_asked_for_and_never_replaced_unasked(model, tmp_path, capsys):
+    # Red for: a posterior of somebody's folder that changes, a second tuning over the first, a repository that cannot be written to.
+    shutil.copytree(model, tmp_path / "copy")
+    quick = ["--num-samples", "2", "--scales", "1"]
+    assert main(["tune", model, *DATA, *quick, "--output", str(tmp_path / "tuned")]) == 0
+    assert "Chosen: scale 1, temperature" in capsys.readouterr().out
+    assert SwagPosterior.from_pretrained(model).tuning is None
+    tuning = SwagPosterior.from_pretrained(tmp_path / "tuned").tuning
+    assert (tuning.dataset, tuning.split, tuning.num_samples, tuning.num_examples) == ("support.jsonl", "validation", 2, 100)
+    assert (tmp_path / "tuned" / "tokenizer_config.json").exists()
+    assert main(["tune", str(tmp_path / "copy"), *DATA, *quick]) == 0
+    for command, words in (
+        ([str(tmp_path / "copy")], "was tuned already"),
+        ([model, "--output", str(tmp_path / "tuned")], "holds a posterior already"),
+        (["user/repo"], "needs --output FOLDER"),
+    ):
+        capsys.readouterr()
+        assert main(["tune", *command, *DATA, *quick]) == 1
+        assert words in capsys.readouterr().err

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+from command_line import DEMO, demo_base, train
+from transformers import AutoTokenizer
+
+from swag_trainer import SwagPosterior
+from swag_trainer.cli.main import main
+
+
+def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys):
+    # Red for: a setting of the recipe that is read and not used, a tokenizer that forgets where texts were cut.
+    (tmp_path / "run.yaml").write_text(
+        f"model: {demo_base()}\ndataset: {DEMO}\noutput: {tmp_path / 'never'}\nsteps: 12\ntrain_rows: 40\nsnapshots: 3\nstart: 0.5\n"
+        "rank: 2\nlora_r: 2\nlearning_rate: 1e-2\ncollection-learning-rate: 2e-3\nmax_length: 16\nfinal_weights: trained\n"
+        "target_modules: [value]\n"
+    )
+    assert main(["train", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
+    assert "3 snapshots" in capsys.readouterr().out
+    assert not (tmp_path / "never").exists()
+    posterior = SwagPosterior.from_pretrained(tmp_path / "run")
+    assert (posterior.num_collected, posterior.rank, posterior.provenance.steps) == (3, 2, [6, 9, 12])
+    assert posterior.provenance.learning_rates[-1] == pytest.approx(2e-3)
+    assert len(posterior.provenance.labels) == 10 and "out_of_scope" not in posterior.provenance.labels
+    assert posterior.adapter.config["r"] == 2 and list(posterior.adapter.config["target_modules"]) == ["value"]
+    assert any(not torch.equal(mean, posterior.adapter.tensors[key]) for key, mean in posterior.mean.items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 16
+
+
+def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):
+    # Red for: one seed for all, or the second run in the place of the first.
+    train(tmp_path / "runs", "--steps", "6", "--snapshots", "2", "--train-rows", "20", "--seeds", "1", "2")
+    one, two = (SwagPosterior.from_pretrained(tmp_path / "runs" / f"seed-{seed}") for seed in (1, 2))
+    assert not torch.equal(one.gaussian.mean, two.gaussian.mean)
+
+
+def test_a_folder_with_a_posterior_is_not_trained_over(tmp_path, capsys):
+    # Red for: a finished run that the next one replaces.
+    (tmp_path / "swag_posterior.safetensors").write_text("mine")
+    command = ["train", demo_base(), "--dataset", str(DEMO), "--output", str(tmp_path)]
+    assert main(command) == 1
+    assert "holds a posterior already" in capsys.readouterr().err
+    assert (tmp_path / "swag_posterior.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "1"], "must be 0 (diagonal only) or at least 2"),
+        (["--collection-learning-rate", "fast"], "is a number, 'hold' or 'schedule'"),
+        (["--every-steps", "5", "--every-epochs", "1"], "either steps=... or epochs=..."),
+        (["--split", "dog"], "has no split 'dog'"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path, options, words, capsys):
+    # Red for: an error after the training, or a traceback.
+    assert main(["train", "user/no-such-model", "--dataset", str(DEMO), "--output", str(tmp_path / "run"), *options]) == 1
+    shown = capsys.readouterr().err
+    assert words in shown and "Traceback" not in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_a_run_become_a_posterior_that_answers(tmp_path, capsys):
+    # Red for: labels, checkpoints or the tokenizer lost on the way from a run that is over.
+    train(tmp_path / "run", "--steps", "12", "--train-rows", "20", "--snapshots", "2", "--save-steps", "4")
+    labels = SwagPosterior.from_pretrained(tmp_path / "run").provenance.labels
+    assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late"), "--labels", *labels]) == 0
+    posterior = SwagPosterior.from_pretrained(tmp_path / "late")
+    assert (posterior.num_collected, posterior.provenance.labels) == (3, labels)
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "late"), "where is my parcel"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] in labels
+    assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late")]) == 1
+    assert "holds a posterior already" in capsys.readouterr().err
