@@ -72,7 +72,9 @@ class Answering:
         model, self.posterior = classify.model, classify.posterior
         config = base_model(adapted_model(model)).config
         if link_of(config.problem_type, config.num_labels) != "softmax":
-            raise SwagError("The page is for classes that exclude each other; this model is for several labels or a regression.")
+            raise SwagError(
+                "The page is for classes that exclude each other; this model is for several labels or a regression."
+            )
         self.request: Request = classify._forward_params["request"].filled_in(self.posterior)
         self.first_decision = _first_decision(self.request, self.posterior)
         self.labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
@@ -111,7 +113,9 @@ class Answering:
         inputs = self._tokenizer(text, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
         if length > self._longest:
-            raise SwagError(f"The text has {length} tokens, the model reads {self._longest}. Shorten it; nothing is cut off unseen.")
+            raise SwagError(
+                f"The text has {length} tokens, the model reads {self._longest}. Shorten it; nothing is cut off unseen."
+            )
         return Answer(
             labels=self.labels,
             averaged=self._swag.predict(inputs, return_draws=True),
@@ -177,7 +181,9 @@ def circumstances(answering: Answering, name: str) -> str:
     ]
     tuning = posterior.tuning
     if tuning is None:
-        lines.append("Not tuned on held-out data: nobody has measured what a score means here, and a threshold promises nothing.")
+        lines.append(
+            "Not tuned on held-out data: nobody has measured what a score means here, and a threshold promises nothing."
+        )
     else:
         source = " ".join(filter(None, [repr(tuning.dataset), tuning.split]))
         lines.append(f"Tuned on {tuning.num_examples} rows of {source}, thresholds on {tuning.num_calibration} others.")

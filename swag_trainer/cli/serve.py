@@ -29,8 +29,12 @@ class ServeOptions:
     model: str = field(metadata={"help": "A folder or a repository on the Hub that holds an adapter and its posterior."})
     port: int = field(default=7860, metadata={"help": "Port to listen on; 0 takes any free one."})
     host: str = field(default="127.0.0.1", metadata={"help": "Interface to listen on; 0.0.0.0 lets other machines in."})
-    share: bool = field(default=False, metadata={"help": "Give the page a public address for a week, through gradio's servers."})
-    num_samples: int | None = field(default=None, metadata={"help": "How many draws; by default as many as it was tuned with, or 10."})
+    share: bool = field(
+        default=False, metadata={"help": "Give the page a public address for a week, through gradio's servers."}
+    )
+    num_samples: int | None = field(
+        default=None, metadata={"help": "How many draws; by default as many as it was tuned with, or 10."}
+    )
     seed: int | None = field(default=None, metadata={"help": "Seed of the draws; by default that of the tuning, or 0."})
     text: str = field(default="", metadata={"help": "A text to begin with."})
 
