@@ -1,12 +1,11 @@
-"""The page of `swag-trainer serve`, which a Space runs as well. Its app.py is three lines, beside a requirements.txt with
-``swag-trainer[demo]``:
+"""The page of `swag-trainer serve`, which a Space runs as well. Its app.py, beside a requirements.txt with ``swag-trainer[demo]``:
 
     from transformers import pipeline
-    from swag_trainer.cli.page import build_page
+    from swag_trainer.cli.page import LAUNCH, build_page
     build_page(pipeline("swag-text-classification", model="me/roberta-sst2-swag")).launch(**LAUNCH)
 
-with ``LAUNCH`` from here too. Nothing that a user types or a repository says reaches a component that reads HTML or Markdown, other than
-the names of Python's own making: it is shown as text in text boxes, labels, cells and the axes of a plot.
+What a user types and what a repository says (labels, names) is shown as text: in text boxes, labels, cells and on the axis of a plot, never
+in Markdown, HTML or the title of a component.
 """
 
 from __future__ import annotations
@@ -107,8 +106,9 @@ def build_page(
             height=360,
             label="How the draws disagree: a blue ring for what each draw says, an orange one for their average",
         )
-        with gr.Accordion("The same in figures", open=False):
-            table = gr.Dataframe(first["figures"], interactive=False, label="Each draw's probabilities", wrap=True)
+        table = gr.Dataframe(
+            first["figures"], interactive=False, label="The same in figures", wrap=True, datatype="str", elem_id="figures"
+        )
         gr.Textbox(about, label="What answers here", lines=about.count("\n") + 1, interactive=False, elem_id="about")
 
         shown = [said, averaged, mean, trained, words, plot, table]
@@ -157,8 +157,8 @@ def figures(answer: Answer) -> pd.DataFrame:
     import pandas as pd
 
     top = answer.likeliest(SHOWN_CLASSES)
-    rows = [[str(number + 1), *draw[top].round(3).tolist()] for number, draw in enumerate(answer.draws)]
-    rows.append(["average", *answer.probabilities[top].round(3).tolist()])
+    rows = [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(answer.draws)]
+    rows.append(["average", *(f"{value:.3f}" for value in answer.probabilities[top])])
     return pd.DataFrame(rows, columns=["draw", *(answer.labels[index] for index in top)])
 
 

@@ -18,7 +18,7 @@ class ServeOptions:
 
     Attributes:
         model: Folder or Hub name of an adapter with its posterior.
-        port: 0 takes any free one.
+        port: 0 takes the first free one from 7860 on.
         host: Interface to listen on; 127.0.0.1 is this machine alone.
         share: Whether gradio's servers may give the page a public address.
         num_samples: S, how many draws; None for those of the tuning, or 10.
@@ -26,17 +26,13 @@ class ServeOptions:
         text: What stands in the box at first and is answered when the page opens.
     """
 
-    model: str = field(metadata={"help": "A folder or a repository on the Hub that holds an adapter and its posterior."})
-    port: int = field(default=7860, metadata={"help": "Port to listen on; 0 takes any free one."})
-    host: str = field(default="127.0.0.1", metadata={"help": "Interface to listen on; 0.0.0.0 lets other machines in."})
-    share: bool = field(
-        default=False, metadata={"help": "Give the page a public address for a week, through gradio's servers."}
-    )
-    num_samples: int | None = field(
-        default=None, metadata={"help": "How many draws; by default as many as it was tuned with, or 10."}
-    )
-    seed: int | None = field(default=None, metadata={"help": "Seed of the draws; by default that of the tuning, or 0."})
-    text: str = field(default="", metadata={"help": "A text to begin with."})
+    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
+    port: int = field(default=7860, metadata={"help": "port to listen on; 0 takes the first free one from 7860 on"})
+    host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on; 0.0.0.0 lets other machines in"})
+    share: bool = field(default=False, metadata={"help": "give the page a public address, through gradio's servers"})
+    num_samples: int | None = field(default=None, metadata={"help": "draws; as many as it was tuned with, or 10"})
+    seed: int | None = field(default=None, metadata={"help": "of the draws; that of the tuning, or 0"})
+    text: str = field(default="", metadata={"help": "a text to begin with"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

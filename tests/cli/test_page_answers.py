@@ -83,10 +83,10 @@ def test_a_text_below_the_threshold_is_handed_over_with_the_pipeline_s_reason(ru
     classify = pipeline_of(run)
     answering = Answering(classify)
     answer = answering(texts[0])
-    score, best = answer.probabilities.max(), LABELS[answer.probabilities.argmax()]
+    score, best = float(answer.probabilities.max()), LABELS[answer.probabilities.argmax()]
     above, below = min(1.0, score + 0.01), score - 0.01
     said = verdict(answer, answering.decision(above))
-    reason = classify(texts[0], abstain_below=above)["reason"].split(",")[0]
+    reason = classify(texts[0], abstain_below=above)[0]["reason"].split(",")[0]
     assert said.startswith(f"Hand over to a person. {reason}, the threshold set on this page.")
     assert f"(It would have been: {best}.)" in said
     assert verdict(answer, answering.decision(below)).startswith(f"Answer: {best}. Its score {score:.3f} is not below")

@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import subprocess
 from dataclasses import replace
@@ -66,7 +67,7 @@ def test_the_button_answers_anew_and_the_slider_hands_over(classify):
     assert len(functions) == 3  # button, Enter, slider
     for answer in functions:
         said, averaged, *_ = answer("a bad film", 1.0)
-        best = classify("a bad film")
+        (best,) = classify("a bad film")
         assert said.startswith("Hand over to a person.") and best["label"] in said
         assert averaged[best["label"]] == best["score"]
         assert answer("a bad film", 0.0)[0].startswith("Answer:")
@@ -148,6 +149,7 @@ def test_a_browser_shows_the_served_page_and_runs_nothing_of_what_was_typed(fold
         "Hand over to a person below this score",
     ):
         assert shown in dom, shown
-    assert "&lt;img src=x onerror=" in dom and "<img src=" not in dom
+    elements = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)  # gradio's own scripts hold the same strings in quotes
+    assert elements.count("&lt;img src=x onerror=") >= 3 and "<img src=x" not in elements and "<strong>" not in elements
     assert "<script>document.title" not in dom
     assert (tmp_path / "page.png").stat().st_size > 30_000
