@@ -17,6 +17,7 @@ import tempfile
 import warnings
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from quickstart import DATA, bundled_minilm, console, quiet_libraries, tokenised, train
 from rich.table import Table
@@ -56,12 +57,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--first-rows", type=int, default=30, help="labelled at the start, balanced over the classes")
     parser.add_argument("--rows-per-round", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--pool", type=int, default=300, help="unlabelled rows that a round looks at, drawn at random")
-    parser.add_argument("--test-rows", type=int, default=300, help="rows of the test split that are measured on")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each training")
+    parser.add_argument("--pool", type=int, default=200, help="unlabelled rows that a round looks at, drawn at random")
+    parser.add_argument("--test-rows", type=int, default=200, help="rows of the test split that are measured on")
+    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of each training")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-samples", type=int, default=10, help="draws")
+    parser.add_argument("--num-samples", type=int, default=8, help="draws")
     parser.add_argument("--seeds", type=int, default=5)
     return parser.parse_args()
 
@@ -105,8 +106,8 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
 def first_rows(task: TextTask, count: int, seed: int) -> np.ndarray:
     """Take rows class by class in turns, in an order that the seed decides."""
     order = np.random.default_rng([seed, 0]).permutation(len(task.targets["train"]))
-    turns: dict[int, int] = {}
-    turn = [turns.update({label: turns.get(label, 0) + 1}) or turns[label] for label in task.targets["train"][order].tolist()]
+    targets = task.targets["train"][order]
+    turn = pd.Series(targets).groupby(targets).cumcount().to_numpy()
     return order[np.argsort(turn, kind="stable")[:count]]
 
 
