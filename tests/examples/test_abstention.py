@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from headless import headless_base
 from transformers import pipeline
 
 from swag_trainer import SwagPosterior
@@ -15,6 +16,8 @@ def abstention(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import abstention
 
+    # What it silences would stay silent for the tests after this one.
+    monkeypatch.setattr(abstention, "quiet_libraries", lambda: None)
     return abstention
 
 
@@ -31,16 +34,16 @@ def test_risk_and_coverage_are_counted_over_the_right_rows(abstention):
 @pytest.mark.filterwarnings("ignore:On .* rows of:UserWarning")
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: figures of an untuned pipeline, of the validation split, or of another goal than the sentence names.
-    options = ["--model", str(base_folder), "--steps", "12", "--train-rows", "40", "--validation-rows", "60"]
-    options += ["--risk", "0.9", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["abstention.py", *options])
+    base = headless_base(base_folder, tmp_path / "base")
+    options = f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --risk 0.9 --output {tmp_path / 'out'}"
+    monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     abstention.main()
     said = " ".join(capsys.readouterr().out.split())
     task = abstention.read_task(str(abstention.DATA))
-    posterior = SwagPosterior.from_pretrained(tmp_path)
+    posterior = SwagPosterior.from_pretrained(tmp_path / "out")
     assert (posterior.tuning.dataset, posterior.tuning.num_calibration) == ("support.jsonl", 30)
-    answers = pipeline("swag-text-classification", model=str(tmp_path))(task.texts["test"])
+    answers = pipeline("swag-text-classification", model=str(tmp_path / "out"))(task.texts["test"])
     threshold = next(each.threshold for each in posterior.tuning.thresholds if (each.goal, each.target) == ("coverage", 0.9))
     share = np.mean([answer["score"] >= threshold for answer in answers])
     assert f"coverage 0.9: answered {share:.3f} of the rows" in said

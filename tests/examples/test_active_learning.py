@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from headless import headless_base
 
 from swag_trainer import Predictive
 
@@ -15,6 +16,8 @@ def active_learning(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import active_learning
 
+    # What it silences would stay silent for the tests after this one.
+    monkeypatch.setattr(active_learning, "quiet_libraries", lambda: None)
     return active_learning
 
 
@@ -55,24 +58,12 @@ def test_the_verdict_is_of_the_seed_by_seed_difference_and_knows_when_it_is_chan
     assert "one seed says nothing" in active_learning.compared_with_random(curves((1.0, 0.8)), "entropy", "NLL")
 
 
-def test_the_example_follows_every_strategy_from_the_same_start(active_learning, base_folder, monkeypatch, capsys):
+def test_the_example_follows_every_strategy_from_the_same_start(active_learning, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: strategies that begin with other rows, a round that labels more or fewer rows than another strategy's.
-    options = ["--model", str(base_folder), "--target-modules", "query", "value", "--steps", "10", "--first-rows", "20"]
-    options += [
-        "--rows-per-round",
-        "10",
-        "--rounds",
-        "1",
-        "--pool",
-        "40",
-        "--test-rows",
-        "30",
-        "--seeds",
-        "2",
-        "--num-samples",
-        "4",
-    ]
-    monkeypatch.setattr(sys, "argv", ["active_learning.py", *options])
+    base = headless_base(base_folder, tmp_path / "base")
+    options = f"--model {base} --target-modules query value --steps 10 --first-rows 20 --rows-per-round 10 --rounds 1 --pool 40"
+    options += " --test-rows 30 --seeds 2 --num-samples 4"
+    monkeypatch.setattr(sys, "argv", ["active_learning.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     seen = []
     real = active_learning.one_seed

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from headless import headless_base
 from sklearn.metrics import roc_auc_score
 
 from swag_trainer import Predictive
@@ -16,6 +17,8 @@ def shift(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import distribution_shift
 
+    # What it silences would stay silent for the tests after this one.
+    monkeypatch.setattr(distribution_shift, "quiet_libraries", lambda: None)
     return distribution_shift
 
 
@@ -42,10 +45,11 @@ def test_the_interval_is_of_the_auroc_of_shifted_rows(shift):
     assert 0.5 < interval.low < oracle < interval.high <= 1
 
 
-def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, monkeypatch, capsys):
+def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: a kind of shift left out, figures of the training rows, foreign rows with an accuracy.
-    options = ["--model", str(base_folder), "--steps", "12", "--train-rows", "40", "--resamples", "20", "--num-samples", "4"]
-    monkeypatch.setattr(sys, "argv", ["distribution_shift.py", *options])
+    base = headless_base(base_folder, tmp_path / "base")
+    options = f"--model {base} --steps 12 --train-rows 40 --resamples 20 --num-samples 4"
+    monkeypatch.setattr(sys, "argv", ["distribution_shift.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     kept = {}
     real = shift.answered
