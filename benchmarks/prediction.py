@@ -6,7 +6,7 @@
 
 All variants of a cell are timed in turns in one process; figures are medians, and only their ratios mean anything. Every variant
 but the public loop, which draws anew, answers with the same draws and is compared with the plain loop before it is timed. Raw figures
-go to benchmarks/results/. laplace-torch and baal also answer with one forward for each draw, over other posteriors: the plain loop
+are kept in benchmarks/results/, cell by cell. laplace-torch and baal also answer with one forward for each draw, over other posteriors: the plain loop
 stands for them.
 """
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, set_seed
 
 from swag_trainer import MonteCarloPredictor, SwagPosterior
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.collector import SwagCollector
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -104,20 +105,30 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.set_verbosity_error()
-    cells = GPU_CELLS if arguments.device == "cuda" else CELLS
-    rows = [measure(*cell, arguments) for cell in cells if not arguments.only or arguments.only in cell[0]]
-    report = {
-        "machine": f"{platform.processor() or platform.machine()}, {arguments.threads} thread(s), {arguments.device} {arguments.dtype}",
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
-        "cells": rows,
-    }
+    file = RESULTS / f"prediction-{arguments.device}.json"
+    report = json.loads(file.read_text()) if file.exists() else {"cells": {}}
+    report["machine"] = f"{processor()}, {arguments.threads} thread(s), {arguments.device} {arguments.dtype}"
+    report["versions"] = {module.__name__: module.__version__ for module in (torch, transformers)}
+    RESULTS.mkdir(exist_ok=True)
+
+    def keep() -> None:
+        file.write_text(json.dumps(report, indent=1) + "\n")
+
     if arguments.posterior:
         report["error"] = measure_error(arguments)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"prediction-{arguments.device}.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(as_table(rows))
-    if arguments.posterior:
         print(json.dumps(report["error"], indent=2))
+        keep()
+    for cell in GPU_CELLS if arguments.device == "cuda" else CELLS:
+        if not arguments.only or arguments.only in cell[0]:
+            report["cells"]["{}, {} x {}, S={}".format(*cell)] = measure(*cell, arguments)
+            keep()
+    print(as_table(list(report["cells"].values())))
+
+
+def processor() -> str:
+    """The CPU's name, as Linux knows it."""
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.machine()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -215,7 +226,7 @@ class _Variant:
         self.posterior = posterior
         self.num_samples = num_samples
         self.draws = posterior.sample(num_samples, seed=0)
-        self.collector = SwagCollector(self.model)
+        self.weights = AdapterWeights(self.model, keys=list(posterior.mean))
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits. Shape (S, B, C)."""
@@ -228,7 +239,7 @@ class PlainLoop(_Variant):
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         answers = []
         for index in range(self.num_samples):
-            self.collector.weights.write({key: draws[index] for key, draws in self.draws.items()})
+            self.weights.write({key: draws[index] for key, draws in self.draws.items()})
             answers.append(self.model(**batch).logits)
         return torch.stack(answers).float()
 
@@ -247,8 +258,8 @@ class PublicLoop(_Variant):
                 low_rank = (deviations[key].flatten(1).T @ directions).view(mean[key].shape) / (
                     2 * (self.posterior.rank - 1)
                 ) ** 0.5
-                draw[key] = mean[key] + diagonal + low_rank
-            self.collector.weights.write(draw)
+                draw[key] = mean[key] + self.posterior.scale**0.5 * (diagonal + low_rank)
+            self.weights.write(draw)
             answers.append(self.model(**batch).logits)
         return torch.stack(answers).float()
 
@@ -301,12 +312,19 @@ def measure_error(arguments: argparse.Namespace) -> dict:
     rows = [dict(tokenizer(text)) for text in texts]
     batches = [{name: torch.tensor([value]) for name, value in row.items()} for row in rows]
 
-    truth = MonteCarloPredictor(
-        model, posterior, num_samples=arguments.truth_draws, seed=10**6, design="iid", batch_size=1, progress=False
-    ).predict(rows)
-    ours, public, times = [], [], {"public, S=30": [], "ours, S=10": []}
-    set_seed(0)
     loop = PublicLoop(model, posterior, 30)
+    truth = MonteCarloPredictor(
+        model,
+        posterior,
+        num_samples=arguments.truth_draws,
+        seed=10**6,
+        design="iid",
+        temperature=1,
+        batch_size=1,
+        progress=False,
+    ).predict(rows)
+    set_seed(0)
+    ours, public, times = [], [], {"public, S=30": [], "ours, S=10": []}
     for seed in range(5):
         predictor = MonteCarloPredictor(model, posterior, num_samples=10, seed=seed, progress=False)
         for index, batch in enumerate(batches):
@@ -317,6 +335,7 @@ def measure_error(arguments: argparse.Namespace) -> dict:
             public[-1] = public[-1].softmax(-1).mean(0)[0] - torch.tensor(truth.probabilities[index])
     return {
         "rows": len(rows),
+        "scale": posterior.scale,
         "truth_draws": arguments.truth_draws,
         "rmse": {"ours, S=10": rms(ours), "public, S=30": rms(public)},
         "seconds": {name: statistics.median(values) for name, values in times.items()},

@@ -23,7 +23,8 @@ REPO = "user/whole-story"
 
 def table_of_figures(card):
     """{method: [figure, ...]} as the card's text shows them, without intervals."""
-    lines = [line for line in card.text.splitlines() if line.startswith("|")]
+    figures = card.text.partition("## Measured figures")[2]
+    lines = [line for line in figures.splitlines() if line.startswith("|")]
     return {
         cells[0].strip("`"): [float(cell.split(" (")[0]) for cell in cells[1:]]
         for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
