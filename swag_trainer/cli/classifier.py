@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swag_trainer.errors import SwagError
+from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
 
 
@@ -25,8 +24,9 @@ def load_classifier(model: str, *, device: str | None = None, **request: Any) ->
     """
     from transformers import pipeline
 
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise SwagError(f"There is no folder {model!r}.")
+    SwagPosterior.from_pretrained(
+        model
+    )  # says what is missing; transformers would first look for a config.json, and speak of that
     return pipeline("swag-text-classification", model=model, device=device, **request)
 
 

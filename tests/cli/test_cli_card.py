@@ -111,7 +111,7 @@ def test_inspect_says_what_the_file_says(measured, capsys):
     )
     assert main(["inspect", str(measured[0])]) == 0
     shown = capsys.readouterr().out
-    assert posterior.provenance.schedule in shown and "num collected" in shown and "where_is_order" in shown
+    assert posterior.provenance.schedule in shown and "num collected" in shown and posterior.provenance.labels[0] in shown
     assert main(["inspect", str(measured[0].parent)]) == 1
 
 

@@ -51,11 +51,11 @@ def test_a_withheld_answer_is_empty_in_every_format(model, tmp_path):
 def test_texts_come_from_files_too(model, tmp_path, capsys):
     # Red for: empty lines as texts, a column that is not asked for, labels that are needed to predict.
     (tmp_path / "c.txt").write_text("\n".join(TEXTS) + "\n\n")
-    (tmp_path / "c.csv").write_text("body\n" + "\n".join(f'"{text[:9]}"' for text in TEXTS) + "\n")
+    (tmp_path / "c.csv").write_text("body\n" + "\n".join(f'"{text[:7]}"' for text in TEXTS) + "\n")
     for options, expected in (
         (["--file", str(tmp_path / "c.txt")], TEXTS),
-        (["--file", str(tmp_path / "c.csv"), "--text-column", "body"], [text[:9] for text in TEXTS]),
-        (["--dataset", str(tmp_path / "c.csv"), "--split", "c", "--text-column", "body"], [text[:9] for text in TEXTS]),
+        (["--file", str(tmp_path / "c.csv"), "--text-column", "body"], [text[:7] for text in TEXTS]),
+        (["--dataset", str(tmp_path / "c.csv"), "--split", "c", "--text-column", "body"], [text[:7] for text in TEXTS]),
     ):
         assert main(["predict", model, *options]) == 0
         assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == expected
@@ -97,4 +97,4 @@ def test_a_model_without_posterior_is_refused(tmp_path, capsys):
     assert main(["predict", str(tmp_path), "text"]) == 1
     assert "has no swag_posterior.safetensors" in capsys.readouterr().err
     assert main(["predict", "./missing", "text"]) == 1
-    assert "There is no folder './missing'" in capsys.readouterr().err
+    assert "'./missing' is neither a folder that exists nor the id" in capsys.readouterr().err
