@@ -35,7 +35,9 @@ def test_risk_and_coverage_are_counted_over_the_right_rows(abstention):
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: figures of an untuned pipeline, of the validation split, or of another goal than the sentence names.
     base = headless_base(base_folder, tmp_path / "base")
-    options = f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --risk 0.9 --output {tmp_path / 'out'}"
+    options = (
+        f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --risk 0.95 --risk-level 0 --output {tmp_path / 'out'}"
+    )
     monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     abstention.main()
@@ -47,5 +49,5 @@ def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder
     threshold = next(each.threshold for each in posterior.tuning.thresholds if (each.goal, each.target) == ("coverage", 0.9))
     share = np.mean([answer["score"] >= threshold for answer in answers])
     assert f"coverage 0.9: answered {share:.3f} of the rows" in said
-    assert "risk 0.9: answered" in said and "of the foreign rows" in said
+    assert "risk 0.95: answered" in said and "of the foreign rows" in said
     assert "Sets that should hold the true label 0.9 of the time hold it" in said
