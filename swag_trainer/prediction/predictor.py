@@ -23,6 +23,7 @@ from swag_trainer.prediction.monte_carlo import block_seed, error_limit
 from swag_trainer.prediction.packed import PackedForward
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, link_of, summarise
 from swag_trainer.prediction.sequential import SequentialForward
+from swag_trainer.prediction.shares import Processes, digest
 
 _LABELS = {"label", "labels", "label_ids"}
 _MOST_BLOCKS = 10
@@ -55,6 +56,8 @@ class MonteCarloPredictor:
         batch_size: Rows per forward when a data set is given.
         data_collator: Makes a batch of rows; the default takes rows as tokenizers make them.
         progress: Show a bar when a data set takes more than two seconds.
+        across_processes: Under ``torchrun`` or ``accelerate launch``, share the rows of a data set among the processes; each of them
+            has to call `predict`, and gets all answers. False: each process answers what it was given, and need not be in step.
         max_tokens: Most draws x rows x tokens in one forward; None for 1,024 on a CPU and what the memory holds on a GPU.
         compile: Run forwards through ``torch.compile``: for GPUs and many batches of few shapes.
 
@@ -79,6 +82,7 @@ class MonteCarloPredictor:
         batch_size: int = 32,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
         progress: bool = True,
+        across_processes: bool = True,
         max_tokens: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -91,6 +95,7 @@ class MonteCarloPredictor:
         self.temperature = temperature_of(posterior, scale=self.scale, temperature=temperature)
         self.batch_size = batch_size
         self.progress = progress
+        self.across_processes = across_processes
         self._collate = data_collator
         # At scale 0 every draw is the mean: one pass, no Monte-Carlo error, and a mutual information of exactly 0.
         self.max_error = None if self.scale == 0 else max_error
@@ -126,24 +131,23 @@ class MonteCarloPredictor:
 
         Args:
             data: A batch (a mapping of tensors, as a tokenizer returns it with ``return_tensors="pt"``), or a data set: a sequence of
-                rows as the Trainer takes them. Labels and columns that the model does not know are left out.
+                rows as the Trainer takes them. Labels and columns that the model does not know are left out. The processes of a
+                launched run share the batches of a data set, which are those that one process would make: on equal machines the
+                answers are the same bit for bit. Each process answers a batch by itself.
             return_draws: Keep each draw's answer as well; not with ``max_error``, where rows differ in how many they have.
 
         Returns:
             A `Predictive`, or a `RegressionPredictive` if the model's ``problem_type`` is "regression".
 
         Raises:
-            SwagError: No rows, or an answer that is not finite.
+            SwagError: No rows, or an answer that is not finite; also in another process, or other rows there.
         """
         if return_draws and self.max_error is not None:
             raise SwagError("return_draws needs as many draws for every row; leave max_error out, or return_draws.")
         if isinstance(data, Mapping):
             return self._answer(data, return_draws)
-        # By index where there is a length: a torch Dataset need not say where it ends otherwise.
-        source = (data[index] for index in range(len(data))) if hasattr(data, "__len__") else data
-        rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
-        if not rows:
-            raise SwagError("predict() got a data set without rows.")
+        processes = Processes.of_this_run() if self.across_processes else Processes()
+        rows = processes.alike(lambda: self._rows(data), self._digests)
         # Only rows of one length share a batch: padding would cost S times what it costs in a plain prediction.
         lengths = [len(row.get("input_ids", ())) for row in rows]
         order = sorted(range(len(rows)), key=lambda index: -lengths[index])
@@ -151,9 +155,34 @@ class MonteCarloPredictor:
         batches = [
             group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
         ]
-        shown = tqdm(batches, desc="Predicting", delay=2, disable=not self.progress)
-        parts = [self._answer(self._collate([rows[index] for index in batch]), return_draws) for batch in shown]
-        return type(parts[0]).from_batches(parts, order)
+        mine = processes.share([len(batch) * max(1, lengths[batch[0]]) for batch in batches])
+        shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
+        answered = processes.exchange(
+            lambda: [
+                (number, self._answer(self._collate([rows[index] for index in batches[number]]), return_draws))
+                for number in shown
+            ]
+        )
+        parts = dict(itertools.chain.from_iterable(answered))
+        return type(parts[0]).from_batches([parts[number] for number in range(len(batches))], order)
+
+    def _rows(self, data: Any) -> list[dict[str, Any]]:
+        # By index where there is a length: a torch Dataset need not say where it ends otherwise.
+        source = (data[index] for index in range(len(data))) if hasattr(data, "__len__") else data
+        rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
+        if not rows:
+            raise SwagError("predict() got a data set without rows.")
+        return rows
+
+    def _digests(self, rows: list[dict[str, Any]]) -> dict[str, str]:
+        """What processes that answer together must have in common."""
+        gaussian, limits = self._posterior.gaussian, (self.num_blocks, self.max_error or 0.0)
+        numbers = (self.num_samples, self.seed, self.scale, self._design, self.temperature, *limits, self.batch_size)
+        return {
+            "the rows": digest(rows),
+            "the posterior's weights": digest(gaussian.mean, gaussian.variance),
+            "the settings": digest(*numbers),
+        }
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits of every draw for one batch; with ``max_error``, of the first block. Shape (S, B, C), CPU, float32.
