@@ -119,8 +119,8 @@ class MonteCarloPredictor:
             self._forward = SequentialForward(weights, draws)
         base = base_model(weights.model)
         self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
-        self._link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
-        if self._link == "identity" and self.temperature != 1:
+        self.link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
+        if self.link == "identity" and self.temperature != 1:
             raise SwagError(
                 f"A regression has no temperature, got {self.temperature}: its outputs do not become probabilities."
             )
@@ -233,7 +233,7 @@ class MonteCarloPredictor:
 
     def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
         return summarise(
-            logits, self._link, temperature=self.temperature, keep_draws=keep_draws, draws_per_block=self._draws_per_block
+            logits, self.link, temperature=self.temperature, keep_draws=keep_draws, draws_per_block=self._draws_per_block
         )
 
     def _answer_within_error(self, inputs: dict[str, Tensor]) -> Predictive | RegressionPredictive:
@@ -242,7 +242,7 @@ class MonteCarloPredictor:
         rows = torch.arange(logits.shape[1])
         parts, order = [], []
         for block in range(1, self.num_blocks + 1):
-            limit = error_limit(answers(logits, self._link, self.temperature), self._draws_per_block)
+            limit = error_limit(answers(logits, self.link, self.temperature), self._draws_per_block)
             done = (limit <= self.max_error) | (block == self.num_blocks)
             if done.any():
                 parts.append(self._summary(logits[:, done]))

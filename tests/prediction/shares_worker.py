@@ -7,9 +7,10 @@ from conftest import lora_model
 from lively import short_run
 from peft import PeftModel
 from torchrun import work
-from transformers import BertForSequenceClassification, BertTokenizerFast
+from transformers import BertForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments
 
-from swag_trainer import MonteCarloPredictor, SwagPosterior
+from swag_trainer import MonteCarloPredictor, SwagEvaluationMixin, SwagPosterior
+from swag_trainer.metrics.trainer import classification_metrics
 from swag_trainer.prediction.shares import Processes
 
 FIELDS = ("probabilities", "entropy", "mutual_information", "std", "num_draws")
@@ -113,7 +114,44 @@ def failing(folder, setup):
     }
 
 
-MODES = {"together": together, "alone": alone, "failing": failing}
+class PosteriorTrainer(SwagEvaluationMixin, Trainer):
+    pass
+
+
+def a_trainer(folder, setup, **arguments):
+    settings = {
+        "per_device_eval_batch_size": 4 // setup.get("processes", 2),
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return PosteriorTrainer(
+        model=a_model(setup),
+        args=TrainingArguments(str(folder), **settings | {"dataloader_pin_memory": False} | arguments),
+        eval_dataset=setup["rows"],
+        processing_class=BertTokenizerFast.from_pretrained(setup["base"]),
+        compute_metrics=classification_metrics(),
+    )
+
+
+def trainers(folder, setup):
+    """Trainer.predict, for rows that fill the last batch of both processes and for rows that do not, and Trainer.evaluate."""
+    results = {}
+    for strategy in ("random", "group_by_length"):
+        trainer = a_trainer(folder, setup, train_sampling_strategy=strategy)
+        trainer.use_posterior(SwagPosterior.from_pretrained(setup["posterior"]))
+        for count in (24, 21):
+            output = trainer.predict(setup["rows"][:count])
+            results[f"{strategy} {count}"] = {
+                "predictions": torch.from_numpy(output.predictions),
+                "labels": torch.from_numpy(output.label_ids),
+                "metrics": {name: float(value) for name, value in output.metrics.items()},
+            }
+    results["evaluate"] = {name: float(value) for name, value in trainer.evaluate().items()}
+    return results
+
+
+MODES = {"trainers": trainers, "together": together, "alone": alone, "failing": failing}
 
 if __name__ == "__main__":
     work(MODES)
