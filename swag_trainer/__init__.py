@@ -21,6 +21,7 @@ from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
     from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
 
 __all__ = [
     "Adaptive",
@@ -33,6 +34,7 @@ __all__ = [
     "Predictive",
     "SwagCallback",
     "SwagError",
+    "SwagEvaluationMixin",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
     "TooFewCollectionsError",
@@ -45,9 +47,13 @@ register_tasks()
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline when it is asked for: transformers' pipelines take a second to import."""
+    """Import the pipeline and what is for the Trainer when they are asked for: transformers' pipelines take a second to import."""
     if name == "SwagTextClassificationPipeline":
         from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
 
         return SwagTextClassificationPipeline
+    if name == "SwagEvaluationMixin":
+        from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
+
+        return SwagEvaluationMixin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

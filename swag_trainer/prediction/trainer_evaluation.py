@@ -1,0 +1,149 @@
+"""``Trainer.predict`` and ``Trainer.evaluate`` with the averaged answers of a posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, nll_loss
+from torch.utils.data import Sampler, SequentialSampler
+
+from swag_trainer.adapters.keys import adapted_model, base_model
+from swag_trainer.errors import SwagError
+from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.predictive import Link, Predictive, RegressionPredictive
+from swag_trainer.prediction.predictor import MonteCarloPredictor
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class SwagEvaluationMixin(_Base):
+    """Lets a Trainer predict and evaluate with the average over a posterior instead of the model's one set of weights.
+
+    Put it in front of the Trainer's class::
+
+        class PosteriorTrainer(SwagEvaluationMixin, Trainer):
+            pass
+
+        trainer = PosteriorTrainer(model=model, args=args, ..., compute_metrics=compute_metrics, callbacks=[swag])
+        trainer.train()
+        trainer.use_posterior(swag.posterior)
+        trainer.evaluate()
+
+    What goes over processes, gathers, pads and measures stays the Trainer's own. ``predictions`` are the logarithms of the averaged
+    probabilities (of labels that do not exclude each other: their log-odds; of a regression: the mean outputs), so that whatever
+    ``compute_metrics`` does with logits gives the average's own figures: their argmax is its answer, their softmax (sigmoid) the averaged
+    probabilities, their cross-entropy its negative log-likelihood. ``eval_loss`` is that likelihood, or the squared error of a
+    regression's mean; neither ``label_smoothing_factor`` nor ``compute_loss_func`` is in it.
+
+    Rows come in the order of the data set, also with ``train_sampling_strategy="group_by_length"``, with which a plain Trainer predicts
+    in another order and does not say which.
+    """
+
+    _posterior: SwagPosterior | None = None
+    _settings: Mapping[str, Any] = {}
+    _predictor: MonteCarloPredictor | None = None
+
+    def use_posterior(self, posterior: SwagPosterior | None, **settings: Any) -> None:
+        """Answer with a posterior from now on, also in evaluations during training; with None by the model itself again.
+
+        Args:
+            posterior: Of the model's active adapter.
+            settings: Further arguments of `MonteCarloPredictor`: ``num_samples``, ``seed``, ``scale``, ``temperature``, ...
+
+        Raises:
+            AdapterMismatchError: The posterior has other weights than the adapter.
+            SwagError: A setting is out of range; the adapter is merged, switched off or not active; the model has one output and no
+                ``problem_type``.
+        """
+        if posterior is not None:
+            model = self._whole_model()
+            MonteCarloPredictor(model, posterior, **settings)  # refuses now what it would refuse in the first batch
+            config = base_model(adapted_model(model)).config
+            if config.num_labels == 1 and config.problem_type is None:
+                raise SwagError(
+                    "The model has one output, and its config does not say what it is. A Trainer takes it for a regression, a pipeline "
+                    'for a yes or no: set model.config.problem_type to "regression" or "multi_label_classification".'
+                )
+        self._posterior, self._settings = posterior, settings
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's own, with one set of draws from its first batch to its last."""
+        # A predictor for each loop: what a longer one knew of the model, training, merging or another device may have made untrue.
+        self._predictor = None
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._predictor = None
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As the Trainer's own, averaged: loss, predictions as the class describes them, labels."""
+        if self._posterior is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        if self._predictor is None:  # not earlier: only now is the model where the Trainer wants it
+            self._predictor = MonteCarloPredictor(self._whole_model(), self._posterior, **self._settings)
+        inputs = self._prepare_inputs(inputs)
+        labels = self._labels(inputs)
+        answer = self._predictor.predict(inputs)
+        predictions = torch.from_numpy(as_predictions(answer, self._predictor.link)).to(self.args.device, torch.float32)
+        loss = None if labels is None else loss_of(predictions, labels, self._predictor.link)
+        return (loss, None, None) if prediction_loss_only else (loss, predictions, labels)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        from transformers.trainer_pt_utils import LengthGroupedSampler  # here, as importing the Trainer takes a second
+
+        sampler = super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def _whole_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        found = [inputs[name] for name in self.label_names if inputs.get(name) is not None]
+        if len(found) > 1:
+            raise SwagError(f"A posterior answers one kind of label, these rows have {self.label_names}.")
+        return found[0].detach() if found else None
+
+
+def as_predictions(answer: Predictive | RegressionPredictive, link: Link) -> np.ndarray:
+    """Turn an average into what a model would have to return for it: log-probabilities, log-odds or outputs. Shape (N, C).
+
+    Never below -708, the logarithm of the smallest float64 number that has all its digits, and log-odds not above 36.7: infinity
+    would become NaN in a softmax or a mean.
+    """
+    if isinstance(answer, RegressionPredictive):
+        return answer.mean
+    tiny = np.finfo(np.float64).tiny
+    if link == "sigmoid":
+        kept = np.clip(answer.probabilities, tiny, 1 - np.finfo(np.float64).epsneg)
+        return np.log(kept) - np.log1p(-kept)
+    return np.log(np.maximum(answer.probabilities, tiny))
+
+
+def loss_of(predictions: Tensor, labels: Tensor, link: Link) -> Tensor:
+    """Mean loss of `as_predictions`: negative log-likelihood, or the squared error of a regression.
+
+    Args:
+        predictions: Shape (N, C).
+        labels: Class numbers of shape (N,), -100 for a row without; for several labels at once 0 and 1 of shape (N, C); for a
+            regression numbers of either shape.
+        link: The predictor's.
+    """
+    if link == "softmax":
+        if labels.is_floating_point():
+            raise SwagError(
+                "The labels are not class numbers, but the model's config does not say so: set model.config.problem_type to "
+                '"multi_label_classification", or make them whole numbers.'
+            )
+        return nll_loss(predictions, labels.view(-1), ignore_index=-100)
+    if link == "sigmoid":
+        return binary_cross_entropy_with_logits(predictions, labels.view_as(predictions).to(predictions.dtype))
+    return mse_loss(predictions, labels.view_as(predictions).to(predictions.dtype))
