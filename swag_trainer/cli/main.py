@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "show what a posterior's file says",
     "card": "write the model card with the figures that evaluate measured",
     "push": "put adapter, posterior, tokenizer, card and plots on the Hub",
+    "serve": "open a page on this machine to type texts into",
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.page import LAUNCH, build_page
 from swag_trainer.errors import SwagError
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     import gradio as gr
 
 
-@dataclass(frozen=True)
-class ServeOptions:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(CommonOptions):
     """What `swag-trainer serve` takes.
 
     Attributes:
@@ -67,3 +68,11 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
             f"The page cannot be served at {options.host}:{options.port}: {error} Is something else listening there? Choose another port."
         ) from error
     return page
+
+
+Options = ServeOptions
+
+
+def run(options: ServeOptions, out: TextIO) -> None:
+    """Serve until interrupted."""
+    serve(options)
