@@ -30,7 +30,7 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
 
 def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):
     # Red for: one seed for all, or the second run in the place of the first.
-    train(tmp_path / "runs", "--steps", "6", "--snapshots", "2", "--train-rows", "20", "--seeds", "1", "2")
+    train(tmp_path / "runs", "--steps", "6", "--snapshots", "2", "--train-rows", "1000", "--seeds", "1", "2")
     one, two = (SwagPosterior.from_pretrained(tmp_path / "runs" / f"seed-{seed}") for seed in (1, 2))
     assert not torch.equal(one.gaussian.mean, two.gaussian.mean)
 
