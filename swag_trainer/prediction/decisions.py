@@ -81,7 +81,7 @@ class Decision:
 
     def __bool__(self) -> bool:
         """Whether anything is to be decided."""
-        return self.threshold > 0 or self.sets is not None
+        return bool(self.threshold > 0) or self.sets is not None
 
     def act(self, rows: list[dict[str, Any]], probabilities: np.ndarray, labels: dict[int, str]) -> list[dict[str, Any]]:
         """Return the rows of an answer, the first one of the top label, with the first one decided upon.
