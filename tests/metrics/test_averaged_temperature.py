@@ -56,5 +56,5 @@ def test_rows_that_are_all_answered_rightly_do_not_make_the_model_certain():
     # Red for: no penalty: the likelihood of 100 right answers grows for ever as T falls.
     logits, labels = random_draws(0, draws=3, rows=100, spread=0.1)
     labels = logits.mean(axis=0).argmax(axis=1)
-    assert fit_temperature(logits.mean(axis=0), labels) < 0.05
+    assert fit_temperature(logits.mean(axis=0), labels, prior_std=None) < 0.05
     assert fit_averaged_temperature(logits, labels)[0] > 0.2

@@ -118,7 +118,7 @@ def test_the_predictor_averages_the_gaussian_over_the_logits_and_leaves_the_mode
         {name: value[:1, : int(batch["attention_mask"][0].sum())] for name, value in batch.items()}
     )
     generator = np.random.default_rng(0)
-    logits = generator.multivariate_normal(mean[0], covariance[0], size=200_000) / 2.0
+    logits = generator.multivariate_normal(mean[0].numpy(), covariance[0].numpy(), size=200_000) / 2.0
     probabilities = torch.from_numpy(logits).softmax(-1)
     np.testing.assert_allclose(answer.probabilities[0], probabilities.mean(0), rtol=0, atol=6e-3)
     entropies = torch.special.entr(probabilities).sum(-1)
