@@ -52,10 +52,10 @@ def prunable_modules(
         for module, made in calls.items()
         if len(made) == 1 and made[0].by_position and module not in within and not isinstance(module, (nn.Dropout, nn.Identity))
     ]
-    leaves = {module: _inside(module, seen) for module in seen}
+    inside = {module: _inside(module, seen) for module in seen}
     found: list[nn.Module] = []
     position, refusals = 0, 0
-    for leaf in reversed([module for module in seen if not leaves[module]]):  # the last ones first
+    for leaf in reversed([module for module in seen if not inside[module]]):  # the last ones first
         for place in (position,) if found else (0, -1):
             if _works([*found, leaf], place, answer, expected):
                 found, position = [*found, leaf], place
@@ -65,7 +65,7 @@ def prunable_modules(
             if refusals == _MOST_REFUSALS:
                 break
     for module in reversed(seen):  # parents before their children
-        parts = [part for part in leaves[module] if not leaves[part]]
+        parts = [part for part in inside[module] if not inside[part]]
         if parts and all(part in found for part in parts):
             together = [*(part for part in found if part not in parts), module]
             if _works(together, position, answer, expected):
