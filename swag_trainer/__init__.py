@@ -1,11 +1,8 @@
 """Bayesian low-rank adaptation for the Hugging Face Trainer: SWAG over an adapter's weights (arXiv:2405.03425)."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from swag_trainer.collection.acceptance import Adaptive
-from swag_trainer.collection.callback import SwagCallback
-from swag_trainer.collection.checkpoints import last_complete_checkpoint
-from swag_trainer.collection.schedule import Evenly, Every
 from swag_trainer.errors import (
     AdapterMismatchError,
     PosteriorFormatError,
@@ -13,14 +10,18 @@ from swag_trainer.errors import (
     SwagError,
     TooFewCollectionsError,
 )
-from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.prediction.predictive import Predictive
-from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.registration import register_tasks
 from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
+    from swag_trainer.collection.acceptance import Adaptive
+    from swag_trainer.collection.callback import SwagCallback
+    from swag_trainer.collection.checkpoints import last_complete_checkpoint
+    from swag_trainer.collection.schedule import Evenly, Every
+    from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    from swag_trainer.prediction.predictive import Predictive
+    from swag_trainer.prediction.predictor import MonteCarloPredictor
     from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
 
 __all__ = [
@@ -42,18 +43,28 @@ __all__ = [
     "last_complete_checkpoint",
 ]
 
+# Imported when they are asked for: torch, transformers and PEFT take seconds, which `swag-trainer --help` has no use for.
+_HOMES = {
+    "Adaptive": "collection.acceptance",
+    "Evenly": "collection.schedule",
+    "Every": "collection.schedule",
+    "MonteCarloPredictor": "prediction.predictor",
+    "Predictive": "prediction.predictive",
+    "SwagCallback": "collection.callback",
+    "SwagEvaluationMixin": "prediction.trainer_evaluation",
+    "SwagPosterior": "posterior.swag",
+    "SwagTextClassificationPipeline": "prediction.pipeline",
+    "last_complete_checkpoint": "collection.checkpoints",
+}
 
 register_tasks()
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline and what is for the Trainer when they are asked for: transformers' pipelines take a second to import."""
-    if name == "SwagTextClassificationPipeline":
-        from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return SwagTextClassificationPipeline
-    if name == "SwagEvaluationMixin":
-        from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
 
-        return SwagEvaluationMixin
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

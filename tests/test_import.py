@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 WATCH = """
 import json, os, sys
 import transformers, peft
@@ -18,6 +20,7 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 sys.dont_write_bytecode = True
 import swag_trainer
+from swag_trainer import MonteCarloPredictor, SwagCallback, SwagPosterior, last_complete_checkpoint
 print(json.dumps([seen, "transformers.pipelines" in sys.modules, "matplotlib" in sys.modules]))
 from transformers import pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -26,7 +29,7 @@ print(json.dumps("swag-text-classification" in PIPELINE_REGISTRY.supported_tasks
 
 
 def test_importing_opens_no_socket_writes_nothing_and_leaves_the_pipelines_for_later():
-    # Red for: registration that imports transformers.pipelines (a second), a request or a cache folder at import.
+    # Red for: registration that imports transformers.pipelines (a second), a request or a cache folder at import, also of the names.
     output = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, check=True).stdout.splitlines()
     assert json.loads(output[-2]) == [[], False, False]
     # And yet the task is there as soon as somebody asks for a pipeline.
@@ -42,9 +45,18 @@ def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
     assert "known" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def test_importing_alone_imports_none_of_the_big_libraries():
+    # Red for: a public name that is imported before somebody asks for it; `swag-trainer --help` then takes seconds.
+    code = "import swag_trainer, sys; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_every_public_name_can_be_imported():
-    # Red for: a name of __all__ that is missing, the lazy one too.
+    # Red for: a name of __all__ that is missing or at home elsewhere, a name that dir() (and so completion) does not show.
     import swag_trainer
 
     for name in swag_trainer.__all__:
         assert getattr(swag_trainer, name) is not None
+    assert set(swag_trainer.__all__) <= set(dir(swag_trainer))
+    with pytest.raises(AttributeError, match="has no attribute 'SwagCallbak'"):
+        swag_trainer.SwagCallbak  # noqa: B018
