@@ -24,3 +24,8 @@ class PosteriorNotFoundError(SwagError):
 
 class TooFewCollectionsError(SwagError):
     """Fewer than two weight vectors were collected, so there is no covariance to speak of."""
+
+
+def shortened(text: str) -> str:
+    """Return what somebody else wrote, at most 200 characters of it, for a message."""
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -17,12 +17,12 @@ from swag_trainer.adapters.keys import adapted_model
 from swag_trainer.adapters.precision import hold_in_float32, low_precision_warning
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
-from swag_trainer.collection.checkpoints import RECORDS_KEY, moments_file, stored_records
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
 from swag_trainer.collection.figures import CollectionFigures
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
 from swag_trainer.collection.processes import count_processes, is_first
+from swag_trainer.collection.records import claim, moments_file, store
 from swag_trainer.collection.run import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, due_steps
 from swag_trainer.collection.trainer_access import (
@@ -155,7 +155,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
         """Check everything that would otherwise fail late, take over the learning rate, and read the moments of a resumed run."""
-        record = self._claim_record(state)
+        record = claim(state, callback=type(self).__name__, name=self.name)
         self._posterior, self._run = None, None
         if adapted_model(model) is not self._prepared:  # ``model_init`` made it anew
             self._prepare(model)
@@ -238,9 +238,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         if run is not None and self._collector is not None and run.checkpoint_folder().is_dir():
             run.saved = run.state.global_step
             digest = self._save_moments(run.checkpoint_folder()) if self.num_collected and is_first() else None
-            stored = stored_records(run.state.stateful_callbacks)
-            others = {name: record for name, record in stored.items() if record.get("step") == run.state.global_step}
-            run.state.stateful_callbacks[RECORDS_KEY] = {**others, self.name: run.record(digest)}
+            store(run.state, self.name, run.record(digest))
         return {"args": {}, "attributes": {}}
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -314,19 +312,6 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._initial = initial_lora_if_needed(weights.model, weights.adapter_name)
         self._prepared = weights.model
 
-    def _claim_record(self, state: TrainerState) -> dict[str, Any] | None:
-        """Make ready what this run's trainer_state.json will say, and return what the checkpoint's says about this callback."""
-        names = state.__dict__.setdefault("_swag_names", set())  # not a field of the dataclass, so it is not saved
-        if self.name in names:
-            raise SwagError(
-                f"One Trainer got two SwagCallbacks called {self.name!r}; they would write one file in each checkpoint. "
-                'Name one of them: SwagCallback(..., name="late").'
-            )
-        names.add(self.name)
-        # The Trainer subscripts this entry at every save, and a checkpoint made without this callback lacks it.
-        state.stateful_callbacks[type(self).__name__] = _NothingToRestore()
-        return stored_records(state.stateful_callbacks).get(self.name)
-
     def _folder_in(self, output: Path) -> Path:
         return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
 
@@ -334,10 +319,3 @@ class SwagCallback(TrainerCallback, ExportableState):
         for leftover in folder.glob(f".{self.moments_file}.*"):  # of a process that was killed while it wrote
             leftover.unlink(missing_ok=True)
         return self._collector.save(folder / self.moments_file)
-
-
-class _NothingToRestore(list):
-    """An entry of ``TrainerState.stateful_callbacks`` that stays empty, though the Trainer appends to a list at every save."""
-
-    def append(self, item: object) -> None:
-        """Leave it."""

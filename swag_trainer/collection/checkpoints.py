@@ -1,4 +1,4 @@
-"""Which checkpoint a run that was cut off goes on from, and what our part of a checkpoint is called.
+"""Which checkpoint a run that was cut off goes on from.
 
 The Trainer writes into ``checkpoint-N`` file by file, ``trainer_state.json`` last, and deletes old checkpoints file by file too. Its
 own search (``transformers.trainer_utils.get_last_checkpoint``) takes the highest number, an empty or half-written folder included.
@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
-import stat
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.collection.records import RECORDS_KEY, moments_file, stored_records
+from swag_trainer.collection.whole_files import IncompleteError, check_written, opened, read_json
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
 from swag_trainer.posterior.storage import read_file
 
 logger = logging.getLogger(__name__)
 
-RECORDS_KEY = "swag_trainer"
-MOMENTS_FILE = "swag_moments.safetensors"
-
-_CALLBACK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 
 # How the Trainer, PEFT, accelerate and DeepSpeed call their files.
@@ -45,43 +36,6 @@ _OTHER_OPTIMIZER = re.compile(
     r"optimizer(_[0-9]+)?(_rank[0-9]+)?\.bin|optimizer_[0-9]+|rank[0-9]+-of-[0-9]+-optimizer\.pt|optimizer\.pt_.+"
 )
 
-_MAX_JSON_BYTES = 1024**3
-_MAX_HEADER_BYTES = 100_000_000  # of a safetensors file; the library reads no longer ones
-_ZIP_END = struct.Struct("<4sHHHHIIH")
-
-
-class _Incomplete(Exception):
-    """Why a checkpoint is not one to go on from."""
-
-
-def moments_file(name: str) -> str:
-    """Return what the moments of one callback are called in a checkpoint folder.
-
-    >>> moments_file("default"), moments_file("head")
-    ('swag_moments.safetensors', 'swag_moments.head.safetensors')
-
-    Raises:
-        ValueError: ``name`` is no name of a callback.
-    """
-    if not isinstance(name, str) or not _CALLBACK_NAME.fullmatch(name):
-        raise ValueError(f"The name of a SwagCallback has 1 to 64 letters, digits, '_' or '-', got {_cut(repr(name))}.")
-    return MOMENTS_FILE if name == "default" else f"swag_moments.{name}.safetensors"
-
-
-def stored_records(stateful_callbacks: object) -> dict[str, dict[str, Any]]:
-    """Return the record of every SwagCallback, ``{name: record}``, out of what a trainer_state.json says about callbacks.
-
-    That file may come from somebody else. An entry is taken only if its key can be the name of a callback and its value is an object
-    whose "digest" is a digest or null; nothing in it is ever a path. The other values may be any JSON: compare them, do not use them.
-
-    Args:
-        stateful_callbacks: ``TrainerState.stateful_callbacks``, of whatever type it turned out to be.
-    """
-    entries = stateful_callbacks.get(RECORDS_KEY) if isinstance(stateful_callbacks, dict) else None
-    if not isinstance(entries, dict):
-        return {}
-    return {name: dict(record) for name, record in entries.items() if _is_record(name, record)}
-
 
 def adapters_digest(checkpoint: str | Path) -> str:
     """Return a SHA-256 over the adapter files in a checkpoint folder, those in sub-folders included: their names and their bytes.
@@ -94,7 +48,7 @@ def adapters_digest(checkpoint: str | Path) -> str:
     """
     digest = hashlib.sha256()
     for path in _adapter_files(Path(checkpoint)):
-        with _opened(path) as (file, size):
+        with opened(path) as (file, size):
             digest.update(f"{path.relative_to(checkpoint).as_posix()}\0{size}\0".encode())
             while chunk := file.read(1024**2):
                 digest.update(chunk)
@@ -138,7 +92,7 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         checkpoint = folder / f"checkpoint-{step}"
         try:
             _check(checkpoint, step)
-        except (_Incomplete, PosteriorFormatError, PosteriorNotFoundError) as reason:
+        except (IncompleteError, PosteriorFormatError, PosteriorNotFoundError) as reason:
             logger.info("Passed over %r: %s", str(checkpoint), reason)
         except FileNotFoundError as error:
             logger.info("Passed over %r: %r is missing.", str(checkpoint), str(error.filename))
@@ -164,16 +118,16 @@ def _check(checkpoint: Path, step: int) -> None:
     """Do nothing if the checkpoint is complete.
 
     Raises:
-        _Incomplete, PosteriorFormatError, PosteriorNotFoundError, OSError: It is not, and why.
+        IncompleteError, PosteriorFormatError, PosteriorNotFoundError, OSError: It is not, and why.
     """
     names = sorted(os.listdir(checkpoint))
-    state = _read_json(checkpoint / _STATE_FILE)
+    state = read_json(checkpoint / _STATE_FILE)
     # Over an older checkpoint of the same step. The Trainer takes its mark away only after it has deleted other checkpoints, and a later
     # save of this step leaves it: once there is a newer trainer_state.json, it says nothing, and this may be the only checkpoint.
     if _SENTINEL in names and _written_at(checkpoint / _SENTINEL) > _written_at(checkpoint / _STATE_FILE):
-        raise _Incomplete(f"{_SENTINEL} says that the Trainer was cut off while it wrote this checkpoint.")
+        raise IncompleteError(f"{_SENTINEL} says that the Trainer was cut off while it wrote this checkpoint.")
     if type(state.get("global_step")) is not int or state["global_step"] != step:
-        raise _Incomplete(f"{_STATE_FILE} is of step {_cut(repr(state.get('global_step')))}.")
+        raise IncompleteError(f"{_STATE_FILE} is of step {shortened(repr(state.get('global_step')))}.")
     # DeepSpeed keeps weights, optimizer and scheduler in global_step<n> and writes "latest" when all ranks are done.
     deepspeed = "latest" in names and any(re.fullmatch(r"global_step[0-9]+", name) for name in names)
     _check_weights(checkpoint, names, deepspeed=deepspeed)
@@ -192,14 +146,14 @@ def _check_weights(checkpoint: Path, names: list[str], *, deepspeed: bool) -> No
         if index in names:
             models += [checkpoint / name for name in _shards(checkpoint / index)]
     for path in adapters + models:
-        _check_written(path)
+        check_written(path)
     for path in adapters:
-        _read_json(path.with_name(_ADAPTER_CONFIG))
+        read_json(path.with_name(_ADAPTER_CONFIG))
     sharded = [name for name in names if _FSDP_MODEL.fullmatch(name)]
     for name in sharded:
         _check_folder(checkpoint / name)
     if not (adapters or models or sharded or deepspeed):
-        raise _Incomplete("it has no weights.")
+        raise IncompleteError("it has no weights.")
 
 
 def _check_training_states(checkpoint: Path, names: list[str], *, deepspeed: bool) -> None:
@@ -207,16 +161,16 @@ def _check_training_states(checkpoint: Path, names: list[str], *, deepspeed: boo
     for name in others:
         _check_folder(checkpoint / name)
     if not (others or deepspeed) or "optimizer.pt" in names:
-        _check_written(checkpoint / "optimizer.pt")
+        check_written(checkpoint / "optimizer.pt")
     if not deepspeed or "scheduler.pt" in names:  # not there if the scheduler is DeepSpeed's own
-        _check_written(checkpoint / "scheduler.pt")
+        check_written(checkpoint / "scheduler.pt")
     if "scaler.pt" in names:
-        _check_written(checkpoint / "scaler.pt")
+        check_written(checkpoint / "scaler.pt")
     for name in [name for name in names if _RNG_FILE.fullmatch(name)] or ["rng_state.pth"]:
-        _check_written(checkpoint / name)
+        check_written(checkpoint / name)
     ranks = sorted(int(match[1]) for name in names if (match := _RNG_FILE.fullmatch(name)) and match[1])
     if ranks and len(ranks) <= ranks[-1] - ranks[0]:
-        raise _Incomplete(f"it has the random states of ranks {_cut(str(ranks))}; those between are missing.")
+        raise IncompleteError(f"it has the random states of ranks {shortened(str(ranks))}; those between are missing.")
 
 
 def _check_records(checkpoint: Path, stateful_callbacks: object) -> None:
@@ -224,25 +178,16 @@ def _check_records(checkpoint: Path, stateful_callbacks: object) -> None:
     records = stored_records(callbacks)
     entries = callbacks.get(RECORDS_KEY, {}) if isinstance(callbacks, dict) else None
     if not isinstance(entries, dict) or len(entries) != len(records):
-        raise _Incomplete(f"{_STATE_FILE} has records under {RECORDS_KEY!r} that no SwagCallback wrote.")
+        raise IncompleteError(f"{_STATE_FILE} has records under {RECORDS_KEY!r} that no SwagCallback wrote.")
     for name, record in records.items():
         if record["digest"] is not None:
             _, _, found = read_file(checkpoint / moments_file(name))
             if found != record["digest"]:
-                raise _Incomplete(
+                raise IncompleteError(
                     f"{moments_file(name)} has the digest {found[:12]}, {_STATE_FILE} says {record['digest'][:12]}."
                 )
         if record.get("adapters") is not None and record["adapters"] != adapters_digest(checkpoint):
-            raise _Incomplete(f"its adapter is not the one that {_STATE_FILE} belongs to; two saves were mixed here.")
-
-
-def _is_record(name: object, record: object) -> bool:
-    if not isinstance(name, str) or not _CALLBACK_NAME.fullmatch(name):
-        return False
-    if not isinstance(record, dict) or "digest" not in record:
-        return False
-    digests = (record["digest"], record.get("adapters"))
-    return all(digest is None or (isinstance(digest, str) and _DIGEST.fullmatch(digest)) for digest in digests)
+            raise IncompleteError(f"its adapter is not the one that {_STATE_FILE} belongs to; two saves were mixed here.")
 
 
 def _adapter_files(checkpoint: Path) -> list[Path]:
@@ -257,73 +202,14 @@ def _adapter_files(checkpoint: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
-        raise _Incomplete(f"{index.name} does not name the files of the model.")
+        raise IncompleteError(f"{index.name} does not name the files of the model.")
     return sorted(set(names))
 
 
 def _check_folder(path: Path) -> None:
     """Refuse a folder of torch.distributed.checkpoint without the file that it writes when all ranks are done."""
     if path.is_dir() and not (path / ".metadata").exists():
-        raise _Incomplete(f"{path.name} has no .metadata, so not every rank has written its part.")
-
-
-def _check_written(path: Path) -> None:
-    """Refuse a safetensors file or a file of ``torch.save`` that was not written to its end; its data is not read."""
-    with _opened(path) as (file, size):
-        whole = _is_whole_safetensors(file, size) if path.suffix == ".safetensors" else _is_whole_zip(file, size)
-    if not whole:
-        raise _Incomplete(f"{path.name} ends before its end: it has {size} bytes.")
-
-
-def _is_whole_safetensors(file: BinaryIO, size: int) -> bool:
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size, _MAX_HEADER_BYTES):
-        return False
-    try:
-        header = json.loads(file.read(length))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        return 8 + length + max(ends, default=0) == size
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return False
-
-
-def _is_whole_zip(file: BinaryIO, size: int) -> bool:
-    """A zip file ends with a record that says where its directory lies: just before, or before the 76 bytes of its zip64 twin."""
-    if size < _ZIP_END.size:
-        return False
-    file.seek(size - _ZIP_END.size)
-    signature, *_, directory_size, directory_start, comment_size = _ZIP_END.unpack(file.read(_ZIP_END.size))
-    gap = size - _ZIP_END.size - directory_size - directory_start
-    above_4_gib = 0xFFFFFFFF in (directory_size, directory_start)
-    return signature == b"PK\5\6" and comment_size == 0 and (above_4_gib or gap in (0, 76))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with _opened(path) as (file, size):
-        if size > _MAX_JSON_BYTES:
-            raise _Incomplete(f"{path.name} has {size} bytes; more than {_MAX_JSON_BYTES} are not read.")
-        text = file.read()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _Incomplete(f"{path.name} is cut off or no JSON: it has {size} bytes.") from None
-    if not isinstance(value, dict):
-        raise _Incomplete(f"{path.name} should hold a JSON object, it holds a {type(value).__name__}.")
-    return value
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file and tell its size; a pipe or a device, which could be read for ever, is refused."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        yield file, status.st_size
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else text[:197] + "..."
+        raise IncompleteError(f"{path.name} has no .metadata, so not every rank has written its part.")

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, shortened
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 32 * 1024**3
@@ -118,17 +118,17 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         envelope = json.loads(metadata[_METADATA_KEY], object_pairs_hook=_refuse_duplicates)
         version, digest, document = envelope["format_version"], envelope["digest"], envelope["document"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PosteriorFormatError(f"{_shown(path)} has damaged metadata: {_cut(repr(error))}.") from error
+        raise PosteriorFormatError(f"{_shown(path)} has damaged metadata: {shortened(repr(error))}.") from error
     if version != FORMAT_VERSION:
         raise PosteriorFormatError(
-            f"{_shown(path)} has format version {_cut(repr(version))}, this swag_trainer reads version {FORMAT_VERSION}. "
+            f"{_shown(path)} has format version {shortened(repr(version))}, this swag_trainer reads version {FORMAT_VERSION}. "
             "Update swag_trainer, or collect again."
         )
     found = content_digest(tensors, document)
     if found != digest:
         raise PosteriorFormatError(
             f"{_shown(path)} was changed or damaged after it was written: its content has the digest {found[:12]}..., its metadata "
-            f"says {_cut(repr(digest))}. If it came from the Hub, load it again with force_download=True."
+            f"says {shortened(repr(digest))}. If it came from the Hub, load it again with force_download=True."
         )
     check_finite(tensors, path)
     return tensors, document, digest
@@ -148,7 +148,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
-        raise PosteriorFormatError(f"{_shown(path)} is no readable safetensors file: {_cut(str(error))}.") from error
+        raise PosteriorFormatError(f"{_shown(path)} is no readable safetensors file: {shortened(str(error))}.") from error
     return tensors, header.get("__metadata__", {})
 
 
@@ -193,13 +193,13 @@ def _parse_header(data: bytes, path: Path) -> dict[str, Any]:
     try:
         header = json.loads(data[8 : 8 + length], object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise PosteriorFormatError(f"{_shown(path)} has a damaged header: {_cut(repr(error))}.") from error
+        raise PosteriorFormatError(f"{_shown(path)} has a damaged header: {shortened(repr(error))}.") from error
     if not isinstance(header, dict):
         raise PosteriorFormatError(f"{_shown(path)} has a damaged header: it is no JSON object.")
     for name in header:
         if name != "__metadata__" and not _TENSOR_NAME.fullmatch(name):
             raise PosteriorFormatError(
-                f"{_shown(path)} has a tensor with the name {_cut(repr(name))}; letters, digits and '_./-' are accepted."
+                f"{_shown(path)} has a tensor with the name {shortened(repr(name))}; letters, digits and '_./-' are accepted."
             )
     return header
 
@@ -222,8 +222,4 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _shown(path: Path) -> str:
-    return _cut(repr(str(path)))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else text[:197] + "..."
+    return shortened(repr(str(path)))

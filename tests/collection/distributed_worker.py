@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast, Trainer, TrainerCallback, TrainingAr
 
 from swag_trainer import SwagCallback, SwagError
 from swag_trainer.collection.acceptance import Adaptive
-from swag_trainer.collection.checkpoints import MOMENTS_FILE, RECORDS_KEY
+from swag_trainer.collection.records import MOMENTS_FILE, RECORDS_KEY
 from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.storage import read_file
 

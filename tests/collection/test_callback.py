@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
-from swag_trainer.collection.checkpoints import MOMENTS_FILE
+from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 

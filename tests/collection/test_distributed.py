@@ -65,7 +65,7 @@ def test_servers_with_a_disk_of_their_own_resume_by_what_the_first_one_says(long
 @pytest.mark.slow
 def test_the_moments_in_a_checkpoint_of_two_processes_are_those_of_one(long, single):
     # Red for: moments of the wrong step, or of a process that keeps none.
-    from swag_trainer.collection.checkpoints import MOMENTS_FILE
+    from swag_trainer.collection.records import MOMENTS_FILE
     from swag_trainer.posterior.storage import read_file
 
     _, results = long

@@ -12,7 +12,8 @@ from conftest import lora_model, trainer_for
 from transformers import BertTokenizerFast, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior
-from swag_trainer.collection.checkpoints import MOMENTS_FILE, last_complete_checkpoint
+from swag_trainer.collection.checkpoints import last_complete_checkpoint
+from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 
 resource = pytest.importorskip("resource")  # not on Windows

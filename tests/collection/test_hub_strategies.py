@@ -15,7 +15,7 @@ from trajectories import Witness, assert_posterior_of, same
 from transformers import TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagPosterior
-from swag_trainer.collection.checkpoints import MOMENTS_FILE
+from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.posterior.storage import read_file
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 

@@ -13,7 +13,8 @@ from trajectories import Witness, assert_posterior_of, same
 from transformers import BertTokenizerFast, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior
-from swag_trainer.collection.checkpoints import MOMENTS_FILE, last_complete_checkpoint
+from swag_trainer.collection.checkpoints import last_complete_checkpoint
+from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 
 EVERY_3 = Every(steps=3, start=0.25)

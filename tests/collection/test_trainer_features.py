@@ -10,7 +10,7 @@ from trajectories import Witness, assert_posterior_of, same
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, Trainer, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagPosterior
-from swag_trainer.collection.checkpoints import MOMENTS_FILE
+from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.swag import POSTERIOR_FILE
 
