@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, TextIO
 
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
+from swag_trainer.posterior.folder import POSTERIOR_FILE
+from swag_trainer.posterior.swag import SwagPosterior
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from swag_trainer.cli.text_data import balanced, read_text
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import POSTERIOR_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

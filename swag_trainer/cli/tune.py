@@ -12,7 +12,8 @@ from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
+from swag_trainer.posterior.folder import POSTERIOR_FILE
+from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold
 
 

@@ -35,8 +35,9 @@ from swag_trainer.collection.trainer_access import (
     wait_for_uploads,
 )
 from swag_trainer.errors import SwagError, TooFewCollectionsError
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.plain_lora import InitialLora, needs_lift
-from swag_trainer.posterior.swag import POSTERIOR_FILE, SwagPosterior
+from swag_trainer.posterior.swag import SwagPosterior
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +238,9 @@ class SwagCallback(TrainerCallback, ExportableState):
         run = None if asked_by_a_new_state() else self._run
         if run is not None and self._collector is not None and run.checkpoint_folder().is_dir():
             run.saved = run.state.global_step
-            digest = self._save_moments(run.checkpoint_folder()) if self.num_collected and is_first() else None
+            digest = (
+                self._collector.save(run.checkpoint_folder() / self.moments_file) if self.num_collected and is_first() else None
+            )
             store(run.state, self.name, run.record(digest))
         return {"args": {}, "attributes": {}}
 
@@ -314,8 +317,3 @@ class SwagCallback(TrainerCallback, ExportableState):
 
     def _folder_in(self, output: Path) -> Path:
         return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
-
-    def _save_moments(self, folder: Path) -> str:
-        for leftover in folder.glob(f".{self.moments_file}.*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-        return self._collector.save(folder / self.moments_file)

@@ -215,6 +215,8 @@ class SwagCollector:
 
     def save(self, path: Path) -> str:
         """Write the moments to a file, whole or not at all, and return its content digest."""
+        for leftover in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         document = {
             "keys": list(self.layout.keys),
             "shapes": [list(shape) for shape in self.layout.shapes],

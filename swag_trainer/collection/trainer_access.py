@@ -20,6 +20,8 @@ import torch
 from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerState
 
+from swag_trainer.posterior.hub import FAILURES
+
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
@@ -71,7 +73,7 @@ def remove_from_hub(trainer: Trainer | None, path: str) -> None:
     try:
         if api.file_exists(filename=path, **where):
             api.delete_file(path, commit_message=f"Delete {path} of an earlier run", **where)
-    except Exception as error:  # connection errors are those of the HTTP library, which changes with huggingface_hub's version
+    except FAILURES as error:
         logger.warning(
             "%r of an earlier run could not be deleted from %r. Nobody can load it beside the adapter that comes now: %s",
             path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swag_trainer.errors import SwagError
 from swag_trainer.posterior.design import Design, draw_noise
 
 
@@ -77,3 +78,14 @@ class LowRankGaussian:
             return self.mean.expand(num_samples, -1).clone()
         z1, z2 = draw_noise(num_samples, num_weights=self.mean.numel(), rank=self.rank, seed=seed, design=design)
         return self.displacement(z1, z2).mul_(scale**0.5).add_(self.mean)
+
+
+def checked_scale(scale: float) -> float:
+    """Return ``scale`` as a float.
+
+    Raises:
+        SwagError: It is negative or not finite.
+    """
+    if not 0 <= scale < float("inf"):
+        raise SwagError(f"scale is a factor of the covariance and must be finite and >= 0, got {scale}.")
+    return float(scale)

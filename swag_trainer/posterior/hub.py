@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -20,6 +21,10 @@ from huggingface_hub.errors import (
 )
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
+
+# HTTPError is that of the HTTP library (httpx or httpx2) that huggingface_hub was built with; a refused connection is one and no
+# OSError. ValueError: ids and names that cannot be. RuntimeError: a large file that could not be uploaded.
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
 
 _TRANSIENT = {429, 500, 502, 503, 504}
 _ATTEMPTS = 5
@@ -83,7 +88,7 @@ def download(
             f"{where} is not complete in the local cache, and the Hub cannot be reached or must not be asked (offline mode). "
             f"Load it once while online. {_short(error)}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise SwagError(f"Loading {where} failed before anything could be read: {_short(error)}") from error
     return Path(paths[0]).parent
 
@@ -129,7 +134,7 @@ def upload(
                 if error.response is None or error.response.status_code not in _TRANSIENT or attempt == _ATTEMPTS - 1:
                     raise
                 time.sleep(0.5 * 2**attempt)
-    except Exception as error:  # connection errors are those of the HTTP library, which changes with huggingface_hub's version
+    except FAILURES as error:
         raise SwagError(f"Nothing was committed to {repo_id!r}: {_short(error)}") from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -11,20 +11,17 @@ from typing import Any, Literal
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError, SwagError
+from swag_trainer.errors import SwagError
 from swag_trainer.posterior.design import Design
-from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.posterior.hub import download, upload
+from swag_trainer.posterior.folder import PosteriorParts, check_pair, find_folder, read_folder, write_folder
+from swag_trainer.posterior.gaussian import LowRankGaussian, checked_scale
+from swag_trainer.posterior.hub import upload
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.packing import pack, unpack
 from swag_trainer.posterior.plain_lora import InitialLora, lift, needs_lift, plain_lora_config
 from swag_trainer.posterior.provenance import Provenance
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.saved_checkpoints import collect_checkpoints
-from swag_trainer.posterior.storage import check_finite, encode, read_file, write_together
 from swag_trainer.posterior.tuning import Tuning
-
-POSTERIOR_FILE = "swag_posterior.safetensors"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,13 +167,8 @@ class SwagPosterior:
         if needs_lift(self.adapter.config):
             self.to_plain_lora().save_pretrained(save_directory)
             return
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        provenance = replace(self.provenance, adapter_digest=self.adapter.digest, base_model=self.adapter.base_model)
-        tensors = pack(self.layout, self.gaussian) | ({} if self.initial is None else self.initial.as_tensors())
-        data, _ = encode(tensors, provenance.as_document())
-        files = self.adapter.files() | {POSTERIOR_FILE: data}
-        write_together({folder / name: content for name, content in files.items()})
+        parts = PosteriorParts(self.layout, self.gaussian, self.provenance, self.adapter, self.initial)
+        write_folder(Path(save_directory), parts)
 
     @classmethod
     def from_pretrained(
@@ -204,26 +196,17 @@ class SwagPosterior:
             PosteriorFormatError: The file is damaged, of a newer format, or its values cannot be those of a posterior.
             AdapterMismatchError: The adapter beside it is not the one it was collected from.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            if not (folder / POSTERIOR_FILE).exists():
-                raise PosteriorNotFoundError(
-                    f"The folder {str(folder)!r} has no {POSTERIOR_FILE}. Collect a posterior with SwagCallback and save it there, "
-                    'or use the "text-classification" task for a plain adapter.'
-                )
-        else:
-            folder = download(
-                str(pretrained_model_name_or_path),
-                (POSTERIOR_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-            )
-        posterior = cls._read(folder)
-        posterior._check_adapter(str(pretrained_model_name_or_path), strict=not ignore_mismatched_adapter)
-        return posterior
+        folder = find_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        parts = read_folder(folder)
+        check_pair(parts, str(pretrained_model_name_or_path), ignore_digest=ignore_mismatched_adapter)
+        return cls(*parts)
 
     @classmethod
     def from_checkpoints(
@@ -335,46 +318,3 @@ class SwagPosterior:
             f"SwagPosterior({len(self.layout.keys)} weights, P={self.layout.size}, num_collected={self.num_collected}, "
             f"rank={self.rank}, scale={self.scale:g}, base_model={self.adapter.base_model!r})"
         )
-
-    @classmethod
-    def _read(cls, folder: Path) -> SwagPosterior:
-        path = folder / POSTERIOR_FILE
-        tensors, document, _ = read_file(path)
-        provenance = Provenance.from_document(document, where=repr(str(path)))
-        initial = InitialLora.from_tensors(tensors, where=repr(str(path)))
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("initial/", "pristine/"))}
-        layout, gaussian = unpack(tensors, num_collected=provenance.num_collected, where=repr(str(path)))
-        adapter = SavedAdapter.read(folder)
-        check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
-        return cls(layout, gaussian, provenance, adapter, initial)
-
-    def _check_adapter(self, where: str, *, strict: bool) -> None:
-        lacking = sorted(set(self.layout.keys) - set(self.adapter.tensors))
-        beside = WeightLayout.of({key: self.adapter.tensors[key] for key in self.layout.keys if key in self.adapter.tensors})
-        difference = self.layout.difference(beside, ours="The posterior", theirs="The adapter")
-        if lacking or difference:
-            raise AdapterMismatchError(f"The posterior in {where!r} is of another adapter than the one beside it. {difference}")
-        recorded, found = self.provenance.adapter_digest, self.adapter.digest
-        problem = None
-        if recorded != found:
-            problem = (
-                f"was saved beside an adapter with the digest {str(recorded)[:12]}, the adapter there now has {found[:12]}"
-            )
-        elif self.provenance.base_model != self.adapter.base_model:
-            problem = f"was collected on the base model {self.provenance.base_model!r}, adapter_config.json names {self.adapter.base_model!r}"
-        if problem and strict:
-            raise AdapterMismatchError(
-                f"The posterior in {where!r} {problem}: its uncertainty would be about other weights. Save both again "
-                "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True if you know that they belong together."
-            )
-
-
-def checked_scale(scale: float) -> float:
-    """Return ``scale`` as a float.
-
-    Raises:
-        SwagError: It is negative or not finite.
-    """
-    if not 0 <= scale < float("inf"):
-        raise SwagError(f"scale is a factor of the covariance and must be finite and >= 0, got {scale}.")
-    return float(scale)

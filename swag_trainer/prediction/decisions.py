@@ -14,7 +14,8 @@ import numpy as np
 
 from swag_trainer.errors import SwagError
 from swag_trainer.metrics.conformal import ConformalSets
-from swag_trainer.posterior.swag import SwagPosterior, checked_scale
+from swag_trainer.posterior.gaussian import checked_scale
+from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
 from swag_trainer.prediction.predictor import temperature_of
 

@@ -18,7 +18,8 @@ from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
-from swag_trainer.posterior.swag import SwagPosterior, checked_scale
+from swag_trainer.posterior.gaussian import checked_scale
+from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedForward
 from swag_trainer.prediction.monte_carlo import block_seed, error_limit
 from swag_trainer.prediction.packed import PackedForward

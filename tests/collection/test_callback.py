@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
 from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
-from swag_trainer.posterior.swag import POSTERIOR_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 LATE = Evenly(snapshots=30, start=0.5)  # in a run of 24 steps: at each of the last 13
 

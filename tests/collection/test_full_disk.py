@@ -14,7 +14,7 @@ from transformers import BertTokenizerFast, TrainerCallback
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior
 from swag_trainer.collection.checkpoints import last_complete_checkpoint
 from swag_trainer.collection.records import MOMENTS_FILE
-from swag_trainer.posterior.swag import POSTERIOR_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 resource = pytest.importorskip("resource")  # not on Windows
 

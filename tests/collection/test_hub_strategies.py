@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagPosterior
 from swag_trainer.collection.records import MOMENTS_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.storage import read_file
-from swag_trainer.posterior.swag import POSTERIOR_FILE
 
 ADAPTER_FILE = "adapter_model.safetensors"
 DUE = [4, 8, 12, 16]  # saved and pushed at 3, 6, 9, 12, 15 and 16

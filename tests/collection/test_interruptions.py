@@ -15,7 +15,7 @@ from transformers import BertTokenizerFast, TrainerCallback
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior
 from swag_trainer.collection.checkpoints import last_complete_checkpoint
 from swag_trainer.collection.records import MOMENTS_FILE
-from swag_trainer.posterior.swag import POSTERIOR_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 EVERY_3 = Every(steps=3, start=0.25)
 DUE = [6, 9, 12, 15, 18, 21, 24]  # in a run of 24 steps, 6 to an epoch

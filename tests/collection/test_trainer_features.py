@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 from swag_trainer import Every, SwagCallback, SwagPosterior
 from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
-from swag_trainer.posterior.swag import POSTERIOR_FILE
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 EVERY_4 = Every(steps=4, start=0.5)  # in a run of 24 steps: 12, 16, 20, 24
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 8}

@@ -7,12 +7,12 @@ from huggingface_hub import HfApi
 from oracles import dense_covariance
 
 from swag_trainer import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError, SwagPosterior
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
-from swag_trainer.posterior.swag import POSTERIOR_FILE
 
 KEYS = ["base_model.model.lora_A.weight", "base_model.model.lora_B.weight"]
 
