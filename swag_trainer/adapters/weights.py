@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
@@ -140,16 +141,25 @@ class AdapterWeights:
         """Return the adapter as ``save_pretrained`` would write it now, weights that do not train included.
 
         Where they are cut up over processes, every process has to call this.
+
+        Raises:
+            SwagError: The temporary folder, through which PEFT hands it out, is full or cannot be written.
         """
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
             if self.is_sharded:
                 return self._gathered(Path(folder))
-            if isinstance(self.model, PeftModel):
-                # Not PEFT's own model.state_dict(), see `own_tensors`.
-                tensors = {name: tensor.detach() for name, tensor in own_tensors(self.model).items()}
-                self.model.save_pretrained(folder, selected_adapters=[self.adapter_name], state_dict=tensors)
-            else:
-                self.model.save_pretrained(folder)
+            try:
+                if isinstance(self.model, PeftModel):
+                    # Not PEFT's own model.state_dict(), see `own_tensors`.
+                    tensors = {name: tensor.detach() for name, tensor in own_tensors(self.model).items()}
+                    self.model.save_pretrained(folder, selected_adapters=[self.adapter_name], state_dict=tensors)
+                else:
+                    self.model.save_pretrained(folder)
+            except (SafetensorError, OSError) as error:  # the one of safetensors names no path
+                raise SwagError(
+                    f"PEFT could not write the adapter into the temporary folder {str(folder)!r}: {error}. Free space there, or "
+                    "let the environment variable TMPDIR name another place."
+                ) from error
             # PEFT writes every adapter but "default" into a folder of its own.
             own_folder = Path(folder) / self.adapter_name
             return SavedAdapter.read(own_folder if own_folder.is_dir() else Path(folder))

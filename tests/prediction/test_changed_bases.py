@@ -178,7 +178,8 @@ def test_every_draw_gives_its_own_answers_after_the_export(runs, name):
 @pytest.mark.parametrize("name", ["olora", "lora_ga"])
 def test_a_base_in_bfloat16_is_accepted(runs, name):
     # Red for: a tolerance that takes the rounding of a half-precision base for another base.
-    AutoSwagModelForSequenceClassification.from_pretrained(str(runs(name)[0]), dtype=torch.bfloat16)
+    model = AutoSwagModelForSequenceClassification.from_pretrained(str(runs(name)[0]), dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.swag_posterior.num_collected >= 2
 
 
 @pytest.mark.parametrize("name", ["olora", "lora_ga"])
