@@ -42,19 +42,20 @@ def run(options: Options, out: TextIO) -> None:
     if (folder / POSTERIOR_FILE).exists() and not options.overwrite:
         raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
     checkpoints = options.checkpoints
-    posterior = SwagPosterior.from_checkpoints(
-        checkpoints[0] if len(checkpoints) == 1 else checkpoints,
-        rank=options.rank,
-        revisions=options.revisions,
-        final_weights=options.final_weights,
-        labels=options.labels,
-    )
     source = options.tokenizer or _last_with_tokenizer(checkpoints)
     tokenizer = None
     if source is not None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(source)
+    posterior = SwagPosterior.from_checkpoints(
+        checkpoints[0] if len(checkpoints) == 1 else checkpoints,
+        rank=options.rank,
+        revisions=options.revisions,
+        final_weights=options.final_weights,
+        labels=options.labels,
+        pad_token_id=None if tokenizer is None else tokenizer.pad_token_id,
+    )
     posterior.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

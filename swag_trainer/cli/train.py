@@ -72,6 +72,8 @@ def run(options: Options, out: TextIO) -> None:
         raise SwagError(f"{data.name!r} ({data.split}) has {len(classes)} class(es); a classifier needs at least two.")
     targets = data.numbers(classes)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    if tokenizer.pad_token is None:  # decoders come without; what is masked out may be any token
+        tokenizer.pad_token = tokenizer.eos_token
     # It is saved with the adapter, so that nobody has to remember the length that the model was trained with.
     tokenizer.model_max_length = min(tokenizer.model_max_length, options.max_length)
     for seed, folder, swag in zip(seeds, folders, callbacks, strict=True):
@@ -98,7 +100,9 @@ def _callback(options: Options) -> SwagCallback:
     schedule: Schedule = Evenly(snapshots=options.snapshots, start=options.start)
     if options.every_steps is not None or options.every_epochs is not None:
         schedule = Every(steps=options.every_steps, epochs=options.every_epochs, start=options.start)
-    return SwagCallback(schedule, rank=options.rank, learning_rate=rate, final_weights=options.final_weights)
+    return SwagCallback(
+        schedule, rank=options.rank, learning_rate=rate, final_weights=options.final_weights, low_precision="upcast"
+    )
 
 
 def _train(

@@ -291,6 +291,7 @@ class SwagCollector:
         return {
             "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
             "problem_type": getattr(config, "problem_type", None) or self._problem_type,
+            "pad_token_id": getattr(config, "pad_token_id", None),
         }
 
     def _skip(self, row: Tensor, step: int) -> None:

@@ -31,6 +31,7 @@ class Provenance:
         base_revision: Commit of the base model, where it came from the Hub.
         labels: Names of the classes, in the order of the logits.
         problem_type: "single_label_classification", "multi_label_classification", "regression", or None for transformers' rule.
+        pad_token_id: Number of the padding token, by which a decoder finds a text's last token; None where the config has none.
         initialisation: How the adapter was initialised where that changed the base weights (OLoRA, PiSSA, ...), else None.
         base_fingerprint: A few numbers for each base weight that the initialisation changed, to tell whether another process
             changed it the same way.
@@ -56,6 +57,7 @@ class Provenance:
     base_revision: str | None = None
     labels: list[str] | None = None
     problem_type: str | None = None
+    pad_token_id: int | None = None
     initialisation: str | None = None
     base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
     adapter_digest: str | None = None

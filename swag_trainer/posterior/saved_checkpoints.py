@@ -108,6 +108,7 @@ def collect_checkpoints(
     adapter_name: str | None,
     labels: Sequence[str] | None,
     problem_type: str | None,
+    pad_token_id: int | None,
     token: str | bool | None,
     cache_dir: str | Path | None,
     local_files_only: bool,
@@ -160,6 +161,7 @@ def collect_checkpoints(
         deviation_norms=list(lengths.values()),
         labels=None if labels is None else [str(label) for label in labels],
         problem_type=problem_type,
+        pad_token_id=pad_token_id,
         **_training_facts(list(lengths)),
         **_adapter_facts(adapter),
     )

@@ -219,6 +219,7 @@ class SwagPosterior:
         adapter_name: str | None = None,
         labels: Sequence[str] | None = None,
         problem_type: str | None = None,
+        pad_token_id: int | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -240,6 +241,7 @@ class SwagPosterior:
             adapter_name: Which adapter, where it is not PEFT's "default" and so lies in a folder of its own.
             labels: Names of the classes in the order of the logits; an adapter's files do not say them, and a pipeline shows them.
             problem_type: As in the base model's config, where that is not transformers' own rule for the number of labels.
+            pad_token_id: Number of the padding token, for a decoder whose base model's config has none.
             token: Access token, as everywhere in huggingface_hub; so are the next two.
 
         Raises:
@@ -259,6 +261,7 @@ class SwagPosterior:
                 adapter_name=adapter_name,
                 labels=labels,
                 problem_type=problem_type,
+                pad_token_id=pad_token_id,
                 token=token,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,

@@ -16,10 +16,12 @@ from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.plain_lora import is_reproducible
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.tokenizers import TokenizerSource
 
 
 class AutoSwagModelForSequenceClassification:
-    """Loads a PEFT classifier with its posterior, which it attaches as ``model.swag_posterior``.
+    """Loads a PEFT classifier with its posterior, which it attaches as ``model.swag_posterior``; ``model.swag_tokenizer`` says
+    where its tokenizer lies.
 
     PEFT loads the adapter, not transformers: that keeps the adapter in float32 on a bfloat16 base, and loads a trained head in
     every version of transformers we accept. Labels and problem type come from the posterior's file, as adapter_config.json has
@@ -81,6 +83,13 @@ class AutoSwagModelForSequenceClassification:
                 what=f"The posterior in {str(pretrained_model_name_or_path)!r}",
             )
         model.swag_posterior = posterior
+        model.swag_tokenizer = TokenizerSource(
+            adapter=str(pretrained_model_name_or_path),
+            base=posterior.adapter.base_model,
+            hub=where,
+            base_hub={**hub, "revision": posterior.provenance.base_revision},
+            pad_token_id=base.config.pad_token_id,
+        )
         return model.eval()
 
 
@@ -116,6 +125,8 @@ def _load_base(posterior: SwagPosterior, **kwargs: Any) -> torch.nn.Module:
         kwargs["num_labels"] = len(provenance.labels)
     if provenance.problem_type:
         kwargs["problem_type"] = provenance.problem_type
+    if provenance.pad_token_id is not None:
+        kwargs["pad_token_id"] = provenance.pad_token_id
     base, info = AutoModelForSequenceClassification.from_pretrained(
         name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )

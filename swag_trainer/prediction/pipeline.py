@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextClassificationPipeline
+from transformers import AutoTokenizer, TextClassificationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.pipelines.text_classification import ClassificationFunction
@@ -20,6 +20,7 @@ from swag_trainer.prediction.decisions import Request, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.prediction.tokenizers import TokenizerSource
 
 TEXT_CLASSIFICATION_TASK = "swag-text-classification"
 
@@ -53,6 +54,8 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
         posterior: The posterior, for a model that does not.
+        tokenizer: A tokenizer or its name. By default, for a model that was loaded with its posterior, the one beside the adapter, or
+            the base model's where there is none.
         num_samples: S, how many draws; this and all below here or in the call. Where not given, as many as `SwagPosterior.tune` took, or 10.
         seed: The draws depend on this alone. Where not given, the seed of `SwagPosterior.tune`, or 0.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
@@ -69,6 +72,8 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         SwagError: An argument is unknown or out of range, or needs a posterior that was tuned, with these draws and for this level.
     """
 
+    _load_tokenizer = False  # by transformers, which would take the base model's
+
     def __init__(self, model: Any, *, posterior: SwagPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         posterior = posterior if posterior is not None else getattr(model, "swag_posterior", None)
         if not isinstance(posterior, SwagPosterior):
@@ -76,6 +81,7 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
                 f"The model {type(model).__name__} comes without a posterior. Load it with "
                 'pipeline("swag-text-classification", model="user/repo"), or pass posterior=...'
             )
+        tokenizer = _loaded(tokenizer, model)
         self.posterior = posterior
         self._predictor: MonteCarloPredictor | None = None
         self._lock = threading.Lock()
@@ -170,6 +176,15 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         if not _legacy:
             rows = sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
         return decision.act(rows, scores, config.id2label) if decision else rows
+
+
+def _loaded(tokenizer: Any, model: Any) -> Any:
+    if isinstance(tokenizer, str):
+        return AutoTokenizer.from_pretrained(tokenizer)
+    source = getattr(model, "swag_tokenizer", None)
+    if tokenizer is None and isinstance(source, TokenizerSource):
+        return source.load()
+    return tokenizer
 
 
 if TEXT_CLASSIFICATION_TASK not in PIPELINE_REGISTRY.supported_tasks:

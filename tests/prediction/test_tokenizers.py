@@ -1,0 +1,128 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import WORDS, lora_model, trainer_for
+from huggingface_hub import HfApi, snapshot_download
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
+
+from swag_trainer import SwagCallback, SwagError, SwagPosterior
+
+SHORT = 7  # no tokenizer but the one beside the adapter cuts texts at that many tokens
+
+
+@pytest.fixture
+def run(trained, tokenizer, tmp_path):
+    """A folder with an adapter, its posterior and a tokenizer of its own."""
+    trainer, _ = trained
+    folder = shutil.copytree(trainer.args.output_dir, tmp_path / "beside")
+    tokenizer.model_max_length = SHORT
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def classifier(model, **arguments):
+    return pipeline("swag-text-classification", model=str(model), device="cpu", **arguments)
+
+
+def asked_offline(home, repo):
+    """The tokenizer's length in a process that may not ask the Hub, or its last words."""
+    code = (
+        "import swag_trainer; from transformers import pipeline; "
+        f"print(pipeline('swag-text-classification', model={repo!r}, device='cpu').tokenizer.model_max_length)"
+    )
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+
+def test_the_tokenizer_beside_the_adapter_is_taken_and_an_explicit_one_before_it(run, base_folder, tokenizer):
+    # Red for: the base model's tokenizer, which transformers would take, or ours in place of the one that somebody passed.
+    assert classifier(run).tokenizer.model_max_length == SHORT
+    assert classifier(run, tokenizer=str(base_folder)).tokenizer.model_max_length == 64
+    assert classifier(run, tokenizer=tokenizer).tokenizer is tokenizer
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (run / name).unlink()
+    assert classifier(run).tokenizer.model_max_length == 64
+
+
+def test_a_repository_answers_with_its_own_tokenizer_of_the_same_commit_also_offline(run, hub, base_folder, tmp_path):
+    # Red for: the base's tokenizer for a repository, that of another commit, or a request that offline mode cannot make.
+    swag = SwagPosterior.from_pretrained(run)
+    first = swag.push_to_hub("user/with-tokenizer")
+    HfApi().upload_folder(repo_id="user/with-tokenizer", folder_path=run, allow_patterns="tokenizer*")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    code = (
+        "import sys, swag_trainer; from transformers import pipeline; "
+        "one, two = (pipeline('swag-text-classification', model='user/with-tokenizer', device='cpu', "
+        "model_kwargs={'adapter_kwargs': {'revision': revision}}) for revision in sys.argv[1:]); "
+        "print(one.tokenizer.model_max_length, two.tokenizer.model_max_length)"
+    )
+    words = [sys.executable, "-c", code, first.oid, "main"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["64", str(SHORT)], done.stderr[-2000:]
+    requests = len(hub.hub.log)
+    assert asked_offline(tmp_path / "home", "user/with-tokenizer") == str(SHORT)
+    assert len(hub.hub.log) == requests
+
+
+def test_offline_nobody_guesses_whether_a_repository_has_a_tokenizer(run, tmp_path):
+    # Red for: the base's tokenizer, in silence, for a repository whose own was never fetched.
+    SwagPosterior.from_pretrained(run).push_to_hub("user/half-cached")
+    HfApi().upload_folder(repo_id="user/half-cached", folder_path=run, allow_patterns="tokenizer*")
+    patterns = ["swag_posterior.safetensors", "adapter_*"]
+    snapshot_download("user/half-cached", cache_dir=tmp_path / "home" / "hub", allow_patterns=patterns)
+    assert "Whether 'user/half-cached' has a tokenizer beside the adapter is not known" in asked_offline(
+        tmp_path / "home", "user/half-cached"
+    )
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_error_that_says_what_to_do(run):
+    # Red for: a traceback of the tokenizers library, or the base's tokenizer in its place.
+    (run / "tokenizer.json").write_text("{")
+    with pytest.raises(SwagError, match=r"tokenizer of .*beside.* cannot be loaded.*tokenizer=\.\.\."):
+        classifier(run)
+
+
+def test_a_decoder_without_a_padding_token_answers_batches_with_the_one_it_was_trained_with(texts, tmp_path):
+    # Red for: a padding token that the posterior's file forgets: transformers then refuses every batch of the loaded model.
+    base = tmp_path / "decoder"
+    vocabulary = {word: index for index, word in enumerate(["<end>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(base)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    model = lora_model(base, target_modules=["q_proj", "v_proj"])
+    swag = SwagCallback()
+    trainer_for(model, rows, tokenizer, tmp_path / "run", callbacks=[swag]).train()
+    assert swag.posterior.provenance.pad_token_id == 0
+
+    for name in ("tokenizer_config.json", "tokenizer.json"):  # what a push of the posterior alone leaves out
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    classify = classifier(tmp_path / "run", num_samples=3)
+    assert classify.model.config.pad_token_id == 0 and classify.tokenizer.pad_token == "<end>"
+    one_by_one = [classify(text, top_k=None) for text in texts[:5]]
+    for alone, together in zip(one_by_one, classify(texts[:5], batch_size=5, top_k=None), strict=True):
+        scores = [{answer["label"]: answer["score"] for answer in answers} for answers in (alone, together)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    with torch.no_grad():  # and the mean's answers are plain PEFT's for the last token of the text
+        plain = model.eval()(**tokenizer(texts[0], return_tensors="pt")).logits.softmax(-1)[0]
+    mean = {answer["label"]: answer["score"] for answer in classify(texts[0], top_k=None, scale=0)}
+    assert [mean[label] for label in ("negative", "neutral", "positive")] == pytest.approx(plain.tolist(), abs=1e-6)
