@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,9 +22,11 @@ class CommonOptions:
 
     Attributes:
         positionals: Names of the options that may be given without ``--name``, in this order; one that is a list takes all the rest.
+        mappings: Names of the options that are a JSON object, which a YAML file may spell out.
     """
 
     positionals: ClassVar[tuple[str, ...]] = ("model",)
+    mappings: ClassVar[tuple[str, ...]] = ()
 
     config: str | None = field(default=None, metadata={"help": "a YAML file of options; the command line overrides it"})
     debug: bool = field(default=False, metadata={"help": "show the traceback of an error"})
@@ -67,7 +70,7 @@ def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str,
         argv = ["--config", *argv]
     argv, untouched = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     config = parser.parse_known_args(argv)[0].config
-    namespace = parser.parse_args([] if config is None else _yaml_arguments(parser, Path(config)))
+    namespace = parser.parse_args([] if config is None else _yaml_arguments(parser, Path(config), options.mappings))
     namespace, rest = parser.parse_known_args(argv, namespace)
     _refuse_unknown(parser, rest)
     given = [name for name in options.positionals if any(word.partition("=")[0] in _spellings(name) for word in argv)]
@@ -81,7 +84,7 @@ def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str,
     return options(**vars(namespace))
 
 
-def _yaml_arguments(parser: HfArgumentParser, path: Path) -> list[str]:
+def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str]) -> list[str]:
     """The words of a command line that say what a YAML file says, so that argparse checks the types of both alike."""
     import yaml
 
@@ -95,6 +98,8 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path) -> list[str]:
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}", known=name in _names(parser) - {"config"})
+        if name in mappings and isinstance(value, dict):
+            value = json.dumps(value)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, (dict, list)) for item in values):
             parser.error(f"{key!r} in {str(path)!r} is a value or a list of values, got {value!r}.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal, TextIO
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -21,6 +22,8 @@ from swag_trainer.posterior.folder import POSTERIOR_FILE
 @dataclass(frozen=True, kw_only=True)
 class Options(TextOptions):
     """The recipe; its defaults are those of the demo."""
+
+    mappings: ClassVar[tuple[str, ...]] = ("training",)
 
     model: str = field(metadata={"help": "the base model: a name on the Hub or a folder"})
     output: str = field(
@@ -50,6 +53,15 @@ class Options(TextOptions):
         default="hold", metadata={"help": "the rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"}
     )
     final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "what the adapter's file shall hold"})
+    dtype: str | None = field(
+        default=None, metadata={"help": "precision of the base model, such as bfloat16; that of its checkpoint by itself"}
+    )
+    training: str | None = field(
+        default=None,
+        metadata={
+            "help": 'more of transformers\' TrainingArguments, as JSON: \'{"bf16": true, "gradient_accumulation_steps": 4}\''
+        },
+    )
     save_steps: int | None = field(default=None, metadata={"help": "leave a checkpoint at this distance"})
     overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
 
@@ -66,6 +78,7 @@ def run(options: Options, out: TextIO) -> None:
         if (folder / POSTERIOR_FILE).exists() and not options.overwrite:
             raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
     callbacks = [_callback(options) for _ in seeds]  # checks its numbers before anything is loaded
+    arguments = [_training_arguments(options, folder, seed) for seed, folder in zip(seeds, folders, strict=True)]
     data = read_text(options, options.split)
     classes = sorted(set(data.labels))
     if len(classes) < 2:
@@ -76,12 +89,12 @@ def run(options: Options, out: TextIO) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     # It is saved with the adapter, so that nobody has to remember the length that the model was trained with.
     tokenizer.model_max_length = min(tokenizer.model_max_length, options.max_length)
-    for seed, folder, swag in zip(seeds, folders, callbacks, strict=True):
+    for seed, folder, swag, training in zip(seeds, folders, callbacks, arguments, strict=True):
         chosen = range(len(targets))
         if options.train_rows is not None and options.train_rows < len(targets):
             chosen = balanced(targets, options.train_rows, seed).tolist()
         rows = tokenised(tokenizer, [data.texts[index] for index in chosen], targets[list(chosen)])
-        _train(options, classes, rows, tokenizer, folder, seed, swag)
+        _train(options, classes, rows, tokenizer, training, swag)
         swag.posterior.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         out.write(
@@ -105,16 +118,49 @@ def _callback(options: Options) -> SwagCallback:
     )
 
 
+def _training_arguments(options: Options, folder: Path, seed: int) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": options.steps,
+        "learning_rate": options.learning_rate,
+        "per_device_train_batch_size": options.batch_size,
+        "seed": seed,
+        "save_strategy": "no" if options.save_steps is None else "steps",
+        "save_steps": options.save_steps or 500,
+    }
+    usual = {
+        "warmup_steps": 0.06,
+        "train_sampling_strategy": "group_by_length",
+        "weight_decay": 0.0,
+        "logging_strategy": "no",
+        "report_to": [],
+        "dataloader_pin_memory": False,
+    }
+    try:
+        more = json.loads(options.training or "{}")
+        if not isinstance(more, dict):
+            raise ValueError("it is no JSON object")
+        taken = sorted(set(more) & set(settings))
+        if taken:
+            raise ValueError(f"{taken[0]!r} has an option of its own")
+        return TrainingArguments(**settings, **{**usual, **more})
+    except (TypeError, ValueError, ImportError) as error:
+        raise SwagError(
+            f"--training holds further TrainingArguments as a JSON object; {options.training!r} cannot be that: {error}"
+        ) from error
+
+
 def _train(
-    options: Options, classes: list[str], rows: list[dict], tokenizer: Any, folder: Path, seed: int, swag: SwagCallback
+    options: Options, classes: list[str], rows: list[dict], tokenizer: Any, training: TrainingArguments, swag: SwagCallback
 ) -> None:
-    set_seed(seed)
+    set_seed(training.seed)
     base = AutoModelForSequenceClassification.from_pretrained(
         options.model,
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),
         label2id={label: index for index, label in enumerate(classes)},
         ignore_mismatched_sizes=True,
+        **({} if options.dtype is None else {"dtype": options.dtype}),
     )
     if base.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         base.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
@@ -126,19 +172,4 @@ def _train(
         target_modules=options.target_modules,
     )
     model: PeftModel = get_peft_model(base, lora)
-    training = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.batch_size,
-        warmup_steps=0.06,
-        train_sampling_strategy="group_by_length",
-        weight_decay=0.0,
-        seed=seed,
-        save_strategy="no" if options.save_steps is None else "steps",
-        save_steps=options.save_steps or 500,
-        logging_strategy="no",
-        report_to=[],
-        dataloader_pin_memory=False,
-    )
     Trainer(model=model, args=training, train_dataset=rows, processing_class=tokenizer, callbacks=[swag]).train()

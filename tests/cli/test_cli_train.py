@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from command_line import DEMO, demo_base, train
+from command_line import DEMO, demo_base, demo_decoder, train
 from transformers import AutoTokenizer
 
 from swag_trainer import SwagPosterior
@@ -28,6 +28,24 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
     assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 16
 
 
+def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(tmp_path, capsys):
+    # Red for: a tokenizer that cannot pad, a head left in bfloat16, TrainingArguments of the file that reach nobody.
+    (tmp_path / "run.yaml").write_text(
+        f"model: {demo_decoder()}\ndataset: {DEMO}\noutput: {tmp_path / 'run'}\nsteps: 6\ntrain_rows: 60\nsnapshots: 2\n"
+        "batch_size: 5\nsave_steps: 6\ndtype: bfloat16\ntraining:\n  gradient_accumulation_steps: 2\n"
+    )
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["epoch"] == 6 * 5 * 2 / 60
+    posterior = SwagPosterior.from_pretrained(tmp_path / "run")
+    assert {tensor.dtype for tensor in posterior.adapter.tensors.values()} == {torch.float32}
+    assert posterior.provenance.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "run").pad_token_id == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "where is my parcel", "money back"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 2 and all(answer["label"] in posterior.provenance.labels for answer in answers)
+
+
 def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):
     # Red for: one seed for all, or the second run in the place of the first.
     train(tmp_path / "runs", "--steps", "6", "--snapshots", "2", "--train-rows", "1000", "--seeds", "1", "2")
@@ -51,6 +69,10 @@ def test_a_folder_with_a_posterior_is_not_trained_over(tmp_path, capsys):
         (["--collection-learning-rate", "fast"], "is a number, 'hold' or 'schedule'"),
         (["--every-steps", "5", "--every-epochs", "1"], "either steps=... or epochs=..."),
         (["--split", "dog"], "has no split 'dog'"),
+        (["--training", "bf16"], "as a JSON object"),
+        (["--training", "[1]"], "it is no JSON object"),
+        (["--training", '{"max_steps": 3}'], "'max_steps' has an option of its own"),
+        (["--training", '{"bf17": true}'], "unexpected keyword argument 'bf17'"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path, options, words, capsys):
