@@ -29,7 +29,7 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
 
 
 def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(tmp_path, capsys):
-    # Red for: a tokenizer that cannot pad, a head left in bfloat16, TrainingArguments of the file that reach nobody.
+    # Red for: a tokenizer that cannot pad, a head left in bfloat16, TrainingArguments or a dtype that reach nobody.
     (tmp_path / "run.yaml").write_text(
         f"model: {demo_decoder()}\ndataset: {DEMO}\noutput: {tmp_path / 'run'}\nsteps: 6\ntrain_rows: 60\nsnapshots: 2\n"
         "batch_size: 5\nsave_steps: 6\ndtype: bfloat16\ntraining:\n  gradient_accumulation_steps: 2\n"
@@ -40,6 +40,9 @@ def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(
     posterior = SwagPosterior.from_pretrained(tmp_path / "run")
     assert {tensor.dtype for tensor in posterior.adapter.tensors.values()} == {torch.float32}
     assert posterior.provenance.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "run").pad_token_id == 0
+    whole = ["--dtype", "float32", "--output", str(tmp_path / "whole")]
+    assert main(["train", str(tmp_path / "run.yaml"), *whole]) == 0
+    assert not torch.equal(SwagPosterior.from_pretrained(tmp_path / "whole").gaussian.mean, posterior.gaussian.mean)
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), "where is my parcel", "money back"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
