@@ -19,6 +19,7 @@ from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.swag import SwagPosterior, checked_scale
+from swag_trainer.prediction.lengths import batches_of_one_length, length_of
 from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedForward
 from swag_trainer.prediction.monte_carlo import block_seed, error_limit
 from swag_trainer.prediction.packed import PackedForward
@@ -168,14 +169,8 @@ class MonteCarloPredictor:
             return self._answer(data, return_draws)
         processes = Processes.of_this_run() if self.across_processes else Processes()
         rows = processes.alike(lambda: self._rows(data), self._digests)
-        # Only rows of one length share a batch: padding would cost S times what it costs in a plain prediction.
-        lengths = [len(row.get("input_ids", ())) for row in rows]
-        order = sorted(range(len(rows)), key=lambda index: -lengths[index])
-        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: lengths[index])]
-        batches = [
-            group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
-        ]
-        mine = processes.share([len(batch) * max(1, lengths[batch[0]]) for batch in batches])
+        batches, order = batches_of_one_length(rows, self.batch_size)
+        mine = processes.share([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
         shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
         answered = processes.exchange(
             lambda: [
