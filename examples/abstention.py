@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from quickstart import DATA, bundled_minilm, console, quiet_libraries, tokenised, train
+from quickstart import DATA, bundled_minilm, console, quiet_libraries, run, tokenised, train
 from rich.table import Table
 from text_data import TextTask, read_task
 from transformers import AutoTokenizer, pipeline
@@ -135,4 +135,4 @@ def said_of_sets(classify: object, task: TextTask) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from quickstart import DATA, bundled_minilm, console, quiet_libraries, tokenised, train
+from quickstart import DATA, bundled_minilm, console, quiet_libraries, run, tokenised, train
 from rich.table import Table
 from scipy.stats import t as student
 from text_data import TextTask, read_task
@@ -152,4 +152,4 @@ def compared_with_random(curves: list[dict[str, Curve]], strategy: str, metric: 
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import string
 import tempfile
 
 import numpy as np
-from quickstart import DATA, bundled_minilm, console, quiet_libraries, tokenised, train
+from quickstart import DATA, bundled_minilm, console, quiet_libraries, run, tokenised, train
 from rich.table import Table
 from text_data import TextTask, read_task
 from transformers import AutoTokenizer
@@ -129,4 +129,4 @@ def shift_interval(known: Predictive, shifted: Predictive, score: str, num_resam
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

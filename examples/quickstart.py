@@ -12,7 +12,9 @@ import argparse
 import importlib.util
 import json
 import logging
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from text_data import TextTask, read_task
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline, set_seed
 
 from hub_cards import reliability_diagram
-from swag_trainer import SwagCallback
+from swag_trainer import SwagCallback, SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import answer_methods
 from swag_trainer.metrics import reliability_bins
@@ -238,5 +240,13 @@ def quiet_libraries() -> None:
     logging.getLogger("peft").setLevel(logging.ERROR)
 
 
+def run(main: Callable[[], None]) -> None:
+    """Run an example; what it refuses, such as data that it cannot read, is said without a traceback."""
+    try:
+        main()
+    except SwagError as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    main()
+    run(main)

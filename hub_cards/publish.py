@@ -1,4 +1,4 @@
-"""publish_card: README.md and its plots -> one commit on the Hub, which keeps what people wrote into the README.md there."""
+"""publish_card: README.md, its plots and files -> one commit on the Hub, which keeps what people wrote into the README.md there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def publish_card(
     card: ModelCard,
     *,
     figures: Mapping[str, Figure] = {},
+    files: Mapping[str, bytes] = {},
+    private: bool | None = None,
     commit_message: str = "Add model card with measured figures",
     token: str | bool | None = None,
     revision: str | None = None,
@@ -42,6 +44,9 @@ def publish_card(
         repo_id: "user/name"; created if needed.
         card: What `hub_cards.build_card` returned.
         figures: The plots, by their path in the repository: ``{"reliability.png": figure}``.
+        files: Contents of other files that belong to the card, by their path in the repository: plots that are PNG already, the adapter
+            and the posterior that it describes.
+        private: Visibility of a repository that is created; one that is there keeps its own.
         commit_message: First line of the commit.
         token: Access token, as everywhere in huggingface_hub.
         revision: Branch to commit to; created if needed.
@@ -51,20 +56,21 @@ def publish_card(
         The commit; ``.oid`` pins it. Where nothing would change it is the one that is there.
 
     Raises:
-        SwagError: Nothing was committed: the card or a plot cannot be written, the README.md there cannot be read, or the Hub said no
-            or could not be reached.
+        SwagError: Nothing was committed: the card or a plot cannot be written, a file has the path of the card, of a plot or of none in
+            a repository, the README.md there cannot be read, or the Hub said no or could not be reached.
     """
     try:
         str(card).encode()  # what no file can hold is refused before a repository is created for it
         plots = {checked_plot(path): _png(figure) for path, figure in figures.items()}
+        beside = plots | _checked_files(files, {"README.md", *plots})
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         for attempt in range(_ATTEMPTS):
             head = api.repo_info(repo_id, revision=revision).sha
             readme = str(merge_card(card, readme_of(api, repo_id, head))).encode()
-            operations = [CommitOperationAdd(path, content) for path, content in {"README.md": readme, **plots}.items()]
+            operations = [CommitOperationAdd(path, content) for path, content in {"README.md": readme, **beside}.items()]
             try:
                 return api.create_commit(
                     repo_id,
@@ -94,6 +100,23 @@ def readme_of(api: HfApi, repo_id: str, commit: str) -> str | None:
         return None
     with open(path, encoding="utf-8-sig", newline="") as file:
         return file.read()
+
+
+def _checked_files(files: Mapping[str, bytes], taken: set[str]) -> dict[str, bytes]:
+    """Return the files by the paths that the Hub will give them.
+
+    Raises:
+        ValueError: A path is none inside a repository, or is taken.
+    """
+    checked: dict[str, bytes] = {}
+    for path, content in files.items():
+        name = CommitOperationAdd(path, content).path_in_repo  # "/README.md" and "./README.md" are README.md
+        if name in taken or name in checked:
+            raise ValueError(
+                f"publish_card(files=...) has {path!r}, which is the path of the card, of a plot or of another file."
+            )
+        checked[name] = content
+    return checked
 
 
 def _png(figure: Figure) -> bytes:

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import ModelCard
 
 from swag_trainer.cli.files import needed
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.swag import SwagPosterior
 
-_PRECONDITION_FAILED = 412
-_ATTEMPTS = 3
 _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
 
 
@@ -44,6 +41,8 @@ def run(options: Options, out: TextIO) -> None:
         SwagError: Nothing was committed.
     """
     needed("matplotlib", "jinja2")
+    from hub_cards import publish_card
+
     folder = Path(options.model)
     if not folder.is_dir():
         raise SwagError(
@@ -54,12 +53,20 @@ def run(options: Options, out: TextIO) -> None:
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         posterior.save_pretrained(place)  # adapter and posterior that belong together, whatever else lies in the folder
         files = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir()) if path.name != "README.md"}
-    commit = _commit(options, card, files | _tokenizer_files(folder) | plots)
+    commit = publish_card(
+        options.repo,
+        card,
+        files=files | _tokenizer_files(folder) | plots,
+        private=options.private or None,
+        commit_message=options.message,
+        revision=options.revision,
+    )
     out.write(f"{commit.commit_url}\n")
 
 
 def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[ModelCard, dict[str, bytes]]:
     """The card and its plots: built from the results, taken from the folder, or one without figures."""
+    from hub_cards import merge_card
     from hub_cards.marks import find_marked
     from hub_cards.record import identity
     from swag_trainer.cli.card_parts import card_with_plots
@@ -71,7 +78,7 @@ def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[Mod
     if options.results is not None or text is None or marked is None:
         results = None if options.results is None else EvaluationFile.read(options.results)
         card, plots = card_with_plots(posterior, results, repo_id=options.repo)
-        return _merged(card, text), plots
+        return merge_card(card, text), plots
     if marked.identity != identity(posterior):
         raise SwagError(
             f"The card in {str(readme)!r} describes another posterior than the one beside it: its figures would be wrong. Write it "
@@ -89,12 +96,6 @@ def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[Mod
     return ModelCard(text), {path.name: path.read_bytes() for path in paths}
 
 
-def _merged(card: ModelCard, existing: str | None) -> ModelCard:
-    from hub_cards import merge_card
-
-    return merge_card(card, existing)
-
-
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     """What a tokenizer saves beside the adapter, as a fresh tokenizer would save it; nothing where the folder has none."""
     if not (folder / "tokenizer_config.json").is_file():
@@ -107,28 +108,3 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
         return {
             path.relative_to(place).as_posix(): path.read_bytes() for path in sorted(Path(place).rglob("*")) if path.is_file()
         }
-
-
-def _commit(options: Options, card: ModelCard, files: dict[str, bytes]) -> CommitInfo:
-    """One commit on the commit that README.md was read from: nobody's words are overwritten, and nobody can load half of it."""
-    from hub_cards.publish import FAILURES, readme_of
-
-    api = HfApi()
-    try:
-        repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
-        if options.revision is not None:
-            api.create_branch(repo_id, branch=options.revision, exist_ok=True)
-        for attempt in range(_ATTEMPTS):
-            head = api.repo_info(repo_id, revision=options.revision).sha
-            readme = str(_merged(card, readme_of(api, repo_id, head))).encode()
-            operations = [CommitOperationAdd(path, content) for path, content in {**files, "README.md": readme}.items()]
-            try:
-                return api.create_commit(
-                    repo_id, operations, commit_message=options.message, revision=options.revision, parent_commit=head
-                )
-            except HfHubHTTPError as error:
-                if error.response.status_code != _PRECONDITION_FAILED or attempt == _ATTEMPTS - 1:
-                    raise
-    except FAILURES as error:
-        raise SwagError(f"Nothing was committed to {options.repo!r}: {type(error).__name__}: {str(error)[:300]}") from error
-    raise AssertionError("unreachable: the last attempt returns or raises")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from swag_trainer.adapters.keys import adapted_model, base_model
@@ -20,6 +20,7 @@ from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.answers import MethodAnswers
 from swag_trainer.metrics.calibration import fit_temperature
 from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.lengths import batches_of_one_length
 from swag_trainer.prediction.predictive import Predictive, link_of
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sequential import logits_of
@@ -67,7 +68,7 @@ def answer_methods(
         methods: Which methods. None for all of them, without "MAP, temperature" if there are no validation rows.
         batch_size: Rows per forward.
         data_collator: Makes a batch of rows.
-        progress: Show a bar when a data set takes more than two seconds; not for MC dropout.
+        progress: Show a bar when a data set takes more than two seconds.
 
     Returns:
         Answers by name, in the order of ``methods``.
@@ -81,7 +82,7 @@ def answer_methods(
         methods = [method for method in METHODS if method != "MAP, temperature" or validation is not None]
     _check(model, rows, foreign, validation, methods, num_samples)
     _check_weights(model, posterior)
-    settings: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "seed": seed}
+    settings: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "seed": seed, "progress": progress}
     answers: dict[str, MethodAnswers] = {}
     for method in methods:
         if method == "MC dropout":
@@ -89,9 +90,7 @@ def answer_methods(
         else:
             gaussian = _as_it_stands(model, posterior) if method.startswith("MAP") else posterior
             scale = posterior.scale if method == "SWAG" else 0.0
-            predictor = MonteCarloPredictor(
-                model, gaussian, num_samples=num_samples, scale=scale, progress=progress, **settings
-            )
+            predictor = MonteCarloPredictor(model, gaussian, num_samples=num_samples, scale=scale, **settings)
             answer = predictor.predict  # type: ignore[assignment]
         if method == "MAP, temperature":
             assert validation is not None
@@ -192,10 +191,12 @@ class _DropoutPredictor:
         seed: int,
         batch_size: int,
         data_collator: Callable[[list[Any]], Mapping[str, Any]],
+        progress: bool,
     ) -> None:
         weights = private_copy(model, None, posterior.layout.keys)
         self._model, self._device = weights.model, weights.parameters()[0].device
         self._num_samples, self._seed, self._batch_size, self._collate = num_samples, seed, batch_size, data_collator
+        self._progress = progress
         self._inputs = set(inspect.signature(base_model(self._model).forward).parameters) - set(_LABELS)
         # The whole copy, not its Dropout modules alone: attention asks itself whether it trains before it drops anything out.
         self._model.train()
@@ -206,15 +207,11 @@ class _DropoutPredictor:
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> Predictive:
         """Answer rows of one length together, as `MonteCarloPredictor` does: padding would change what is measured."""
         taken = [{name: value for name, value in rows[index].items() if name in self._inputs} for index in range(len(rows))]
-        lengths = [len(row.get("input_ids", ())) for row in taken]
-        order = sorted(range(len(taken)), key=lambda index: -lengths[index])
-        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: lengths[index])]
-        batches = [
-            group[start : start + self._batch_size] for group in groups for start in range(0, len(group), self._batch_size)
-        ]
+        batches, order = batches_of_one_length(taken, self._batch_size)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
             torch.manual_seed(self._seed)
-            logits = [self._logits([taken[index] for index in batch]) for batch in batches]
+            shown = tqdm(batches, desc="Predicting", delay=2, disable=not self._progress)
+            logits = [self._logits([taken[index] for index in batch]) for batch in shown]
         if self._num_samples > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in logits):
             raise SwagError(
                 "MC dropout gave the same answer in every pass: nothing in this model drops out. Was it trained with dropout 0? Leave "

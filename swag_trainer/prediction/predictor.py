@@ -20,6 +20,7 @@ from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_scale
 from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.prediction.lengths import batches_of_one_length, length_of, rows_of_one_length
 from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedForward
 from swag_trainer.prediction.monte_carlo import block_seed, error_limit
 from swag_trainer.prediction.packed import PackedForward
@@ -169,14 +170,8 @@ class MonteCarloPredictor:
             return self._answer(data, return_draws)
         processes = Processes.of_this_run() if self.across_processes else Processes()
         rows = processes.alike(lambda: self._rows(data), self._digests)
-        # Only rows of one length share a batch: padding would cost S times what it costs in a plain prediction.
-        lengths = [len(row.get("input_ids", ())) for row in rows]
-        order = sorted(range(len(rows)), key=lambda index: -lengths[index])
-        groups = [list(group) for _, group in itertools.groupby(order, key=lambda index: lengths[index])]
-        batches = [
-            group[start : start + self.batch_size] for group in groups for start in range(0, len(group), self.batch_size)
-        ]
-        mine = processes.share([len(batch) * max(1, lengths[batch[0]]) for batch in batches])
+        batches, order = batches_of_one_length(rows, self.batch_size)
+        mine = processes.share([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
         shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
         answered = processes.exchange(
             lambda: [
@@ -231,7 +226,7 @@ class MonteCarloPredictor:
         return {name: value for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)}
 
     def _logits(self, inputs: dict[str, Tensor], block: int | None = None) -> Tensor:
-        groups = _rows_of_one_length(inputs)
+        groups = rows_of_one_length(inputs)
         with self._lock:
             draws = None
             if block is not None:
@@ -304,20 +299,3 @@ def _check_at_least_1(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise SwagError(f"{name} must be at least 1, got {number}.")
-
-
-def _rows_of_one_length(inputs: dict[str, Tensor]) -> list[tuple[Tensor | slice, dict[str, Tensor]]]:
-    """Take a batch apart into the rows of each length, without their padding; as it is where nothing is padded on the right."""
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2 or bool(mask.all()):
-        return [(slice(None), inputs)]
-    width, lengths = mask.shape[1], mask.sum(dim=1)
-    if not torch.equal(mask.bool(), torch.arange(width, device=mask.device) < lengths[:, None]) or not lengths.all():
-        return [(slice(None), inputs)]
-    groups: list[tuple[Tensor | slice, dict[str, Tensor]]] = []
-    for length in lengths.unique().tolist():
-        rows = (lengths == length).nonzero().flatten()
-        parts = {name: value[rows] for name, value in inputs.items()}
-        is_sequence = {name: value.ndim >= 2 and value.shape[1] == width for name, value in inputs.items()}
-        groups.append((rows.cpu(), {name: value[:, :length] if is_sequence[name] else value for name, value in parts.items()}))
-    return groups

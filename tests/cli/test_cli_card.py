@@ -122,3 +122,14 @@ def test_a_pushed_readme_is_the_one_that_was_shown(measured, folder, hub):
     assert main(["push", str(folder), "--repo", "user/cli-shown"]) == 0
     with open(hf_hub_download("user/cli-shown", "README.md"), encoding="utf-8") as file:
         assert file.read() == shown
+
+
+def test_a_push_goes_where_it_was_told_and_says_what_the_hub_refused(folder, hub, capsys):
+    # Red for: a branch or a visibility that is left out, a traceback where somebody else's repository was named.
+    assert main(["push", str(folder), "--repo", "user/cli-where", "--private", "--revision", "draft"]) == 0
+    assert HfApi().repo_info("user/cli-where").private
+    assert "swag_posterior.safetensors" in HfApi().list_repo_files("user/cli-where", revision="draft")
+    assert HfApi().list_repo_files("user/cli-where") == [".gitattributes"]
+    capsys.readouterr()
+    assert main(["push", str(folder), "--repo", "somebody/else"]) == 1
+    assert capsys.readouterr().err.startswith("swag-trainer push: Nothing was committed to 'somebody/else': ")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import lora_model
 from scipy.special import softmax
+from tqdm.auto import tqdm
 
 from swag_trainer import MonteCarloPredictor
 from swag_trainer.adapters.weights import AdapterWeights
@@ -94,6 +95,21 @@ def test_the_model_and_the_random_state_are_left_as_they_were(moved, rows):
         assert torch.equal(tensor, before[name]), name
     assert torch.equal(torch.random.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+
+
+class EagerBar(tqdm):
+    """The bar as it looks once the two seconds are over."""
+
+    def __init__(self, *args, delay, **options):
+        super().__init__(*args, **options)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_passes_of_dropout_show_a_bar_where_one_is_wanted(moved, rows, progress, monkeypatch, capsys):
+    # Red for: the slowest method without a sign of life, or a bar although progress=False.
+    monkeypatch.setattr("swag_trainer.evaluation.methods.tqdm", EagerBar)
+    answer_methods(*moved, rows, num_samples=2, methods=["MC dropout"], progress=progress)
+    assert ("Predicting: 100%" in capsys.readouterr().err) is progress
 
 
 def without_dropout(model, *, but=()):

@@ -43,6 +43,36 @@ def test_card_and_plots_arrive_in_exactly_one_commit(hub):
     assert imread(io.BytesIO(open(picture, "rb").read()), format="png").shape == (150, 300, 4)  # 2 x 1 inches at 150 dpi
 
 
+def test_files_arrive_in_the_commit_of_the_card(hub):
+    # Red for: a commit of their own, bytes that are changed on the way, plots that give way to them.
+    data = bytes(range(256)) * 100
+    commit = publish_card(
+        "user/card-files", some_card(), figures={"a.png": some_figure()}, files={"swag.safetensors": data, "some/b.png": b"PNG"}
+    )
+    assert len(commits("user/card-files")) == 2  # the other one is that of the new repository
+    changed = hub.hub.repos["user/card-files"].commits[commit.oid]["files"]
+    assert set(changed) == {".gitattributes", "README.md", "a.png", "swag.safetensors", "some/b.png"}
+    assert open(hf_hub_download("user/card-files", "swag.safetensors", revision=commit.oid), "rb").read() == data
+    assert open(hf_hub_download("user/card-files", "some/b.png", revision=commit.oid), "rb").read() == b"PNG"
+
+
+@pytest.mark.parametrize("path", ["README.md", "./README.md", "/a.png", "./b.bin", "../c.bin", ".git/config"])
+def test_a_file_cannot_take_the_place_of_the_card_or_a_plot_or_leave_the_repository(hub, path):
+    # Red for: the card replaced by a file, spelled as the Hub does not spell it either; a repository created for nothing.
+    with pytest.raises(SwagError, match="Nothing was committed"):
+        publish_card("user/card-taken", some_card(), figures={"a.png": some_figure()}, files={"b.bin": b"", path: b""})
+    assert "user/card-taken" not in hub.hub.repos
+
+
+@pytest.mark.parametrize("private", [None, False, True])
+def test_a_new_repository_is_private_where_that_was_asked_for_and_an_old_one_keeps_what_it_is(hub, private):
+    # Red for: weights that all the world sees, or a public repository that disappears.
+    publish_card(f"user/card-private-{private}", some_card(), private=private)
+    assert hub.hub.repos[f"user/card-private-{private}"].private is bool(private)
+    publish_card(f"user/card-private-{private}", some_card("# Another\n"), private=not private)
+    assert hub.hub.repos[f"user/card-private-{private}"].private is bool(private)
+
+
 def test_the_card_on_the_hub_has_the_metadata_and_the_text_of_the_card(hub):
     # Red for: the text without its metadata, or metadata written in another way than the card's own.
     publish_card("user/card-round-trip", some_card())
