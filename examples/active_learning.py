@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import tempfile
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,9 @@ Curve = list[dict[str, float]]  # accuracy and NLL after each round
 def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
-    # Thirty snapshots of a short run still drift; the models are compared with each other, and all are trained alike.
-    warnings.filterwarnings("ignore", message=".*training was still on its way.*")
+    # Thirty snapshots of a short run still drift, which is said in the log; the models are compared with each other, and all are
+    # trained alike.
+    logging.getLogger("swag_trainer").setLevel(logging.ERROR)
     task = read_task(arguments.dataset)
     console.print(f"{len(task.labels)} classes, {len(task.texts['train'])} rows to choose from, {arguments.seeds} seeds.")
     curves = [one_seed(task, arguments, seed) for seed in range(arguments.seeds)]
@@ -59,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pool", type=int, default=200, help="unlabelled rows that a round looks at, drawn at random")
     parser.add_argument("--test-rows", type=int, default=200, help="rows of the test split that are measured on")
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each training")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--num-samples", type=int, default=8, help="draws")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoCard, hf_hub_download
 
 from swag_trainer.cli.files import needed
 from swag_trainer.cli.options import CommonOptions
@@ -62,6 +62,12 @@ def run(options: Options, out: TextIO) -> None:
         revision=options.revision,
     )
     out.write(f"{commit.commit_url}\n")
+    published = RepoCard.load(hf_hub_download(options.repo, "README.md", revision=commit.oid))
+    if (folder / "README.md").is_file() and _words_of_people(card) - _words_of_people(published):
+        sys.stderr.write(
+            f"{options.repo!r} had a README.md already, which was kept outside the card: what {str(folder / 'README.md')!r} says there "
+            "was not pushed. Put it in by hand.\n"
+        )
 
 
 def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[ModelCard, dict[str, bytes]]:
@@ -94,6 +100,15 @@ def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[Mod
     if missing:
         raise SwagError(f"The card in {str(readme)!r} links to {missing[0]!r}, which is not there.")
     return ModelCard(text), {path.name: path.read_bytes() for path in paths}
+
+
+def _words_of_people(card: RepoCard) -> set[str]:
+    """The lines outside our marks; the title, which we may have written too, is none of them."""
+    from hub_cards.marks import find_marked
+
+    marked = find_marked(card.text)
+    text = card.text if marked is None else marked.before + marked.after
+    return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("# ")}
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:

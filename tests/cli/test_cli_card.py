@@ -124,6 +124,17 @@ def test_a_pushed_readme_is_the_one_that_was_shown(measured, folder, hub):
         assert file.read() == shown
 
 
+def test_words_that_were_not_pushed_are_told(measured, folder, hub, capsys):
+    # Red for: a README.md of the folder whose words vanish in silence behind those of the Hub, or a note where nothing was left out.
+    assert main(["card", str(folder), "--results", measured[1], "--repo", "user/cli-two-words"]) == 0
+    assert main(["push", str(folder), "--repo", "user/cli-two-words"]) == 0
+    assert "outside the card" not in capsys.readouterr().err
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMine alone.\n")
+    assert main(["push", str(folder), "--repo", "user/cli-two-words"]) == 0
+    assert "'user/cli-two-words' had a README.md already, which was kept outside the card" in capsys.readouterr().err
+    assert "Mine alone." not in ModelCard.load("user/cli-two-words").text
+
+
 def test_a_push_goes_where_it_was_told_and_says_what_the_hub_refused(folder, hub, capsys):
     # Red for: a branch or a visibility that is left out, a traceback where somebody else's repository was named.
     assert main(["push", str(folder), "--repo", "user/cli-where", "--private", "--revision", "draft"]) == 0
