@@ -32,6 +32,7 @@ from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ class SwagCollector:
             diagnostics=trajectory_statistics(gaussian.deviations, count=len(taken.steps)),
             base_model=adapter.base_model,
             adapter_digest=adapter.digest,
-            versions={name: version(name) for name in ("swag_trainer", "transformers", "peft", "torch")},
+            versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
             **self._facts,
             **self._task_facts(),
         )

@@ -34,6 +34,7 @@ from swag_trainer.posterior.plain_lora import base_changed_by
 from swag_trainer.posterior.provenance import Provenance
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.storage import check_finite, content_digest
+from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +305,7 @@ def _adapter_facts(adapter: SavedAdapter) -> dict[str, Any]:
         return value if isinstance(value, str) else None
 
     peft_version = text("peft_version")
-    versions = {name: version(name) for name in ("swag_trainer", "torch")}
+    versions = {"swag_trainer": __version__, "torch": version("torch")}
     return {
         "base_model": adapter.base_model,
         "base_revision": text("revision"),
