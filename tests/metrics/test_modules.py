@@ -74,6 +74,13 @@ def test_options_go_through_the_constructor():
     }
 
 
+def test_a_class_may_have_any_number():
+    # Red for: references kept in a type that ends at 127 or 32,767.
+    probabilities = np.zeros((1, 70_000))
+    probabilities[0, [5, 69_999]] = 0.25, 0.75
+    assert modules.Accuracy().compute(predictions=probabilities, references=[69_999]) == {"accuracy": 1.0}
+
+
 def test_two_modules_of_a_kind_work_side_by_side_and_leave_no_file(tmp_path, monkeypatch):
     # Red for: evaluate's locked file of predictions, whose name is the same in every process of a user.
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
