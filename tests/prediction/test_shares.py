@@ -118,6 +118,28 @@ def test_a_process_that_nobody_launched_settles_nothing_for_accelerate(setup, mo
     assert PartialState._shared_state == {}
 
 
+def test_only_processes_that_were_launched_together_are_connected_and_only_once(monkeypatch):
+    # Red for: a cluster's WORLD_SIZE or a launch of one process taken for company; a connection of the user's own that is made anew.
+    from accelerate import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    alone = ({"WORLD_SIZE": "2"}, {"LOCAL_RANK": "0"}, {"LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    for environment in alone:
+        with monkeypatch.context() as patch:
+            for name in ("LOCAL_RANK", "WORLD_SIZE"):
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert Processes.of_this_run() == Processes(0, 1)
+            assert PartialState._shared_state == {}, environment
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, answer in {"is_initialized": True, "get_rank": 1, "get_world_size": 2}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda answer=answer: answer)
+    assert Processes.of_this_run() == Processes(1, 2)
+    assert PartialState._shared_state == {}
+
+
 def test_equal_rows_have_equal_digests_however_they_are_kept():
     # Red for: rows told apart by their container, or not told apart by values, names and places.
     row = {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}
