@@ -7,7 +7,6 @@ from conftest import lora_model
 from lively import short_run
 from oracles import dense_covariance
 from peft import LoraConfig, get_peft_model
-from transformers import BertForSequenceClassification
 
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.adapters.weights import AdapterWeights
@@ -127,7 +126,7 @@ def test_weights_that_take_no_part_add_nothing(base_folder, batch):
         return LinearizedForward(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0), weights.layout
 
     plain = lora_model(base_folder)
-    base = BertForSequenceClassification.from_pretrained(base_folder, num_labels=3)
+    base = lora_model(base_folder).unload()
     base.aside = torch.nn.Linear(4, 4)  # no forward ever comes here
     torch.manual_seed(0)
     config = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value", "aside"])
