@@ -1,4 +1,7 @@
-"""Random probabilities and labels, awkward ones among them, for the tests of the metrics."""
+"""Random probabilities and labels, awkward ones among them, and borders of bins, for the tests of the metrics."""
+
+import functools
+from fractions import Fraction
 
 import numpy as np
 from scipy.special import softmax
@@ -18,6 +21,7 @@ def probability_cases(count=1000, *, inside=False):
         yield probabilities, labels
 
 
+@functools.cache  # a dozen tests go through the same thousand
 def probability_case(kind, *, seed):
     generator = np.random.default_rng(seed)
     rows = generator.integers(1, 5) if kind == "few rows" else generator.integers(5, 80)
@@ -34,4 +38,25 @@ def probability_case(kind, *, seed):
         probabilities = np.eye(classes)[labels]
     elif kind == "certain and wrong":
         probabilities = np.eye(classes)[(labels + 1) % classes]
+    probabilities.setflags(write=False)
+    labels.setflags(write=False)
     return probabilities, labels
+
+
+def equal_mass(values, num_bins):
+    """The borders of bins of equal mass: quantiles, interpolated in exact fractions. A list of num_bins + 1."""
+    ordered = sorted(values)
+    edges = [0.0]
+    for index in range(1, num_bins):
+        place = Fraction(index * (len(ordered) - 1), num_bins)
+        low = int(place)
+        edges.append(ordered[low] if place == low else ordered[low] + float(place - low) * (ordered[low + 1] - ordered[low]))
+    return [*edges, 1.0]
+
+
+def filled_bins(values, edges):
+    """Yield which values lie in each bin that is not empty. A bin holds its upper border, and the first one all below it too."""
+    for low, high in zip([-1.0, *edges[1:-1]], [*edges[1:-1], 2.0], strict=True):
+        inside = (low < values) & (values <= high)
+        if inside.any():
+            yield inside

@@ -1,12 +1,15 @@
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from headless import headless_base
 from transformers import pipeline
 
-from swag_trainer import SwagPosterior
+from swag_trainer import SwagError, SwagPosterior
+from swag_trainer.posterior.tuning import CalibratedThreshold
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -31,6 +34,74 @@ def test_risk_and_coverage_are_counted_over_the_right_rows(abstention):
     assert abstention.measured_abstention(answers, task)["risk_of_all"] == 0.25
 
 
+def a_task(abstention, foreign=()):
+    return abstention.TextTask("t", ["x", "y"], {"test": ["a", "b", "c", "d"]}, {"test": np.array([0, 0, 1, 1])}, list(foreign))
+
+
+def test_no_answers_have_no_risk(abstention):
+    # Red for: the mean of nothing, and a warning about it.
+    answers = [{"label": None, "top_label": "x"}] * 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = abstention.measured_abstention(answers, a_task(abstention))
+    assert (figures["coverage"], figures["risk_of_all"]) == (0, 0.5) and np.isnan(figures["risk"])
+
+
+def test_the_sentence_about_abstaining_is_of_the_goal_and_of_both_kinds_of_rows(abstention):
+    # Red for: foreign rows answered counted as handed over, or answered without the goal; an error where nothing could be promised.
+    given = {
+        "a": {"label": "x"},
+        "b": {"label": "y"},
+        "c": {"label": "y"},
+        "d": {"label": None, "top_label": "x"},
+        "far": {"label": None, "top_label": "x"},
+        "farther": {"label": None, "top_label": "y"},
+        "near": {"label": "x"},
+    }
+
+    def classify(texts, *, risk):
+        if risk == 0.01:
+            raise SwagError("No threshold could be promised.")
+        assert risk == 0.3
+        return [given[text] for text in texts]
+
+    task = a_task(abstention, foreign=["far", "farther", "near"])
+    assert abstention.said_of_abstaining(classify, task, risk=0.3) == (
+        "risk 0.3: answered 0.750 of the rows, 0.333 of the answers are wrong (0.500 if every row is answered); "
+        "handed over 0.667 of the foreign rows."
+    )
+    assert "foreign" not in abstention.said_of_abstaining(classify, a_task(abstention), risk=0.3)
+    said = abstention.said_of_abstaining(classify, task, risk=0.01)
+    assert said == "risk 0.01: no answers. No threshold could be promised."
+
+
+def test_the_sentence_about_sets_counts_labels_and_those_that_hold_the_true_one(abstention):
+    # Red for: sets without the true label counted, the length of something else.
+    def classify(texts, *, prediction_set):
+        assert (texts, prediction_set) == (["a", "b", "c", "d"], abstention.LEVEL)
+        return [{"label": "x", "prediction_set": names} for names in (["x"], ["x", "y"], ["x"], ["x", "y"])]
+
+    assert "hold it 0.750 of the time, with 1.50 labels" in abstention.said_of_sets(classify, a_task(abstention))
+
+
+def test_the_table_has_each_figure_in_its_column(abstention):
+    # Red for: coverage and risk exchanged, a threshold that could not be found shown as a number.
+    thresholds = [
+        CalibratedThreshold("risk", 0.05, threshold=0.875, coverage=0.625, risk=0.04, level=0.9),
+        CalibratedThreshold("coverage", 0.9, threshold=None, coverage=0.0, risk=None),
+    ]
+    tuning = SimpleNamespace(temperature=1.25, num_examples=70, num_calibration=30, thresholds=thresholds)
+    table = abstention.thresholds(SimpleNamespace(scale=0.5, tuning=tuning))
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns == {
+        "goal": ["risk 0.05", "coverage 0.9"],
+        "answer from score": ["0.875", "-"],
+        "answered": ["0.625", "0.000"],
+        "wrong among them": ["0.040", "-"],
+    }
+    assert "Scale 0.5, temperature 1.25, chosen on 70 rows; thresholds calibrated on 30 others" in table.title
+
+
 @pytest.mark.filterwarnings("ignore:On .* rows of:UserWarning")
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: figures of an untuned pipeline, of the validation split, or of another goal than the sentence names.
@@ -44,7 +115,8 @@ def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder
     said = " ".join(capsys.readouterr().out.split())
     task = abstention.read_task(str(abstention.DATA))
     posterior = SwagPosterior.from_pretrained(tmp_path / "out")
-    assert (posterior.tuning.dataset, posterior.tuning.num_calibration) == ("support.jsonl", 30)
+    tuning = posterior.tuning
+    assert (tuning.dataset, tuning.split, tuning.num_calibration) == ("support.jsonl", "validation", 30)
     answers = pipeline("swag-text-classification", model=str(tmp_path / "out"))(task.texts["test"])
     threshold = next(each.threshold for each in posterior.tuning.thresholds if (each.goal, each.target) == ("coverage", 0.9))
     share = np.mean([answer["score"] >= threshold for answer in answers])

@@ -1,9 +1,11 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from headless import headless_base
 
 from swag_trainer import Predictive
@@ -59,20 +61,49 @@ def test_the_verdict_is_of_the_seed_by_seed_difference_and_knows_when_it_is_chan
 
 
 def test_the_example_follows_every_strategy_from_the_same_start(active_learning, base_folder, tmp_path, monkeypatch, capsys):
-    # Red for: strategies that begin with other rows, a round that labels more or fewer rows than another strategy's.
+    # Red for: strategies that begin with other rows, a round that labels more or fewer rows than another strategy's, or rows that have
+    # a label already; other pools for another strategy; a model that is not trained again.
     base = headless_base(base_folder, tmp_path / "base")
-    options = f"--model {base} --target-modules query value --steps 10 --first-rows 20 --rows-per-round 10 --rounds 1 --pool 40"
+    options = (
+        f"--model {base} --target-modules query value --steps 10 --first-rows 20 --rows-per-round 10 --rounds 1 --pool 200"
+    )
     options += " --test-rows 30 --seeds 2 --num-samples 4"
     monkeypatch.setattr(sys, "argv", ["active_learning.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     seen = []
     real = active_learning.one_seed
     monkeypatch.setattr(active_learning, "one_seed", lambda *arguments: seen.append(real(*arguments)) or seen[-1])
+    pools, trained = [], []
+    choose, train, tokenise = active_learning.chosen, active_learning.train, active_learning.tokenised
+
+    def numbered(*arguments):
+        rows = tokenise(*arguments)
+        return rows.add_column("number", list(range(len(rows))))
+
+    def chosen(strategy, predictor, pool, count):
+        pools.append(pool["number"][:])
+        return choose(strategy, predictor, pool, count)
+
+    def trained_on(task, rows, *arguments, **named):
+        trained.append(rows["number"][:])
+        return train(task, rows, *arguments, **named)
+
+    monkeypatch.setattr(active_learning, "tokenised", numbered)
+    monkeypatch.setattr(active_learning, "chosen", chosen)
+    monkeypatch.setattr(active_learning, "train", trained_on)
     active_learning.main()
     said = " ".join(capsys.readouterr().out.split())
     for curves in seen:
         assert len({tuple(curve[0].values()) for curve in curves.values()}) == 1
         assert [len(curve) for curve in curves.values()] == [2, 2, 2]
+        assert all(curve[0] != curve[1] for curve in curves.values())
+    assert [len(rows) for rows in trained] == [20, 30, 30, 30] * 2
+    assert all(rows[:20] == trained[4 * seed] for seed in range(2) for rows in trained[4 * seed : 4 * seed + 4])
+    assert [len(pool) for pool in pools] == [200] * 6
+    for seed in range(2):
+        assert pools[3 * seed] == pools[3 * seed + 1] == pools[3 * seed + 2]
+        assert not set(pools[3 * seed]) & set(trained[4 * seed])
+    assert pools[0] != pools[3]
     mean = np.mean([curves["entropy"][1]["NLL"] for curves in seen])
     assert f"{mean:.3f} ± " in said
     assert said.count("with 30 rows") == 6
@@ -86,3 +117,27 @@ def test_the_first_rows_are_balanced_over_the_classes(active_learning):
     first = active_learning.first_rows(task, 9, seed=0)
     assert np.bincount(targets[first]).tolist() == [3, 3, 3] and len(set(first.tolist())) == 9
     assert set(first.tolist()) != set(active_learning.first_rows(task, 9, seed=1).tolist())
+
+
+def test_the_table_has_means_and_deviations_over_the_seeds_below_the_numbers_of_rows(active_learning):
+    # Red for: a deviation divided by the number of seeds, figures exchanged, numbers of rows that nobody labelled.
+    def curves(*accuracies):
+        return {name: [{"accuracy": each, "NLL": 2 * each} for each in accuracies] for name in active_learning.STRATEGIES}
+
+    task = active_learning.TextTask("support", [], {}, {}, [])
+    arguments = SimpleNamespace(first_rows=30, rows_per_round=20, rounds=1)
+    table = active_learning.as_table(task, [curves(0.25, 0.5), curves(0.75, 0.5)], arguments)
+    assert [column.header for column in table.columns] == ["rows chosen by", "figure", "30 rows", "50 rows"]
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    # The deviation of 0.25 and 0.75 with one row taken off is 0.5 / sqrt(2).
+    assert cells[0] == ("random", "accuracy", "0.500 ± 0.354", "0.500 ± 0.000")
+    assert cells[1] == ("random", "NLL", "1.000 ± 0.707", "1.000 ± 0.000")
+    assert [row[0] for row in cells[::2]] == list(active_learning.STRATEGIES)
+
+
+def test_figures_are_those_of_the_rows_own_labels(active_learning):
+    # Red for: labels of other rows, a figure of the training rows.
+    predictor = Draws([[[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
+    found = active_learning.figures(predictor, Dataset.from_dict({"labels": [0, 0, 1, 0]}))
+    sure = 1 / (1 + np.exp(-2.0))
+    assert found == {"accuracy": 0.75, "NLL": pytest.approx(-(3 * np.log(sure) + np.log(1 - sure)) / 4)}

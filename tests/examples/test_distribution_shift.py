@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,12 +35,23 @@ def test_mistyping_changes_about_as_many_letters_as_asked_for_and_nothing_else(s
     assert one != other and one == shift.mistyped(text, 0.1, np.random.default_rng(0))
 
 
-def test_the_interval_is_of_the_auroc_of_shifted_rows(shift):
+@pytest.mark.parametrize(("kind", "typed"), [(0, "bac"), (1, "bc"), (2, "aabc"), (3, "zbc")])
+def test_a_letter_is_swapped_dropped_doubled_or_replaced(shift, kind, typed):
+    # Red for: a kind of typo that leaves the text as it was. The first letter of "abc" is mistyped, the others are not.
+    shares, numbers = iter([0.0, 1.0, 1.0]), iter([kind, 25])
+    generator = SimpleNamespace(random=lambda: next(shares), integers=lambda count: min(next(numbers), count - 1))
+    assert shift.mistyped("abc", 0.5, generator) == typed
+
+
+def test_the_interval_is_of_the_auroc_of_shifted_rows(shift, monkeypatch):
     # Red for: known rows taken for the shifted ones, resamples that change how many there are of each.
     generator = torch.Generator().manual_seed(0)
     known = Predictive.from_logits(3 * torch.randn(4, 50, 3, generator=generator), "softmax")
     shifted = Predictive.from_logits(torch.randn(4, 20, 3, generator=generator), "softmax")
+    sizes, real = set(), shift.auroc
+    monkeypatch.setattr(shift, "auroc", lambda one, other: sizes.add((len(one), len(other))) or real(one, other))
     interval = shift.shift_interval(known, shifted, "entropy", 200)
+    assert sizes == {(50, 20)}
     oracle = roc_auc_score([0] * 50 + [1] * 20, np.concatenate([known.entropy, shifted.entropy]))
     assert interval.value == pytest.approx(oracle)
     assert 0.5 < interval.low < oracle < interval.high <= 1
@@ -48,16 +60,29 @@ def test_the_interval_is_of_the_auroc_of_shifted_rows(shift):
 def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: a kind of shift left out, figures of the training rows, foreign rows with an accuracy.
     base = headless_base(base_folder, tmp_path / "base")
-    options = f"--model {base} --steps 12 --train-rows 40 --resamples 20 --num-samples 4"
+    options = f"--model {base} --steps 12 --train-rows 40 --resamples 20 --num-samples 4 --scale 2"
     monkeypatch.setattr(sys, "argv", ["distribution_shift.py", *options.split()])
     monkeypatch.setenv("COLUMNS", "200")
     kept = {}
     real = shift.answered
     monkeypatch.setattr(shift, "answered", lambda *arguments: kept.update(real(*arguments)) or kept)
+    shares, settings = [], []
+    mistype, predictor = shift.mistyped, shift.MonteCarloPredictor
+    monkeypatch.setattr(
+        shift, "mistyped", lambda text, share, generator: shares.append(share) or mistype(text, share, generator)
+    )
+    monkeypatch.setattr(shift, "MonteCarloPredictor", lambda *a, **k: settings.append(k) or predictor(*a, **k))
     shift.main()
     said = capsys.readouterr().out
-    assert list(kept) == ["test split", "5% typos", "15% typos", "foreign"]
-    assert [len(predictive) for predictive in kept.values()] == [420, 420, 420, 100]
+    assert shares == [0.05] * 420 + [0.15] * 420
+    assert settings == [{"num_samples": 4, "seed": 0, "scale": 2.0, "progress": False}]
+    # The labels are those of the test split, typos or not; there is one row in the second table for each kind of shift.
+    labels = shift.read_task(str(shift.DATA)).targets["test"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    assert [row[0] for row in cells] == ["test split", "5% typos", "15% typos", "foreign", "5% typos", "15% typos", "foreign"]
+    for (name, accuracy, *_), predictive in zip(cells[:3], kept.values(), strict=False):
+        assert accuracy == f"{(predictive.probabilities.argmax(axis=1) == labels).mean():.3f}", name
+    assert cells[3][1] == "-"
     line = next(line for line in said.splitlines() if "test split" in line and "accuracy" not in line and "AUROC" not in line)
     assert f"{kept['test split'].entropy.mean():.3f}" in line
     foreign = roc_auc_score([0] * 420 + [1] * 100, np.concatenate([kept["test split"].entropy, kept["foreign"].entropy]))

@@ -35,6 +35,26 @@ def test_the_nll_is_that_of_the_average_of_the_draws_probabilities():
             )
 
 
+def test_the_nll_of_a_thousand_averages_is_that_of_the_slow_sum():
+    # Red for: the number of draws left out of the mean, the temperature on one draw alone, a single row or draw that is dropped.
+    for seed in range(1000):
+        generator = np.random.default_rng(seed)
+        draws, rows, classes = generator.integers(1, 5), generator.integers(1, 8), generator.integers(2, 5)
+        logits, labels = generator.normal(size=(draws, rows, classes)) * 5, generator.integers(classes, size=rows)
+        if seed % 5 == 1:
+            logits = logits.round()
+        elif seed % 5 == 2:
+            logits = np.zeros_like(logits)
+        elif seed % 5 == 3:
+            logits = np.tile(30 * np.eye(classes)[labels], (draws, 1, 1))
+        elif seed % 5 == 4:
+            labels = np.zeros_like(labels)
+        temperature = float(generator.uniform(0.3, 3))
+        averages = np.exp(logits / temperature) / np.exp(logits / temperature).sum(axis=2, keepdims=True)
+        expected = -np.mean([math.log(averages[:, row, label].mean()) for row, label in enumerate(labels)])
+        assert averaged_nll(logits, labels, temperature) == pytest.approx(expected, abs=1e-9)
+
+
 def test_no_other_temperature_has_a_lower_penalised_nll():
     # Red for: a search that stays in the valley it starts in, a penalty that does not fade, one for T in place of log T.
     for seed in range(20):

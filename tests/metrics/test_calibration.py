@@ -1,9 +1,9 @@
+import functools
 import warnings
-from fractions import Fraction
 
 import numpy as np
 import pytest
-from probability_cases import probability_cases
+from probability_cases import equal_mass, filled_bins, probability_cases
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
@@ -26,17 +26,8 @@ def random_task(seed, rows=400, classes=4):
     return logits, labels
 
 
-def slow_bins(confidence, correct, edges):
-    """(count, confidence, accuracy) of every bin that is not empty."""
-    bins = [[] for _ in edges[1:]]
-    for row, value in enumerate(confidence):
-        inside = [b for b in range(len(bins)) if (b == 0 or edges[b] < value) and (value <= edges[b + 1] or b == len(bins) - 1)]
-        bins[inside[0]].append(row)
-    return [(len(b), np.mean([confidence[i] for i in b]), np.mean([correct[i] for i in b])) for b in bins if b]
-
-
 def slow_error(confidence, correct, edges, norm="l1"):
-    bins = slow_bins(confidence, correct, edges)
+    bins = [(b.sum(), confidence[b].mean(), correct[b].mean()) for b in filled_bins(confidence, edges)]
     total = sum(count for count, _, _ in bins)
     if norm == "max":
         return max(abs(a - c) for _, c, a in bins)
@@ -48,27 +39,49 @@ def slow_error(confidence, correct, edges, norm="l1"):
     return max(sum(n / total * square for n, square, _ in squares), 0) ** 0.5
 
 
-def equal_mass(values, num_bins):
-    ordered = sorted(values)
-    edges = [0.0]
-    for index in range(1, num_bins):
-        place = Fraction(index * (len(ordered) - 1), num_bins)
-        low = int(place)
-        edges.append(ordered[low] if place == low else ordered[low] + float(place - low) * (ordered[low + 1] - ordered[low]))
-    return [*edges, 1.0]
+def test_the_cases_hold_what_a_metric_may_stumble_over():
+    # Red for: random cases that no longer have what the tests here are to try.
+    cases = list(probability_cases(1000))
+    tops = [probabilities.max(axis=1) for probabilities, _ in cases]
+    found = {
+        "one row": sum(len(labels) == 1 for _, labels in cases),
+        "ties": sum(len(set(top.tolist())) < len(top) for top in tops),
+        "one class": sum(len(labels) > 1 and len(set(labels.tolist())) == 1 for _, labels in cases),
+        "constant": sum(len(rows) > 4 and (rows == rows[0]).all() for rows, _ in cases),
+        "perfect": sum(len(rows) > 4 and (rows[np.arange(len(rows)), labels] == 1).all() for rows, labels in cases),
+        "all wrong": sum(len(rows) > 4 and (rows[np.arange(len(rows)), labels] == 0).all() for rows, labels in cases),
+        "empty bins": sum((reliability_bins(*case, num_bins=10).counts == 0).any() for case in cases),
+        "a bin of one": sum((reliability_bins(*case, num_bins=10).counts == 1).any() for case in cases),
+    }
+    assert min(found.values()) >= 30, found
 
 
 @pytest.mark.parametrize("num_bins", [1, 10, 15])
 def test_the_calibration_errors_are_those_of_the_definitions(num_bins):
     # Red for: unweighted bins, the mean over classes, a bin's middle taken for its confidence, n for n - 1, a square left unrooted.
-    edges = [index / num_bins for index in range(num_bins + 1)]
-    for probabilities, labels in probability_cases(350):
+    width = [index / num_bins for index in range(num_bins + 1)]
+    for probabilities, labels in probability_cases(1000):
         confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-        for norm in ("l1", "l2", "max"):
-            ours = expected_calibration_error(probabilities, labels, num_bins=num_bins, norm=norm)
-            assert ours == pytest.approx(slow_error(confidence, correct, edges, norm), abs=1e-9)
-        debiased = expected_calibration_error(probabilities, labels, num_bins=num_bins, norm="l2", debiased=True)
-        # The root of what is left of a difference of squares of rounding size.
+        for scheme, edges in (("width", width), ("mass", equal_mass(confidence, num_bins))):
+            bins = reliability_bins(probabilities, labels, num_bins=num_bins, scheme=scheme)
+            for norm in ("l1", "l2", "max"):
+                assert bins.error(norm) == pytest.approx(slow_error(confidence, correct, edges, norm), abs=1e-9)
+            # The root of what is left of a difference of squares of rounding size.
+            debiased = slow_error(confidence, correct, edges, "debiased")
+            assert bins.error("l2", debiased=True) == pytest.approx(debiased, abs=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["width", "mass"])
+def test_each_error_by_its_name_is_that_of_the_bins(scheme):
+    # Red for: a scheme, a number of bins, a norm or the debiasing that is left out on the way, or the mean in place of the worst bin.
+    for probabilities, labels in probability_cases(1000):
+        confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        edges = equal_mass(confidence, 6) if scheme == "mass" else [index / 6 for index in range(7)]
+        options = {"num_bins": 6, "scheme": scheme}
+        plain, worst = (slow_error(confidence, correct, edges, norm) for norm in ("l1", "max"))
+        assert expected_calibration_error(probabilities, labels, **options) == pytest.approx(plain, abs=1e-9)
+        assert maximum_calibration_error(probabilities, labels, **options) == pytest.approx(worst, abs=1e-9)
+        debiased = expected_calibration_error(probabilities, labels, norm="l2", debiased=True, **options)
         assert debiased == pytest.approx(slow_error(confidence, correct, edges, "debiased"), abs=1e-6)
 
 
@@ -114,7 +127,7 @@ def test_bins_are_those_of_scikit_learn(scheme, strategy):
 
 def test_classwise_and_adaptive_errors_are_those_of_the_definitions():
     # Red for: the sum over the classes, the top label's probability for each class, quantiles of all classes together.
-    for probabilities, labels in probability_cases(350):
+    for probabilities, labels in probability_cases(1000):
         classes = range(probabilities.shape[1])
         width = [slow_error(probabilities[:, c], labels == c, [b / 7 for b in range(8)]) for c in classes]
         mass = [slow_error(probabilities[:, c], labels == c, equal_mass(probabilities[:, c], 7)) for c in classes]
@@ -149,18 +162,24 @@ def test_the_maximum_is_that_of_the_worst_bin():
     assert maximum_calibration_error(probabilities, labels, num_bins=5) == pytest.approx(0.6)
 
 
+@functools.cache
+def wilson_limits(successes, count):
+    limits = binomtest(successes, count).proportion_ci(0.95, method="wilson")
+    return limits.low, limits.high
+
+
 def test_confidence_limits_are_wilsons():
     # Red for: Wald's limits, which are 1 and 1 where every answer is right; a 90 % level; limits of an empty bin.
-    for probabilities, labels in probability_cases(70):
+    for probabilities, labels in probability_cases(1000):
         bins = reliability_bins(probabilities, labels, num_bins=6)
         for index, count in enumerate(bins.counts):
             if count == 0:
                 assert np.isnan(bins.accuracy_low[index]) and np.isnan(bins.accuracy_high[index])
                 continue
             successes = int(round(bins.accuracy[index] * count))
-            limits = binomtest(successes, int(count)).proportion_ci(0.95, method="wilson")
-            assert bins.accuracy_low[index] == pytest.approx(limits.low, abs=1e-9)
-            assert bins.accuracy_high[index] == pytest.approx(limits.high, abs=1e-9)
+            low, high = wilson_limits(successes, int(count))
+            assert bins.accuracy_low[index] == pytest.approx(low, abs=1e-9)
+            assert bins.accuracy_high[index] == pytest.approx(high, abs=1e-9)
 
 
 def test_a_border_belongs_to_the_bin_below_it():

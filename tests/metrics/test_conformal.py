@@ -39,7 +39,7 @@ def slow_score(p, label, *, method, penalty=0.0, regularised_rank=0):
 def test_quantile_and_sets_are_those_of_the_definitions(name):
     # Red for: n in place of n + 1, ranks counted from 0, a label's own probability left out, a penalty from the first rank on.
     options = METHODS[name]
-    for seed in range(200):
+    for seed in range(1000):
         generator = np.random.default_rng(seed)
         probabilities, labels = overconfident_rows(generator, int(generator.integers(1, 60)), classes=4)
         probabilities[::3] = 0.25  # ties between labels

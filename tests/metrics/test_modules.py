@@ -28,9 +28,23 @@ def test_modules_combine_and_say_what_the_functions_say():
     # Red for: inputs that do not combine, probabilities rounded to float32 on the way, a module under another's name.
     pairs = all_modules()
     combined = evaluate.combine([module for module, _ in pairs.values()])
-    for probabilities, labels in probability_cases(14):
+    for probabilities, labels in probability_cases(70):
         results = combined.compute(predictions=probabilities, references=labels)
         assert results == {key: function(probabilities, labels) for key, (_, function) in pairs.items()}
+
+
+@pytest.mark.slow
+def test_a_thousand_computations_are_those_of_the_functions_alone_and_combined(monkeypatch):
+    # Red for: what the few cases above miss, and whatever one computation leaves behind for the next.
+    # Half of a computation is a hash of the rows, for a cache that nobody asks.
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda dataset: "none")
+    pairs = all_modules()
+    combined = evaluate.combine([module for module, _ in pairs.values()])
+    for index, (probabilities, labels) in enumerate(probability_cases(1000)):
+        expected = {key: function(probabilities, labels) for key, (_, function) in pairs.items()}
+        assert combined.compute(predictions=probabilities, references=labels) == expected
+        key = list(pairs)[index // 7 % len(pairs)]  # the kinds of cases go round in sevens
+        assert pairs[key][0].compute(predictions=probabilities, references=labels) == {key: expected[key]}
 
 
 def test_batches_add_up_and_do_not_stay():
@@ -58,6 +72,13 @@ def test_options_go_through_the_constructor():
         "full_ece": metrics.expected_calibration_error(probabilities, labels, scheme="mass"),
         "classwise_ece": metrics.adaptive_calibration_error(probabilities, labels, num_bins=5),
     }
+
+
+def test_a_class_may_have_any_number():
+    # Red for: references kept in a type that ends at 127 or 32,767.
+    probabilities = np.zeros((1, 70_000))
+    probabilities[0, [5, 69_999]] = 0.25, 0.75
+    assert modules.Accuracy().compute(predictions=probabilities, references=[69_999]) == {"accuracy": 1.0}
 
 
 def test_two_modules_of_a_kind_work_side_by_side_and_leave_no_file(tmp_path, monkeypatch):

@@ -13,11 +13,20 @@ from swag_trainer.metrics.regression import (
 
 
 def gaussian_cases(count=1000):
+    """Means, standard deviations and targets: plain, perfect, tied, one constant prediction, far off, one row, by turns."""
     for seed in range(count):
         generator = np.random.default_rng(seed)
-        rows = generator.integers(1, 50)
+        rows = 1 if seed % 6 == 5 else generator.integers(2, 50)
         mean, std = generator.normal(size=rows), generator.uniform(0.05, 3, size=rows)
-        targets = mean.copy() if seed % 5 == 0 else generator.normal(mean, 2 * std)  # perfect means, with a spread
+        targets = generator.normal(mean, 2 * std)
+        if seed % 6 == 1:
+            targets = mean.copy()
+        elif seed % 6 == 2:
+            mean, std, targets = mean.round(), np.maximum(std.round(), 1), targets.round()
+        elif seed % 6 == 3:
+            mean, std = np.full(rows, mean[0]), np.full(rows, std[0])
+        elif seed % 6 == 4:
+            targets = targets + 40 * std * generator.choice([-1, 1], size=rows)
         yield mean, std, targets
 
 
@@ -30,6 +39,8 @@ def draw_cases(count=1000):
             draws, targets = draws.round(), targets.round()  # ties among the draws and with the targets
         if seed % 7 == 0:
             draws = np.tile(targets, (len(draws), 1))  # perfect
+        if seed % 7 == 1:
+            draws = np.full_like(draws, draws[0, 0])  # one constant prediction
         yield draws, targets
 
 
@@ -39,12 +50,38 @@ def test_the_log_score_is_that_of_the_normal_density():
         assert gaussian_nll(mean, std, targets) == pytest.approx(-norm.logpdf(targets, mean, std).mean(), abs=1e-9)
 
 
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(60)
+
+
+def integral(function, low, high):
+    """Of one function per row, by Gauss and Legendre; the borders have the shape (N,)."""
+    half = (high - low) / 2
+    return half * (function(low[:, None] + half[:, None] * (NODES + 1)) @ WEIGHTS)
+
+
+def slow_gaussian_crps(mean, std, targets):
+    """The integral of (F(x) - [x >= target])^2 over x; beyond nine standard deviations F is 0 or 1."""
+    low, high = mean - 9 * std, mean + 9 * std
+    inside = np.clip(targets, low, high)
+    mean, std = mean[:, None], std[:, None]
+    below = integral(lambda x: norm.cdf(x, mean, std) ** 2, low, inside)
+    above = integral(lambda x: norm.sf(x, mean, std) ** 2, inside, high)
+    return below + above + np.abs(targets - inside)
+
+
 def test_the_score_of_a_gaussian_is_the_integral_of_its_definition():
     # Red for: a sign, a factor of 2, the score in standard deviations instead of the targets' unit.
+    for mean, std, targets in gaussian_cases():
+        assert gaussian_crps(mean, std, targets) == pytest.approx(slow_gaussian_crps(mean, std, targets).mean(), abs=1e-9)
+
+
+def test_the_oracle_of_that_integral_is_that_of_an_adaptive_one():
+    # Red for: an oracle with too few nodes.
     for mean, std, target in [(0.0, 1.0, 0.0), (1.0, 0.3, 1.5), (-2.0, 4.0, 3.0), (0.0, 0.1, -0.4)]:
         below = quad(lambda x: norm.cdf(x, mean, std) ** 2, mean - 20 * std, target, epsabs=1e-10, limit=200)[0]  # noqa: B023
         above = quad(lambda x: norm.sf(x, mean, std) ** 2, target, mean + 20 * std, epsabs=1e-10, limit=200)[0]  # noqa: B023
-        assert gaussian_crps([mean], [std], [target]) == pytest.approx(below + above, abs=1e-7)
+        ours = slow_gaussian_crps(np.array([mean]), np.array([std]), np.array([target]))
+        assert ours.item() == pytest.approx(below + above, abs=1e-9)
 
 
 def test_the_score_of_draws_is_that_of_their_pairs():
@@ -80,10 +117,10 @@ def test_coverage_is_the_share_inside_the_interval(level):
         inside = ((low <= targets) & (targets <= high)).mean()
         assert gaussian_coverage(mean, std, targets, level=level) == pytest.approx(inside)
     for draws, targets in draw_cases():
-        inside = [
-            np.quantile(column, (1 - level) / 2) <= target <= np.quantile(column, (1 + level) / 2)
-            for column, target in zip(draws.T, targets, strict=True)
-        ]
+        inside = []
+        for column, target in zip(draws.T, targets, strict=True):
+            low, high = np.quantile(column, [(1 - level) / 2, (1 + level) / 2])
+            inside.append(low <= target <= high)
         assert ensemble_coverage(draws, targets, level=level) == pytest.approx(np.mean(inside))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probability_cases import KINDS, probability_case, probability_cases
+from probability_cases import KINDS, equal_mass, filled_bins, probability_case, probability_cases
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss, matthews_corrcoef
 
 from swag_trainer.metrics.scores import (
@@ -46,30 +46,30 @@ def test_a_certain_and_wrong_row_costs_as_much_as_is_documented():
     assert brier_score([[1.0, 0.0]], [1]) == 2
 
 
-def slow_parts(probabilities, labels, num_bins):
+def slow_parts(probabilities, labels, edges_of):
+    """(reliability, resolution, uncertainty, what is missing to the score), class by class and bin by bin."""
     rows, total = len(labels), np.zeros(3)
-    for c in range(probabilities.shape[1]):
-        frequency = sum(label == c for label in labels) / rows
-        for b in range(num_bins):
-            inside = [
-                i
-                for i in range(rows)
-                if (b == 0 or b / num_bins < probabilities[i, c]) and probabilities[i, c] <= (b + 1) / num_bins
-            ]
-            if inside:
-                mean = sum(probabilities[i, c] for i in inside) / len(inside)
-                share = sum(labels[i] == c for i in inside) / len(inside)
-                total += np.array([(mean - share) ** 2, (share - frequency) ** 2, 0]) * len(inside) / rows
+    for c, column in enumerate(probabilities.T):
+        frequency = np.mean(labels == c)
+        for inside in filled_bins(column, edges_of(column)):
+            mean, share = column[inside].mean(), np.mean(labels[inside] == c)
+            total[:2] += np.array([(mean - share) ** 2, (share - frequency) ** 2]) * inside.sum() / rows
         total[2] += frequency * (1 - frequency)
-    return total
+    score = (
+        sum((1 - p[label]) ** 2 + (p**2).sum() - p[label] ** 2 for p, label in zip(probabilities, labels, strict=True)) / rows
+    )
+    return [*total, score - (total[0] - total[1] + total[2])]
 
 
-def test_the_parts_of_the_brier_score_are_those_of_murphy():
-    # Red for: resolution and reliability exchanged, bins of the top label, parts averaged over the classes.
-    for probabilities, labels in probability_cases(210):
-        parts = brier_decomposition(probabilities, labels, num_bins=5)
-        expected = slow_parts(probabilities, labels, 5)
-        np.testing.assert_allclose([parts.reliability, parts.resolution, parts.uncertainty], expected, atol=1e-9)
+@pytest.mark.parametrize("scheme", ["width", "mass"])
+def test_the_parts_of_the_brier_score_are_those_of_murphy(scheme):
+    # Red for: resolution and reliability exchanged, bins of the top label, parts averaged over the classes, a scheme left out.
+    widths = [index / 5 for index in range(6)]
+    for probabilities, labels in probability_cases(1000):
+        parts = brier_decomposition(probabilities, labels, num_bins=5, scheme=scheme)
+        expected = slow_parts(probabilities, labels, lambda p: equal_mass(p, 5) if scheme == "mass" else widths)
+        found = [parts.reliability, parts.resolution, parts.uncertainty, parts.remainder]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @settings(max_examples=200, deadline=None)

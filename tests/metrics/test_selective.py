@@ -14,11 +14,16 @@ from swag_trainer.metrics.selective import (
 
 
 def random_case(seed):
-    """Confidences with many ties in every second case, of 1 to 40 rows; all right and all wrong occur."""
+    """Confidences with many ties in every second case, of 1 to 40 rows; all right and all wrong occur, equal and perfect ones too."""
     generator = np.random.default_rng(seed)
     rows = int(generator.integers(1, 41))
     confidence = generator.integers(0, 5, rows) / 4 if seed % 2 else generator.normal(size=rows)
-    return confidence, generator.random(rows) < generator.choice([0.0, 0.5, 0.9, 1.0])
+    correct = generator.random(rows) < generator.choice([0.0, 0.5, 0.9, 1.0])
+    if seed % 10 == 8:
+        confidence = np.full(rows, 0.7)
+    elif seed % 10 == 9:
+        confidence = correct.astype(float)
+    return confidence, correct
 
 
 def slow_points(confidence, correct):

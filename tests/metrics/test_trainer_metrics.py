@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import lora_model, trainer_for
+from probability_cases import probability_cases
 from scipy.special import softmax
 
 from swag_trainer import metrics
@@ -40,6 +41,19 @@ def test_options_are_those_of_the_maker():
     assert compute(SimpleNamespace(predictions=probabilities, label_ids=labels)) == expected(probabilities, labels, 2)
     logits = SimpleNamespace(predictions=(np.log(probabilities), "hidden states"), label_ids=labels)
     assert compute_metrics(logits)["nll"] == pytest.approx(metrics.negative_log_likelihood(probabilities, labels))
+
+
+def test_a_thousand_predictions_have_the_figures_of_the_functions():
+    # Red for: a figure under another's name, a softmax that reaches over the rows, float32 on the way.
+    for probabilities, labels in probability_cases(1000, inside=True):
+        found = compute_metrics(SimpleNamespace(predictions=np.log(probabilities) + 3, label_ids=labels))
+        for name, value in expected(probabilities, labels).items():
+            # Rows that tie as probabilities need not tie as logits: an answer, and the bin on a border, may be another one.
+            if name in ("nll", "brier"):
+                assert found[name] == pytest.approx(value, abs=1e-9)
+        assert classification_metrics(from_logits=False)(
+            SimpleNamespace(predictions=probabilities, label_ids=labels)
+        ) == expected(probabilities, labels)
 
 
 def test_predictions_that_do_not_fit_are_refused():

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from accelerate import PartialState
 from conftest import lora_model
 from lively import short_run
 from peft import PeftModel
@@ -53,6 +54,8 @@ def together(folder, setup):
     results["answered here"] = list(answered)
     results["draws"] = torch.from_numpy(predictor.predict(rows[:5], return_draws=True).draw_probabilities)
     results["until exact"] = answer(setup, 24, max_error=0.02, num_blocks=4)
+    results["processes for accelerate"] = PartialState().num_processes
+    results["exchanged"] = Processes.of_this_run().exchange(lambda: RANK)
     return results
 
 

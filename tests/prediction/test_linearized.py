@@ -6,6 +6,7 @@ import torch
 from conftest import lora_model
 from lively import short_run
 from oracles import dense_covariance
+from peft import LoraConfig, get_peft_model
 
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.adapters.weights import AdapterWeights
@@ -108,6 +109,59 @@ def test_derivatives_are_those_of_finite_differences_of_the_whole_adapter(run, b
     assert all(part.abs().max() > 0 for part in weights.layout.unflatten(jacobian).values())
 
 
+def test_the_draws_of_the_logits_are_those_of_the_seed(base_folder, batch):
+    # Red for: a seed that is taken and not used, or a process's own random state.
+    weights = head_only(base_folder)
+    gaussian = some_gaussian(weights.layout.size, 4)
+    first, again, other = (LinearizedForward(weights, gaussian, scale=1.0, seed=seed)(batch) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.1
+    torch.testing.assert_close(first.mean(0), other.mean(0), rtol=0, atol=1e-5)
+
+
+def test_weights_that_take_no_part_add_nothing(base_folder, batch):
+    # Red for: a derivative that is missing, and with it an error or the derivatives of the weights after it in their places.
+    def linearized(model):
+        weights = AdapterWeights(model.eval())
+        return LinearizedForward(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0), weights.layout
+
+    plain = lora_model(base_folder)
+    base = lora_model(base_folder).unload()
+    base.aside = torch.nn.Linear(4, 4)  # no forward ever comes here
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value", "aside"])
+    (forward, layout), row = linearized(get_peft_model(base, config)), {name: value[:1] for name, value in batch.items()}
+    parts = layout.unflatten(forward._derivatives(row)[1])
+    unused = {key for key, part in parts.items() if part.abs().max() == 0}
+    assert unused == {key for key in layout.keys if "aside" in key} and len(unused) == 2
+    assert len(layout.keys) == len(linearized(plain)[1].keys) + 2
+
+
+def test_a_model_in_bfloat16_has_the_covariance_of_the_same_weights_in_float32(base_folder, batch):
+    # Red for: derivatives kept in bfloat16, whose products with the posterior's float32 directions there are none of.
+    model = lora_model(base_folder).eval()
+    gaussian = some_gaussian(AdapterWeights(model).layout.size, 4)
+    rounded = LowRankGaussian(gaussian.mean.bfloat16().float(), gaussian.variance, gaussian.deviations)
+    wide = LinearizedForward(AdapterWeights(model.bfloat16().float()), rounded, scale=0.1, seed=0).gaussian(batch)
+    narrow = LinearizedForward(AdapterWeights(model.bfloat16()), rounded, scale=0.1, seed=0)
+    assert all(part.dtype == torch.float32 for part in narrow._derivatives({name: value[:1] for name, value in batch.items()}))
+    for one, other in zip(narrow.gaussian(batch), wide, strict=True):
+        # Sixteen-bit products of two layers: some per cent of the largest number.
+        assert (one - other).abs().max() < 0.1 * other.abs().max()
+
+
+def test_rows_from_inference_mode_reach_trained_embeddings_too(base_folder, batch):
+    # Red for: rows made in inference mode and not copied. Only what is multiplied with a trained weight itself has to be kept for
+    # the derivatives, here the numbers of the words.
+    model = lora_model(base_folder, target_modules=["word_embeddings"]).eval()
+    weights = AdapterWeights(model)
+    forward = LinearizedForward(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0)
+    expected = forward.gaussian(batch)
+    with torch.inference_mode():
+        found = forward.gaussian({name: value.clone() for name, value in batch.items()})
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_the_predictor_averages_the_gaussian_over_the_logits_and_leaves_the_model_alone(run, batch):
     # Red for: gradients or a requires_grad left on the user's parameters; a temperature or padding forgotten on this way.
     model, posterior, _ = run
@@ -195,4 +249,17 @@ def test_what_cannot_be_linearised_is_refused(run, batch, monkeypatch):
     predictor = MonteCarloPredictor(model, posterior, method="linearized")
     monkeypatch.setattr(type(predictor._forward._weights.model), "forward", torch.no_grad()(type(model).forward))
     with pytest.raises(SwagError, match='could not be differentiated.*method="monte_carlo"'):
+        predictor.predict(batch)
+
+
+def test_a_device_that_is_full_is_not_a_model_that_cannot_be_differentiated(run, batch, monkeypatch):
+    # Red for: an error that sends people to another method, where a smaller batch or model would do; and what catches a full device
+    # further up would not know it.
+    predictor = MonteCarloPredictor(run[0], run[1], method="linearized")
+
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(type(predictor._forward._weights.model), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="the device is full"):
         predictor.predict(batch)

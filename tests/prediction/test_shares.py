@@ -50,6 +50,17 @@ def test_each_process_answers_its_share_and_no_more(results):
     assert all(sum(sizes) > 10 for sizes in answered)
 
 
+def test_processes_that_are_connected_are_so_for_accelerate_too(results):
+    # Red for: a PartialState that is not told of the CPU, which connects the processes and takes each for the only one: a Trainer
+    # made afterwards would train in each of them by itself.
+    assert [result["together"]["processes for accelerate"] for result in results] == [2, 2]
+
+
+def test_values_are_exchanged_in_the_order_of_the_processes(results):
+    # Red for: the order in which they come, or this process's own one first.
+    assert [result["together"]["exchanged"] for result in results] == [[0, 1], [0, 1]]
+
+
 def test_draws_and_rows_with_numbers_of_their_own_come_back_in_order(setup, results):
     # Red for: draws put together along the rows' axis; blocks that depend on which rows a process has seen.
     predictor = worker.a_predictor(setup)
@@ -118,6 +129,28 @@ def test_a_process_that_nobody_launched_settles_nothing_for_accelerate(setup, mo
     assert PartialState._shared_state == {}
 
 
+def test_only_processes_that_were_launched_together_are_connected_and_only_once(monkeypatch):
+    # Red for: a cluster's WORLD_SIZE or a launch of one process taken for company; a connection of the user's own that is made anew.
+    from accelerate import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    alone = ({"WORLD_SIZE": "2"}, {"LOCAL_RANK": "0"}, {"LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    for environment in alone:
+        with monkeypatch.context() as patch:
+            for name in ("LOCAL_RANK", "WORLD_SIZE"):
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert Processes.of_this_run() == Processes(0, 1)
+            assert PartialState._shared_state == {}, environment
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, answer in {"is_initialized": True, "get_rank": 1, "get_world_size": 2}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda answer=answer: answer)
+    assert Processes.of_this_run() == Processes(1, 2)
+    assert PartialState._shared_state == {}
+
+
 def test_equal_rows_have_equal_digests_however_they_are_kept():
     # Red for: rows told apart by their container, or not told apart by values, names and places.
     row = {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}
@@ -125,3 +158,15 @@ def test_equal_rows_have_equal_digests_however_they_are_kept():
     assert digest([row]) == digest([tensors]) == digest([{name: np.array(values) for name, values in reversed(row.items())}])
     others = [[row, row], [{**row, "input_ids": [1, 3, 2]}], [{**row, "input_ids": [1, 2]}], [{"input_ids": [1, 2, 3]}], []]
     assert len({digest(rows) for rows in ([row], *others)}) == 6
+
+
+def test_other_names_nestings_and_kinds_have_other_digests():
+    # Red for: names, lengths of lists or shapes left out, so that parts that change places look alike; yes and 1 told apart; texts
+    # and whatever else is no number not looked at.
+    assert digest({"input_ids": [1, 2]}) != digest({"token_type_ids": [1, 2]})
+    assert digest([["a"], "b"]) != digest([["a", "b"]])
+    assert digest([1, 2], [3]) != digest([1], [2, 3]) != digest([[1], [2, 3]])
+    assert digest(torch.zeros(2, 3)) != digest(torch.zeros(3, 2))
+    assert digest([True, False]) == digest([1, 0]) == digest([1.0, 0.0]) == digest(torch.tensor([True, False]))
+    assert digest("good") != digest("bad") != digest(None) != digest(object)
+    assert digest(torch.ones(2, requires_grad=True)) == digest([1, 1])

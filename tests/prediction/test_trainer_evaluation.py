@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from swag_trainer import AdapterMismatchError, MonteCarloPredictor, SwagError, SwagPosterior
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
-from swag_trainer.prediction.trainer_evaluation import as_predictions
+from swag_trainer.prediction.trainer_evaluation import as_predictions, loss_of
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,13 @@ def assert_probabilities(predictions, expected):
 
 
 def test_a_trainer_predicts_the_averaged_probabilities_and_their_likelihood(setup, posterior, expected, tmp_path):
-    # Red for: the model's own logits, the mean of the logits, new draws for each batch, a loss of the mean weights.
+    # Red for: the model's own logits, the mean of the logits, new draws for each batch, a loss of the mean weights, float64, which
+    # some devices lack.
     trainer = worker.a_trainer(tmp_path, setup)
     trainer.use_posterior(posterior)
     output = trainer.predict(setup["rows"])
     assert_probabilities(output.predictions, expected.probabilities)
+    assert output.predictions.dtype == np.float32
     assert output.label_ids.tolist() == [row["labels"] for row in setup["rows"]]
     likelihood = negative_log_likelihood(expected.probabilities, setup["rows"])
     assert output.metrics["test_loss"] == pytest.approx(likelihood, abs=1e-5)
@@ -173,6 +175,65 @@ def test_certain_answers_stay_finite():
     assert as_predictions(certain, "softmax").tolist() == [[0.0, pytest.approx(-708.4, abs=0.1)]]
     several = Predictive.from_logits(torch.tensor([[[2000.0, -2000.0]]]), "sigmoid")
     assert np.isfinite(as_predictions(several, "sigmoid").astype(np.float32)).all()
+
+
+def test_a_loss_is_the_mean_over_the_rows_that_have_a_label():
+    # Red for: -100 taken for a class or counted as a row, labels that must be flat, shapes that broadcast, whole numbers refused.
+    logs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]]).log()
+    expected = -(np.log(0.7) + np.log(0.4)) / 2
+    for labels in (torch.tensor([0, -100, 2]), torch.tensor([[0], [-100], [2]])):
+        assert loss_of(logs, labels, "softmax").item() == pytest.approx(expected, abs=1e-6)
+    outputs, targets = torch.tensor([[1.0], [3.0], [2.0]]), [1, 1, 4]
+    for labels in (torch.tensor(targets), torch.tensor(targets)[:, None], torch.tensor(targets).float()):
+        assert loss_of(outputs, labels, "identity").item() == pytest.approx((0 + 4 + 4) / 3)
+    odds = torch.log(torch.tensor([[3.0], [1 / 3], [1.0]]))  # probabilities 3/4, 1/4, 1/2
+    expected = -(np.log(0.75) + np.log(0.25) + np.log(0.5)) / 3
+    for labels in (torch.tensor([1, 1, 0]), torch.tensor([[1], [1], [0]])):
+        assert loss_of(odds, labels, "sigmoid").item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_step_gives_what_it_is_asked_for(setup, posterior, expected, tmp_path):
+    # Red for: predictions gathered though the loss alone was asked for, columns that a plain step was to leave out, labels of None
+    # taken for labels.
+    trainer = worker.a_trainer(tmp_path, setup)
+    batch = trainer.data_collator(setup["rows"][:4])
+    assert trainer.prediction_step(trainer.model, dict(batch), False, ignore_keys=["logits"])[1] == ()
+    trainer.use_posterior(posterior)
+    loss, predictions, labels = trainer.prediction_step(trainer.model, dict(batch), False)
+    assert_probabilities(predictions.numpy(), expected.probabilities[:4])
+    assert torch.equal(labels, batch["labels"])
+    assert trainer.prediction_step(trainer.model, dict(batch), True) == (loss, None, None)
+    loss, predictions, labels = trainer.prediction_step(trainer.model, {**batch, "labels": None}, False)
+    assert loss is None and labels is None
+    assert_probabilities(predictions.numpy(), expected.probabilities[:4])
+
+
+def test_a_model_that_is_wrapped_is_answered_for_all_the_same(setup, posterior, expected, tmp_path):
+    # Red for: the wrapper of several devices taken for a model without an adapter.
+    trainer = worker.a_trainer(tmp_path, setup)
+    trainer.model = torch.nn.DataParallel(trainer.model)
+    trainer.use_posterior(posterior)
+    batch = trainer.data_collator(setup["rows"][:4])
+    assert_probabilities(trainer.prediction_step(trainer.model, batch, False)[1].numpy(), expected.probabilities[:4])
+
+
+def test_one_output_has_to_be_named_and_one_kind_of_label_is_enough(setup, posterior, tmp_path):
+    # Red for: a squared error of what a pipeline answers as a yes or no; the first of two labels measured, the other one forgotten.
+    trainer = worker.a_trainer(tmp_path, setup)
+    config = trainer.model.get_base_model().config
+    config.num_labels, config.problem_type = 1, None
+    with pytest.raises(SwagError, match="one output.*problem_type"):
+        trainer.use_posterior(posterior)
+    assert trainer._posterior is None
+    for kind in ("regression", "multi_label_classification"):
+        config.problem_type = kind
+        trainer.use_posterior(posterior)
+    config.num_labels, config.problem_type = 3, None
+    trainer.use_posterior(posterior)
+    trainer.label_names = ["start_positions", "end_positions"]
+    batch = {**trainer.data_collator(setup["rows"][:2]), "start_positions": torch.zeros(2), "end_positions": torch.ones(2)}
+    with pytest.raises(SwagError, match="one kind of label.*end_positions"):
+        trainer.prediction_step(trainer.model, batch, False)
 
 
 def test_rows_without_labels_have_predictions_and_no_loss(setup, posterior, expected, tmp_path):
