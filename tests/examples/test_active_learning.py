@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ def active_learning(monkeypatch):
 
     # What it silences would stay silent for the tests after this one.
     monkeypatch.setattr(active_learning, "quiet_libraries", lambda: None)
-    return active_learning
+    yield active_learning
+    logging.getLogger("swag_trainer").setLevel(logging.NOTSET)
 
 
 class Draws:
@@ -38,9 +40,21 @@ def test_each_strategy_picks_the_rows_it_is_named_after(active_learning):
     agreed_unclear, disagreed, clear = [0.0, 0.0], [4.0, 0.0], [9.0, 0.0]
     # Three rows, two draws. The draws disagree on the second row; its averaged entropy is just below that of the first.
     predictor = Draws([[agreed_unclear, disagreed, clear], [agreed_unclear, [0.0, 3.0], clear]])
-    assert active_learning.chosen("entropy", predictor, [0, 1, 2], 1).tolist() == [0]
-    assert active_learning.chosen("mutual information", predictor, [0, 1, 2], 1).tolist() == [1]
-    assert active_learning.chosen("random", predictor, [0, 1, 2], 2).tolist() == [0, 1]
+    generator = np.random.default_rng(0)
+    assert active_learning.chosen("entropy", predictor, [0, 1, 2], 1, generator).tolist() == [0]
+    assert active_learning.chosen("mutual information", predictor, [0, 1, 2], 1, generator).tolist() == [1]
+    assert active_learning.chosen("random", predictor, [0, 1, 2], 2, generator).tolist() == [0, 1]
+
+
+def test_rows_are_drawn_as_often_as_their_share_of_the_mutual_information(active_learning):
+    # Red for: the highest rows whatever the luck, a draw by anything but the mutual information, one row drawn twice.
+    predictor = Draws([[[3.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [[0.0, 3.0], [0.0, 1.0], [1.0, 0.0]]])
+    share = predictor.predict(None).mutual_information
+    generator = np.random.default_rng(0)
+    drawn = [active_learning.chosen("drawn by mutual information", predictor, [0, 1, 2], 2, generator) for _ in range(4000)]
+    first = np.bincount([picked[0] for picked in drawn], minlength=3) / 4000
+    np.testing.assert_allclose(first, share / share.sum(), atol=0.02)
+    assert all(len(set(picked.tolist())) == 2 for picked in drawn)
 
 
 def test_the_verdict_is_of_the_seed_by_seed_difference_and_knows_when_it_is_chance(active_learning):
@@ -80,9 +94,9 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
         rows = tokenise(*arguments)
         return rows.add_column("number", list(range(len(rows))))
 
-    def chosen(strategy, predictor, pool, count):
+    def chosen(strategy, predictor, pool, count, generator):
         pools.append(pool["number"][:])
-        return choose(strategy, predictor, pool, count)
+        return choose(strategy, predictor, pool, count, generator)
 
     def trained_on(task, rows, *arguments, **named):
         trained.append(rows["number"][:])
@@ -95,18 +109,18 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     said = " ".join(capsys.readouterr().out.split())
     for curves in seen:
         assert len({tuple(curve[0].values()) for curve in curves.values()}) == 1
-        assert [len(curve) for curve in curves.values()] == [2, 2, 2]
+        assert [len(curve) for curve in curves.values()] == [2, 2, 2, 2]
         assert all(curve[0] != curve[1] for curve in curves.values())
-    assert [len(rows) for rows in trained] == [20, 30, 30, 30] * 2
-    assert all(rows[:20] == trained[4 * seed] for seed in range(2) for rows in trained[4 * seed : 4 * seed + 4])
-    assert [len(pool) for pool in pools] == [200] * 6
+    assert [len(rows) for rows in trained] == [20, 30, 30, 30, 30] * 2
+    assert all(rows[:20] == trained[5 * seed] for seed in range(2) for rows in trained[5 * seed : 5 * seed + 5])
+    assert [len(pool) for pool in pools] == [200] * 8
     for seed in range(2):
-        assert pools[3 * seed] == pools[3 * seed + 1] == pools[3 * seed + 2]
-        assert not set(pools[3 * seed]) & set(trained[4 * seed])
-    assert pools[0] != pools[3]
+        assert all(pool == pools[4 * seed] for pool in pools[4 * seed : 4 * seed + 4])
+        assert not set(pools[4 * seed]) & set(trained[5 * seed])
+    assert pools[0] != pools[4]
     mean = np.mean([curves["entropy"][1]["NLL"] for curves in seen])
     assert f"{mean:.3f} ± " in said
-    assert said.count("with 30 rows") == 6
+    assert said.count("with 30 rows") == 8
     assert "mutual information, NLL: better than random choice for" in said
 
 
