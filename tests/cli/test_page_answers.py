@@ -5,21 +5,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, lora_model
-from lively import short_run
+from lively import pipeline_of, short_run, tuning_of
 from transformers import pipeline
 
 from swag_trainer import SwagError
 from swag_trainer.cli.page_answers import Answering, circumstances, holds_mean, uncertainty, verdict
-from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
+from swag_trainer.posterior.tuning import CalibratedThreshold
 
-RECORD = Tuning(
-    temperature=1.25,
-    dataset="me/questions",
-    num_examples=60,
-    num_calibration=61,
-    num_samples=4,
-    seed=3,
-    nll=0.5,
+RECORD = tuning_of(
     thresholds=[
         CalibratedThreshold("risk", 0.01, None, 0.0, None, level=0.9),
         CalibratedThreshold("risk", 0.1, 0.41239, 0.8, 0.02, level=0.9),
@@ -34,12 +27,6 @@ def run(base_folder, texts, tmp_path_factory):
     """(model, posterior that was not tuned and whose adapter holds its mean, tokenizer)."""
     model, posterior, tokenizer = short_run(base_folder, texts, tmp_path_factory.mktemp("run"))
     return model, replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean)), tokenizer
-
-
-def pipeline_of(run, *, tuning=None, **options):
-    model, posterior, tokenizer = run
-    posterior = replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=tuning))
-    return pipeline("swag-text-classification", model=model, tokenizer=tokenizer, posterior=posterior, device="cpu", **options)
 
 
 def test_the_page_answers_with_the_pipeline_s_own_figures(run, texts):
