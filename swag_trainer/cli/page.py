@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
 
 SHOWN_CLASSES = 5
+_AXIS_CHARACTERS = 20  # of a class's name below the plot, where five stand side by side
+# A name without spaces would push the probability after it out of its box.
+_CSS = "#averaged dt, #mean dt, #trained dt { overflow-wrap: anywhere; }"
 # Texts stay where they were typed: no history in the browser, no public link, no second server process, no links to elsewhere.
-LAUNCH: dict[str, Any] = {"share": False, "run_history": False, "ssr_mode": False, "footer_links": []}
+LAUNCH: dict[str, Any] = {"share": False, "run_history": False, "ssr_mode": False, "footer_links": [], "css": _CSS}
 
 
 def build_page(
@@ -75,6 +78,7 @@ def build_page(
                 label=f"SWAG: {_count(answering)} averaged",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
+                min_width=300,
                 elem_id="averaged",
             )
             mean = gr.Label(
@@ -82,6 +86,7 @@ def build_page(
                 label="Posterior mean (SWA): one answer",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
+                min_width=300,
                 elem_id="mean",
             )
             trained = gr.Label(
@@ -89,6 +94,7 @@ def build_page(
                 label="The adapter's own weights, as trained (MAP): one answer",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
+                min_width=300,
                 visible=answering.has_trained_weights,
                 elem_id="trained",
             )
@@ -146,20 +152,26 @@ def points(answer: Answer) -> pd.DataFrame:
 
     rows = []
     for place, index in enumerate(answer.likeliest(SHOWN_CLASSES)):
-        name = f"{place + 1}. {answer.labels[index]}"  # the axis sorts by name
+        name = f"{place + 1}. {_shortened(answer.labels[index])}"  # the axis sorts by name
         rows += [(name, float(value), "one draw") for value in answer.draws[:, index]]
         rows.append((name, float(answer.probabilities[index]), "average"))
     return pd.DataFrame(rows, columns=["class", "probability", "by"])
 
 
 def figures(answer: Answer) -> pd.DataFrame:
-    """Return the table: a row for each draw, a column for each likely class, and the average at the end."""
+    """Return the table: the average, which stays in sight above many draws, and a row for each draw; a column for each likely class."""
     import pandas as pd
 
     top = answer.likeliest(SHOWN_CLASSES)
-    rows = [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(answer.draws)]
-    rows.append(["average", *(f"{value:.3f}" for value in answer.probabilities[top])])
+    rows = [["average", *(f"{value:.3f}" for value in answer.probabilities[top])]]
+    rows += [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(answer.draws)]
     return pd.DataFrame(rows, columns=["draw", *(answer.labels[index] for index in top)])
+
+
+def _shortened(name: str) -> str:
+    """Leave out the middle of a long name: those of one data set often begin alike."""
+    half = _AXIS_CHARACTERS // 2
+    return name if len(name) <= _AXIS_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _count(answering: Answering) -> str:

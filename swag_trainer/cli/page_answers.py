@@ -75,7 +75,7 @@ class Answering:
             raise SwagError(
                 "The page is for classes that exclude each other; this model is for several labels or a regression."
             )
-        self.request: Request = classify._forward_params["request"].filled_in(self.posterior)
+        self.request = classify.request.filled_in(self.posterior)
         self.first_decision = _first_decision(self.request, self.posterior)
         self.labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         self._tokenizer = classify.tokenizer

@@ -167,12 +167,13 @@ class PackedForward:
         with torch.inference_mode():  # as the copy may have been made in inference mode, and its tensors then be of that kind
             self._weights.write(self._weights.layout.unflatten(draw))
         calls, outputs = watch(model, batch)
+        plain = logits_of(outputs)
         drawn = lifted(model, drawn_modules(self._weights), calls)
         pruned, position = [], 0
         if way.prune:
             row = {name: value[:1] for name, value in batch.items()}
             pruned, position = prunable_modules(
-                model, calls, lambda: logits_of(model(**row)), whole=[item.module for item in drawn]
+                model, calls, lambda: logits_of(model(**row)), plain, whole=[item.module for item in drawn]
             )
         fixed = list(fixed_modules(model, drawn, calls))
         for layer in onednn_layers(model, drawn):
@@ -188,7 +189,7 @@ class PackedForward:
         largest = max(call.size for seen in calls.values() for call in seen)
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // tokens_of(batch)
-        return logits_of(outputs)[0]
+        return plain[0]
 
     def _run(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         if self._prefix is not None:

@@ -88,6 +88,15 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         self.tokenizer = tokenizer  # _sanitize_parameters is called by the constructor and asks which arguments it knows
         super().__init__(model=model, tokenizer=tokenizer, **{"task": TEXT_CLASSIFICATION_TASK, **kwargs})
 
+    @property
+    def request(self) -> Request:
+        """What the constructor asked for, which holds for every call that says nothing else; None where it did not say.
+
+        ``request.filled_in(posterior)`` has the draws, scale and temperature that answer then.
+        """
+        # Where transformers keeps what `_sanitize_parameters` returned to the constructor, which is yet to come the first time it is called.
+        return getattr(self, "_forward_params", {}).get("request", Request())
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Classify one text, a list of texts, a dictionary with ``text`` and ``text_pair``, a data set or a generator."""
         if type(inputs).__module__.startswith("datasets.") and hasattr(inputs, "source"):  # datasets.Column, which is lazy
@@ -110,8 +119,7 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = {name: others.pop(name) for name in Request.option_names() if name in others}
         self._refuse_unknown(others)
-        # The constructor's parameters are there from the second time on.
-        request = getattr(self, "_forward_params", {}).get("request", Request()).updated(options)
+        request = self.request.updated(options)
         decide(request, self.posterior)
         request.filled_in(self.posterior)  # both refuse what cannot be done before a text is read
         preprocess, _, postprocess = super()._sanitize_parameters(function_to_apply, top_k, **others)

@@ -31,6 +31,7 @@ def prunable_modules(
     model: nn.Module,
     calls: Mapping[nn.Module, Sequence[Call]],
     answer: Callable[[], Tensor],
+    expected: Tensor,
     *,
     whole: Sequence[nn.Module] = (),
 ) -> tuple[list[nn.Module], int]:
@@ -40,12 +41,12 @@ def prunable_modules(
         model: The model, whose forwards are replaced for the time of the call.
         calls: What `watch` saw of it.
         answer: Lets the model answer the watched row; returns its logits.
+        expected: These logits, as `watch` heard them.
         whole: Modules that are taken as they are or not at all, with what is inside them.
 
     Returns:
         The modules, the largest where one is made of nothing else, and the position: 0 for the first, -1 for the last.
     """
-    expected = answer()
     within = {child for module in whole for child in module.modules() if child is not module}
     seen = [
         module

@@ -5,21 +5,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import LABELS, lora_model
-from lively import short_run
+from lively import pipeline_of, short_run, tuning_of
 from transformers import pipeline
 
 from swag_trainer import SwagError
 from swag_trainer.cli.page_answers import Answering, circumstances, holds_mean, uncertainty, verdict
-from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
+from swag_trainer.posterior.tuning import CalibratedThreshold
 
-RECORD = Tuning(
-    temperature=1.25,
-    dataset="me/questions",
-    num_examples=60,
-    num_calibration=61,
-    num_samples=4,
-    seed=3,
-    nll=0.5,
+RECORD = tuning_of(
     thresholds=[
         CalibratedThreshold("risk", 0.01, None, 0.0, None, level=0.9),
         CalibratedThreshold("risk", 0.1, 0.41239, 0.8, 0.02, level=0.9),
@@ -36,12 +29,6 @@ def run(base_folder, texts, tmp_path_factory):
     return model, replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean)), tokenizer
 
 
-def pipeline_of(run, *, tuning=None, **options):
-    model, posterior, tokenizer = run
-    posterior = replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=tuning))
-    return pipeline("swag-text-classification", model=model, tokenizer=tokenizer, posterior=posterior, device="cpu", **options)
-
-
 def test_the_page_answers_with_the_pipeline_s_own_figures(run, texts):
     # Red for: other draws, another scale or temperature than the pipeline's, tuned or told; or a mean with either of them.
     for classify in (
@@ -54,7 +41,7 @@ def test_the_page_answers_with_the_pipeline_s_own_figures(run, texts):
         assert float(answer.averaged.entropy[0]) == theirs[0]["entropy"]
         assert float(answer.averaged.mutual_information[0]) == theirs[0]["mutual_information"]
         np.testing.assert_allclose(answer.draws.mean(axis=0), answer.probabilities, atol=1e-12)
-        assert len(answer.draws) == classify._forward_params["request"].filled_in(classify.posterior).num_samples
+        assert len(answer.draws) == classify.request.filled_in(classify.posterior).num_samples
         mean = classify(texts[0], top_k=None, scale=0, temperature=1.0)
         assert answer.by_name(answer.mean) == {row["label"]: row["score"] for row in mean}
         assert np.abs(answer.mean - answer.probabilities).max() > 1e-4

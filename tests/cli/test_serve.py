@@ -75,17 +75,23 @@ def test_the_button_answers_anew_and_the_slider_hands_over(classify):
 
 
 def test_plot_and_table_have_every_draw_of_the_likeliest_classes(classify):
-    # Red for: draws of another class, the average missing, classes in another order than that of their probability.
+    # Red for: draws of another class, the average missing or out of sight, classes in another order than that of their probability,
+    # names on the axis that are as long as a text or that lost the end that tells them apart.
     answer = Answering(classify)(TEXT)
     order = np.argsort(-answer.probabilities)
     table = figures(answer)
     assert list(table.columns) == ["draw", *(answer.labels[index] for index in order)]
-    np.testing.assert_allclose(table.iloc[:-1, 1:].astype(float), answer.draws[:, order], atol=5e-4)
-    np.testing.assert_allclose(table.iloc[-1, 1:].astype(float), answer.probabilities[order], atol=5e-4)
+    assert table["draw"].tolist() == ["average", "1", "2", "3", "4", "5"]
+    np.testing.assert_allclose(table.iloc[0, 1:].astype(float), answer.probabilities[order], atol=5e-4)
+    np.testing.assert_allclose(table.iloc[1:, 1:].astype(float), answer.draws[:, order], atol=5e-4)
     plotted = points(answer)
-    best = plotted[plotted["class"] == f"1. {answer.labels[order[0]]}"]
+    best = plotted[plotted["class"].str.startswith("1. ")]
     assert best[best["by"] == "one draw"]["probability"].tolist() == answer.draws[:, order[0]].tolist()
     assert best[best["by"] == "average"]["probability"].tolist() == [answer.probabilities.max()]
+    names = {HOSTILE: "<img src=…d** ${1+1}", "neutral": "neutral", "positive": "positive"}
+    assert list(dict.fromkeys(plotted["class"])) == [
+        f"{place + 1}. {names[answer.labels[index]]}" for place, index in enumerate(order)
+    ]
 
 
 def test_nothing_that_reads_markup_is_given_strings_of_strangers_and_nobody_is_told(classify, monkeypatch):

@@ -1,23 +1,13 @@
-from dataclasses import replace
-
 import pytest
 from conftest import LABELS
-from lively import short_run
-from transformers import pipeline
+from lively import at_scale_2, pipeline_of, short_run, tuning_of
 
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.metrics.conformal import ConformalSets
-from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
+from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
 from swag_trainer.prediction.decisions import Request, decide
 
-RECORD = Tuning(
-    temperature=1.25,
-    dataset="me/questions",
-    num_examples=60,
-    num_calibration=61,
-    num_samples=4,
-    seed=3,
-    nll=0.5,
+RECORD = tuning_of(
     thresholds=[
         CalibratedThreshold("risk", 0.05, 0.7, 0.8, 0.02, level=0.9),
         CalibratedThreshold("risk", 0.01, None, 0.0, None, level=0.9),
@@ -39,18 +29,8 @@ def run(base_folder, texts, tmp_path_factory):
 
 
 @pytest.fixture
-def posterior(run):
-    return replace(run[1], provenance=replace(run[1].provenance, scale=2.0, tuning=RECORD))
-
-
-@pytest.fixture
-def classify(run, posterior):
-    return pipeline_of(run, posterior)
-
-
-def pipeline_of(run, posterior, **options):
-    model, _, tokenizer = run
-    return pipeline("swag-text-classification", model=model, tokenizer=tokenizer, posterior=posterior, device="cpu", **options)
+def classify(run):
+    return pipeline_of(run, tuning=RECORD)
 
 
 def abstained(answer):
@@ -99,10 +79,10 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 rows of 'me/questions' were answered.")
 
 
-def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, posterior, texts):
+def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, texts):
     # Red for: a quantile of another method, labels by number, or sets of untempered probabilities.
     model, _, tokenizer = run
-    ours = MonteCarloPredictor(model, posterior, num_samples=4, seed=3, batch_size=1)
+    ours = MonteCarloPredictor(model, classify.posterior, num_samples=4, seed=3, batch_size=1)
     probabilities = ours.predict([dict(tokenizer(text)) for text in texts]).probabilities
     sizes = set()
     for method, quantile, options in [("aps", 0.8, ()), ("lac", 0.62, ()), ("raps", 0.95, (0.05, 1))]:
@@ -118,9 +98,9 @@ def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likelies
     assert all(set(answer["prediction_set"]) == set(LABELS) for answer in classify(texts, prediction_set=0.99))
 
 
-def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherwise(run, posterior, texts):
+def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherwise(run, texts):
     # Red for: an option that only works in the call; two ways to abstain that add up.
-    classify = pipeline_of(run, posterior, risk=0.05, prediction_set=0.9)
+    classify = pipeline_of(run, tuning=RECORD, risk=0.05, prediction_set=0.9)
     first = classify(texts)
     assert any(map(abstained, first)) and all("prediction_set" in answer for answer in first)
     assert all(map(abstained, classify(texts, abstain_below=1.0)))
@@ -148,16 +128,14 @@ def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherw
         ({"prediction_sett": 0.9}, "Did you mean 'prediction_set'"),
     ],
 )
-def test_what_was_not_calibrated_or_cannot_be_is_refused_in_call_and_constructor(
-    classify, run, posterior, texts, options, said
-):
+def test_what_was_not_calibrated_or_cannot_be_is_refused_in_call_and_constructor(classify, run, texts, options, said):
     # Red for: the nearest level taken instead, or a threshold of these draws compared with scores of others.
     with pytest.raises(SwagError, match=said):
         classify(texts[0], **options)
     with pytest.raises(SwagError, match=said):
         classify([], **options)
     with pytest.raises(SwagError, match=said):
-        pipeline_of(run, posterior, **options)
+        pipeline_of(run, tuning=RECORD, **options)
 
 
 def test_the_calibrations_own_draws_may_be_named(classify, texts):
@@ -169,14 +147,15 @@ def test_the_calibrations_own_draws_may_be_named(classify, texts):
 @pytest.mark.parametrize("options", [{"risk": 0.05}, {"coverage": 0.9}, {"prediction_set": 0.9}])
 def test_a_posterior_that_was_not_tuned_knows_no_risk_but_any_score(run, texts, options):
     # Red for: a threshold out of nowhere.
-    classify = pipeline_of(run, run[1])
+    classify = pipeline_of(run)
     with pytest.raises(SwagError, match="was not tuned.*abstain_below"):
         classify(texts[0], **options)
     assert abstained(classify(texts[0], abstain_below=1.0)[0])
 
 
-def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(run, posterior):
+def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(run):
     # Red for: seed=0 taken for "not given"; the posterior's temperature at another scale.
+    posterior = at_scale_2(run[1], RECORD)
     ours = Request().filled_in(posterior)
     assert (ours.num_samples, ours.seed, ours.scale, ours.temperature) == (4, 3, 2.0, 1.25)
     other = Request(num_samples=7, seed=0, scale=0).filled_in(posterior)

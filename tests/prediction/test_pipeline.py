@@ -8,6 +8,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import swag_trainer  # noqa: F401 - registers the task
 from swag_trainer import MonteCarloPredictor, PosteriorNotFoundError, SwagCallback, SwagError, SwagTextClassificationPipeline
+from swag_trainer.prediction.decisions import Request
 
 
 @pytest.fixture
@@ -104,6 +105,16 @@ def test_samples_scale_and_seed_may_be_given_in_the_call(classify, texts):
         device="cpu",
     )
     assert other(texts[:2]) == classify(texts[:2], num_samples=4, seed=1, scale=2.0)
+
+
+def test_what_the_constructor_asked_for_can_be_read_and_a_call_changes_nothing_of_it(trained, texts, tokenizer):
+    # Red for: the options of the last call, or settled numbers that would hold for another scale too.
+    model, posterior = trained[0].model, trained[1].posterior
+    options = {"model": model, "posterior": posterior, "tokenizer": tokenizer, "device": "cpu"}
+    classify = pipeline("swag-text-classification", num_samples=3, scale=2.0, **options)
+    classify(texts[0], num_samples=4, seed=1, abstain_below=0.5)
+    assert classify.request == Request(num_samples=3, scale=2.0)
+    assert pipeline("swag-text-classification", **options).request == Request()
 
 
 @pytest.mark.parametrize("arguments", [{"num_sample": 5}, {"n_samples": 5}, {"temperatur": 2.0}, {"topk": 1}])

@@ -16,7 +16,8 @@ LAST = ["layers.2.mlp", "layers.2.post_attention_layernorm", "layers.2.self_attn
 def found(model, batch, whole=()):
     with torch.no_grad():
         row = {name: value[:1] for name, value in batch.items()}
-        modules, position = prunable_modules(model, watch(model, batch)[0], lambda: model(**row)["logits"], whole=whole)
+        calls, output = watch(model, batch)
+        modules, position = prunable_modules(model, calls, lambda: model(**row)["logits"], output["logits"], whole=whole)
     names = {module: name for name, module in model.named_modules()}
     return sorted(names[module] for module in modules), position
 
