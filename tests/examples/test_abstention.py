@@ -102,6 +102,22 @@ def test_the_table_has_each_figure_in_its_column(abstention):
     assert "Scale 0.5, temperature 1.25, chosen on 70 rows; thresholds calibrated on 30 others" in table.title
 
 
+@pytest.mark.parametrize(("level", "promised"), [(0.8, 0.8), (0.0, None)])
+def test_the_risk_is_promised_at_the_level_that_was_asked_for(abstention, base_folder, tmp_path, monkeypatch, level, promised):
+    # Red for: a level that is dropped, or 0 handed on, which is no probability; settings of another goal or seed.
+    asked = {}
+    posterior = SimpleNamespace(save_pretrained=lambda folder: None)
+    posterior.tune = lambda model, data, **settings: asked.update(settings) or posterior
+    monkeypatch.setattr(abstention, "SwagCallback", lambda: SimpleNamespace(posterior=posterior))
+    monkeypatch.setattr(abstention, "train", lambda *arguments, **named: None)
+    options = f"--model {base_folder} --risk 0.25 --risk-level {level} --seed 3 --output {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
+    task = abstention.read_task(str(abstention.DATA))
+    assert abstention.tuned_posterior(task, abstention.parse_arguments()) is posterior
+    expected = {"risks": [0.25], "risk_level": promised, "levels": [abstention.LEVEL], "seed": 3, "split": "validation"}
+    assert {name: asked[name] for name in expected} == expected
+
+
 @pytest.mark.filterwarnings("ignore:On .* rows of:UserWarning")
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: figures of an untuned pipeline, of the validation split, or of another goal than the sentence names.

@@ -151,7 +151,7 @@ def test_the_table_has_means_and_deviations_over_the_seeds_below_the_numbers_of_
 
 def test_figures_are_those_of_the_rows_own_labels(active_learning):
     # Red for: labels of other rows, a figure of the training rows.
-    predictor = Draws([[[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
-    found = active_learning.figures(predictor, Dataset.from_dict({"labels": [0, 0, 1, 0]}))
+    predictor = Draws([[[2.0, 0.0]] * 8 + [[0.0, 2.0]] * 8])
+    found = active_learning.figures(predictor, Dataset.from_dict({"labels": [0] * 8 + [1] * 7 + [0]}))
     sure = 1 / (1 + np.exp(-2.0))
-    assert found == {"accuracy": 0.75, "NLL": pytest.approx(-(3 * np.log(sure) + np.log(1 - sure)) / 4)}
+    assert found == {"accuracy": 15 / 16, "NLL": pytest.approx(-(15 * np.log(sure) + np.log(1 - sure)) / 16)}

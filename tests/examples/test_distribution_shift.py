@@ -57,6 +57,27 @@ def test_the_interval_is_of_the_auroc_of_shifted_rows(shift, monkeypatch):
     assert 0.5 < interval.low < oracle < interval.high <= 1
 
 
+def test_the_means_are_of_the_rows_they_stand_beside(shift):
+    # Red for: the accuracy of the rows without typos in every line, an accuracy of foreign rows, a score in another's column.
+    def answers(right):
+        logits = torch.tensor([[4.0, 0.0]] * right + [[0.0, 4.0]] * (4 - right))
+        return Predictive.from_logits(torch.stack([logits, 0.5 * logits]), "softmax")
+
+    kept = {"test split": answers(4), "5% typos": answers(3), "foreign": answers(2)}
+    task = shift.TextTask("t", ["x", "y"], {}, {"test": np.zeros(4, dtype=int)}, ["?"])
+    table = shift.averages(kept, task)
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns["rows"] == list(kept) and columns["accuracy"] == ["1.000", "0.750", "-"]
+    first = kept["test split"]
+    for header, score in (
+        ("entropy", first.entropy),
+        ("mutual information", first.mutual_information),
+        ("aleatoric", first.aleatoric),
+    ):
+        assert columns[f"{header} (nats)"][0] == f"{score.mean():.3f}"
+    assert "with 2 draws" in table.title
+
+
 def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: a kind of shift left out, figures of the training rows, foreign rows with an accuracy.
     base = headless_base(base_folder, tmp_path / "base")
