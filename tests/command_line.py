@@ -6,17 +6,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from decoders import save_decoder
 from huggingface_hub import HfApi
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, set_seed
 
 from swag_trainer.cli.main import main
 
@@ -57,25 +49,9 @@ def demo_decoder() -> str:
     """A tiny random Llama, on the loopback Hub, with the demo's words and no padding token, like most decoders."""
     repo = "user/demo-tiny-llama"
     words = sorted({word for row in demo_rows() for word in re.findall(r"[a-z]+", row["text"].lower())})
-    vocabulary = {word: index for index, word in enumerate(["<end>", "<unk>", *words])}
-    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    model.pre_tokenizer = pre_tokenizers.Whitespace()
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=0,
-        bos_token_id=0,
-    )
     HfApi().create_repo(repo, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>").save_pretrained(folder)
-        LlamaForCausalLM(config).save_pretrained(folder)
-        HfApi().upload_folder(repo_id=repo, folder_path=folder)
+        HfApi().upload_folder(repo_id=repo, folder_path=save_decoder(Path(folder), words))
     return repo
 
 

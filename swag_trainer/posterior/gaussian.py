@@ -73,8 +73,15 @@ class LowRankGaussian:
 
         Returns:
             The draws. Shape (S, P), float32, on the CPU.
+
+        Raises:
+            SwagError: ``num_samples`` or ``scale`` is out of range.
         """
-        if scale == 0:
+        if num_samples < 1:
+            raise SwagError(
+                f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
+            )
+        if checked_scale(scale) == 0:
             return self.mean.expand(num_samples, -1).clone()
         z1, z2 = draw_noise(num_samples, num_weights=self.mean.numel(), rank=self.rank, seed=seed, design=design)
         return self.displacement(z1, z2).mul_(scale**0.5).add_(self.mean)

@@ -148,12 +148,7 @@ class SwagPosterior:
 
     def sample_flat(self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched") -> Tensor:
         """Draw weights as `sample` does, as one matrix. Shape (S, P); ``layout.unflatten`` cuts it into weights."""
-        if num_samples < 1:
-            raise SwagError(
-                f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
-            )
-        scale = self.scale if scale is None else checked_scale(scale)
-        return self.gaussian.sample(num_samples, seed=seed, scale=scale, design=design)
+        return self.gaussian.sample(num_samples, seed=seed, scale=self.scale if scale is None else scale, design=design)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.

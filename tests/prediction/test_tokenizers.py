@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 from conftest import WORDS, lora_model, trainer_for
+from decoders import save_decoder
 from huggingface_hub import HfApi, snapshot_download
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
+from transformers import AutoTokenizer, pipeline
 
 from swag_trainer import SwagCallback, SwagError, SwagPosterior
 
@@ -90,22 +90,7 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error_that_says_what_to_do(run):
 
 def test_a_decoder_without_a_padding_token_answers_batches_with_the_one_it_was_trained_with(texts, tmp_path):
     # Red for: a padding token that the posterior's file forgets: transformers then refuses every batch of the loaded model.
-    base = tmp_path / "decoder"
-    vocabulary = {word: index for index, word in enumerate(["<end>", "<unk>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(base)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        eos_token_id=0,
-        bos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(base)
+    base = save_decoder(tmp_path / "decoder", WORDS)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
     rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
