@@ -20,7 +20,6 @@ from swag_trainer.prediction.decisions import Request, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
 from swag_trainer.prediction.predictor import MonteCarloPredictor
-from swag_trainer.prediction.tokenizers import TokenizerSource
 
 TEXT_CLASSIFICATION_TASK = "swag-text-classification"
 
@@ -187,12 +186,16 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
 
 
 def _loaded(tokenizer: Any, model: Any) -> Any:
-    if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer)
+    """What `transformers.pipeline` takes as a tokenizer, made one: a tokenizer, its name, or a name and arguments for loading it."""
     source = getattr(model, "swag_tokenizer", None)
-    if tokenizer is None and isinstance(source, TokenizerSource):
-        return source.load()
-    return tokenizer
+    if isinstance(tokenizer, (str, tuple)):
+        name, options = (tokenizer, {}) if isinstance(tokenizer, str) else tokenizer
+        return AutoTokenizer.from_pretrained(name, **({"token": source.hub.get("token")} if source else {}) | options)
+    if tokenizer is None and source is None:
+        raise SwagError(
+            f"The model {type(model).__name__} was not loaded by this pipeline, so nobody can tell its tokenizer: pass tokenizer=..."
+        )
+    return source.load() if tokenizer is None else tokenizer
 
 
 if TEXT_CLASSIFICATION_TASK not in PIPELINE_REGISTRY.supported_tasks:

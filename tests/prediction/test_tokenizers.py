@@ -10,7 +10,7 @@ from decoders import save_decoder
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoTokenizer, pipeline
 
-from swag_trainer import SwagCallback, SwagError, SwagPosterior
+from swag_trainer import SwagCallback, SwagError, SwagPosterior, SwagTextClassificationPipeline
 
 SHORT = 7  # no tokenizer but the one beside the adapter cuts texts at that many tokens
 
@@ -45,6 +45,7 @@ def test_the_tokenizer_beside_the_adapter_is_taken_and_an_explicit_one_before_it
     assert classifier(run).tokenizer.model_max_length == SHORT
     assert classifier(run, tokenizer=str(base_folder)).tokenizer.model_max_length == 64
     assert classifier(run, tokenizer=tokenizer).tokenizer is tokenizer
+    assert classifier(run, tokenizer=(str(base_folder), {"model_max_length": 9})).tokenizer.model_max_length == 9
     for name in ("tokenizer_config.json", "tokenizer.json"):
         (run / name).unlink()
     assert classifier(run).tokenizer.model_max_length == 64
@@ -86,6 +87,13 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error_that_says_what_to_do(run):
     (run / "tokenizer.json").write_text("{")
     with pytest.raises(SwagError, match=r"tokenizer of .*beside.* cannot be loaded.*tokenizer=\.\.\."):
         classifier(run)
+
+
+def test_a_model_that_somebody_made_needs_a_tokenizer(trained):
+    # Red for: "NoneType is not callable" at the first text.
+    trainer, swag = trained
+    with pytest.raises(SwagError, match=r"nobody can tell its tokenizer: pass tokenizer=\.\.\."):
+        SwagTextClassificationPipeline(model=trainer.model, posterior=swag.posterior)
 
 
 def test_a_decoder_without_a_padding_token_answers_batches_with_the_one_it_was_trained_with(texts, tmp_path):
