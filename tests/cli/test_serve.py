@@ -1,13 +1,14 @@
+import json
 import os
 import re
 import socket
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 from lively import short_run
 from transformers import HfArgumentParser, pipeline
 
@@ -16,7 +17,6 @@ from swag_trainer.cli.page import LAUNCH, build_page, figures, points
 from swag_trainer.cli.page_answers import Answering
 from swag_trainer.cli.serve import ServeOptions, serve
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = """<img src=x onerror="document.title='owned'"> **bold** ${1+1}"""
 TEXT = "<script>document.title='owned'</script> a very funny film"
 
@@ -159,3 +159,27 @@ def test_a_browser_shows_the_served_page_and_runs_nothing_of_what_was_typed(fold
     assert elements.count("&lt;img src=x onerror=") >= 3 and "<img src=x" not in elements and "<strong>" not in elements
     assert "<script>document.title" not in dom
     assert (tmp_path / "page.png").stat().st_size > 30_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs headless Chromium")
+def test_a_text_that_is_typed_is_answered_after_a_click_and_every_probability_is_in_its_box(folder, classify, tmp_path):
+    # Red for: a button that reaches no function, an answer that reaches no box, a long name that pushes its probability out.
+    (best,) = classify("a bad film")
+    page = serve(ServeOptions(model=str(folder), port=free_port(), num_samples=5, text=TEXT), block=False)
+    verdict = "document.querySelector('#verdict textarea').value"
+    try:
+        with Browser(tmp_path / "profile", page.local_url) as browser:
+            first = browser.wait_for("document.querySelector('#verdict textarea')?.value")
+            # How far each of three probabilities reaches over the right edge of its box.
+            reaching = """[...document.querySelectorAll('#averaged dd')].map(
+                e => e.getBoundingClientRect().right - document.querySelector('#averaged').getBoundingClientRect().right)"""
+            assert max(browser.wait_for(f"(them => them.length == 3 && them)({reaching})")) < 0
+            browser.click("document.querySelector('textarea')")
+            browser.says("document.querySelector('textarea').select()")
+            browser.type("a bad film")
+            browser.click("[...document.querySelectorAll('button')].find(button => button.textContent.trim() == 'Classify')")
+            said = browser.wait_for(f"(now => now != {json.dumps(first)} && now)({verdict})")
+    finally:
+        page.close()
+    assert best["label"] in said and f"{best['score']:.3f}" in said
