@@ -42,7 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dataset", default=str(DATA), help="a Hub name (name or name:config), a .jsonl or .csv file, or a folder"
     )
-    parser.add_argument("--foreign", help="a second source whose out-of-scope rows play the foreign questions")
+    parser.add_argument(
+        "--foreign", help="a second source whose out-of-scope rows, or all where none is marked, play the foreign questions"
+    )
     parser.add_argument("--train-rows", type=int, help="train on that many rows, balanced over the classes")
     parser.add_argument("--model", default=str(bundled_minilm()), help="a Hub name or a folder")
     parser.add_argument("--target-modules", nargs="+", default=["query", "value"], help="the layers that get LoRA")

@@ -80,7 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dataset", default=str(DATA), help="a Hub name (name or name:config), a .jsonl or .csv file, or a folder"
     )
-    parser.add_argument("--foreign", help="a second source whose out-of-scope rows play the foreign questions")
+    parser.add_argument(
+        "--foreign", help="a second source whose out-of-scope rows, or all where none is marked, play the foreign questions"
+    )
     parser.add_argument("--train-rows", type=int, help="train on that many rows, balanced over the classes")
     parser.add_argument("--validation-rows", type=int, help="choose scale and temperature on that many rows")
     parser.add_argument("--test-rows", type=int, help="measure on that many rows")
