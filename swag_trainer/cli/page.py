@@ -75,7 +75,7 @@ def build_page(
         with gr.Row():
             averaged = gr.Label(
                 first["averaged"],
-                label=f"SWAG: {_count(answering)} averaged",
+                label=f"SWAG: {_count(answering)} averaged, temperature {answering.request.temperature:.3g}",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,
@@ -83,7 +83,7 @@ def build_page(
             )
             mean = gr.Label(
                 first["mean"],
-                label="Posterior mean (SWA): one answer",
+                label="Posterior mean (SWA): one answer, temperature 1",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,
@@ -91,7 +91,7 @@ def build_page(
             )
             trained = gr.Label(
                 first["trained"],
-                label="The adapter's own weights, as trained (MAP): one answer",
+                label="The adapter's own weights, as trained (MAP): one answer, temperature 1",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,

@@ -149,8 +149,8 @@ def test_a_browser_shows_the_served_page_and_runs_nothing_of_what_was_typed(fold
     dom = result.stdout
     assert "<title>How sure is it?" in dom
     for shown in (
-        "SWAG: 5 draws averaged",
-        "Posterior mean (SWA): one answer",
+        "SWAG: 5 draws averaged, temperature 1",
+        "Posterior mean (SWA): one answer, temperature 1",
         "Classify",
         "Hand over to a person below this score",
     ):
