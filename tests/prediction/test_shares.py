@@ -1,5 +1,7 @@
 """A data set answered by two real processes, against the answers of one."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import shares_worker as worker
@@ -168,5 +170,7 @@ def test_other_names_nestings_and_kinds_have_other_digests():
     assert digest([1, 2], [3]) != digest([1], [2, 3]) != digest([[1], [2, 3]])
     assert digest(torch.zeros(2, 3)) != digest(torch.zeros(3, 2))
     assert digest([True, False]) == digest([1, 0]) == digest([1.0, 0.0]) == digest(torch.tensor([True, False]))
+    assert digest([1, [2, 3]]) != digest([1, [3, 2]])
+    assert digest(Fraction(1, 3)) == digest(Fraction(1, 3)) != digest(Fraction(2, 3))  # two objects of one value
     assert digest("good") != digest("bad") != digest(None) != digest(object)
     assert digest(torch.ones(2, requires_grad=True)) == digest([1, 1])
