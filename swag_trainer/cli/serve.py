@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.page import LAUNCH, build_page
 from swag_trainer.errors import SwagError
@@ -50,10 +51,7 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
     Raises:
         SwagError: No posterior there, no gradio, or the port is taken.
     """
-    from transformers import pipeline
-
-    draws = {"num_samples": options.num_samples, "seed": options.seed}
-    classify = pipeline("swag-text-classification", model=options.model, **draws)
+    classify = load_classifier(options.model, num_samples=options.num_samples, seed=options.seed)
     page = build_page(classify, name=options.model, text=options.text)
     try:
         page.launch(

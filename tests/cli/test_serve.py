@@ -13,6 +13,7 @@ from lively import short_run
 from transformers import HfArgumentParser, pipeline
 
 from swag_trainer import SwagError
+from swag_trainer.cli.main import main
 from swag_trainer.cli.page import LAUNCH, build_page, figures, points
 from swag_trainer.cli.page_answers import Answering
 from swag_trainer.cli.serve import ServeOptions, serve
@@ -118,6 +119,12 @@ def test_the_options_are_read_as_transformers_reads_its_own(tmp_path):
     assert (options.host, options.share) == ("127.0.0.1", False)
     with pytest.raises(ValueError, match="between 0 and 65535"):
         ServeOptions(model="me/model", port=70_000)
+
+
+def test_a_folder_that_does_not_exist_is_refused_as_in_every_command(tmp_path, capsys):
+    # Red for: what transformers says, which takes the path for the id of a repository.
+    assert main(["serve", str(tmp_path / "nowhere")]) == 1
+    assert "is neither a folder that exists nor the id of a repository" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_refused_in_a_sentence(folder):
