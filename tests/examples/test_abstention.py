@@ -126,7 +126,7 @@ def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder
         f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --risk 0.95 --risk-level 0 --output {tmp_path / 'out'}"
     )
     monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(abstention.console, "width", 200)  # it read the terminal's when it was made
     abstention.main()
     said = " ".join(capsys.readouterr().out.split())
     task = abstention.read_task(str(abstention.DATA))

@@ -83,7 +83,7 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     )
     options += " --test-rows 30 --seeds 2 --num-samples 4"
     monkeypatch.setattr(sys, "argv", ["active_learning.py", *options.split()])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(active_learning.console, "width", 200)  # it read the terminal's when it was made
     seen = []
     real = active_learning.one_seed
     monkeypatch.setattr(active_learning, "one_seed", lambda *arguments: seen.append(real(*arguments)) or seen[-1])

@@ -83,7 +83,7 @@ def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_pat
     base = headless_base(base_folder, tmp_path / "base")
     options = f"--model {base} --steps 12 --train-rows 40 --resamples 20 --num-samples 4 --scale 2"
     monkeypatch.setattr(sys, "argv", ["distribution_shift.py", *options.split()])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(shift.console, "width", 200)  # it read the terminal's when it was made
     kept = {}
     real = shift.answered
     monkeypatch.setattr(shift, "answered", lambda *arguments: kept.update(real(*arguments)) or kept)
