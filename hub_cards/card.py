@@ -111,7 +111,8 @@ def is_hub_id(text: Any) -> bool:
         validate_repo_id(text)
     except HFValidationError:
         return False
-    return isinstance(text, str)  # validate_repo_id lets None pass
+    # validate_repo_id lets None pass, and in huggingface_hub 1 a line's end behind the id.
+    return isinstance(text, str) and not text.endswith("\n")
 
 
 def _template() -> Template:
