@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,6 @@ Curve = list[dict[str, float]]  # accuracy and NLL after each round
 def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
-    # Thirty snapshots of a short run still drift, which is said in the log; the models are compared with each other, and all are
-    # trained alike.
-    logging.getLogger("swag_trainer").setLevel(logging.ERROR)
     task = read_task(arguments.dataset)
     console.print(f"{len(task.labels)} classes, {len(task.texts['train'])} rows to choose from, {arguments.seeds} seeds.")
     curves = [one_seed(task, arguments, seed) for seed in range(arguments.seeds)]
@@ -79,7 +77,7 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
 
     def fitted(labelled: np.ndarray) -> MonteCarloPredictor:
         swag = SwagCallback()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), no_warnings():
             model = train(task, rows.select(labelled), tokenizer, arguments, folder, seed, callbacks=[swag])
         return MonteCarloPredictor(model, swag.posterior, num_samples=arguments.num_samples, seed=seed, progress=False)
 
@@ -103,6 +101,18 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
             f"seed {seed}, {strategy}: accuracy {last['accuracy']:.3f}, NLL {last['NLL']:.3f} with {len(labelled)} rows"
         )
     return curves
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """The snapshots of short runs still drift, and the log says so 45 times; the models are compared with each other, all trained alike."""
+    logger = logging.getLogger("swag_trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def first_rows(task: TextTask, count: int, seed: int) -> np.ndarray:
