@@ -154,8 +154,8 @@ class MonteCarloPredictor:
         Args:
             data: A batch (a mapping of tensors, as a tokenizer returns it with ``return_tensors="pt"``), or a data set: a sequence of
                 rows as the Trainer takes them. Labels and columns that the model does not know are left out. The processes of a
-                launched run share the batches of a data set, which are those that one process would make: on equal machines the
-                answers are the same bit for bit. Each process answers a batch by itself.
+                launched run share the batches of a data set, which are those that one process would make: on equal machines, with as
+                many threads each, the answers are the same bit for bit. Each process answers a batch by itself.
             return_draws: Keep each draw's answer as well; not with ``max_error``, where rows differ in how many they have.
 
         Returns:

@@ -13,6 +13,15 @@ from swag_trainer.prediction.shares import Processes, digest
 SCRIPT = "prediction/shares_worker.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that `torchrun` starts: float32 sums of two threads end in other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def setup(base_folder, texts, tmp_path_factory):
     return worker.setup_in(tmp_path_factory.mktemp("posterior"), base_folder, texts)
