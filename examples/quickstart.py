@@ -206,10 +206,10 @@ def as_table(figures: dict[str, dict[str, str]], title: str) -> Table:
 
 
 def as_text(measured: Measurement) -> dict[str, dict[str, str]]:
-    """A method's figures with the 95 % intervals that resampling the test rows gives."""
+    """A method's figures, and below them the 95 % intervals that resampling the test rows gives."""
     return {
         method: {
-            shown: f"{figures[name].value:.3f}\n({figures[name].low:.3f}-{figures[name].high:.3f})"
+            shown: f"{figures[name].value:.3f}\n{figures[name].low:.2f}-{figures[name].high:.2f}"  # fits 80 columns
             for name, shown in SHOWN_METRICS.items()
             if name in figures
         }

@@ -27,19 +27,20 @@ def test_the_demo_compares_five_methods_and_leaves_a_posterior_and_a_diagram(tmp
         [sys.executable, str(ROOT / "examples" / "quickstart.py"), *options],
         capture_output=True,
         text=True,
-        env={"COLUMNS": "160", "PATH": ""},
+        env={"COLUMNS": "80", "PATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     said = " ".join(result.stdout.split())  # titles and cells of the tables are wrapped
+    assert "…" not in said  # nothing is cut off in a terminal of 80 columns
     for shown in (
         "MAP",
         "MAP, temperature",
         "MC dropout",
         "SWA",
         "SWAG",
-        "AUROC foreign",
-        "mutual information",
-        "what is the capital of australia",
+        "AUROC",
+        "information",
+        "australia",
     ):
         assert shown in said, shown
     posterior = SwagPosterior.from_pretrained(tmp_path / "seed-0")
