@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,3 +56,10 @@ def legend(axes: Axes, **place: Any) -> None:
     box = axes.legend(frameon=True, framealpha=0.85, facecolor=PAPER, edgecolor="none", labelcolor=INK, fontsize=10, **place)
     for text in box.get_texts():
         text.set_parse_math(False)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a PNG file of a figure, as cards link to it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, hf_hub_download
@@ -10,6 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 from matplotlib.figure import Figure
 
 from hub_cards.card import checked_plot
+from hub_cards.drawing import as_png
 from hub_cards.merging import merge_card
 from swag_trainer import SwagError
 
@@ -61,7 +61,7 @@ def publish_card(
     """
     try:
         str(card).encode()  # what no file can hold is refused before a repository is created for it
-        plots = {checked_plot(path): _png(figure) for path, figure in figures.items()}
+        plots = {checked_plot(path): as_png(figure) for path, figure in figures.items()}
         beside = plots | _checked_files(files, {"README.md", *plots})
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -117,9 +117,3 @@ def _checked_files(files: Mapping[str, bytes], taken: set[str]) -> dict[str, byt
             )
         checked[name] = content
     return checked
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()

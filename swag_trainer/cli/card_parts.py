@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import sys
 
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 
 from hub_cards import build_card, reliability_diagram, risk_coverage_plot, trajectory_plot, uncertainty_histogram
+from hub_cards.drawing import as_png
 from hub_cards.record import identity
 from swag_trainer.cli.results import EvaluationFile
 from swag_trainer.errors import SwagError
@@ -33,7 +33,7 @@ def card_with_plots(
         )
     figures = _figures(posterior, results)
     card = build_card(posterior, None if results is None else results.card, repo_id=repo_id, plots=figures)
-    return card, {path: _png(figure) for path, figure in figures.items()}
+    return card, {path: as_png(figure) for path, figure in figures.items()}
 
 
 def _figures(posterior: SwagPosterior, results: EvaluationFile | None) -> dict[str, Figure]:
@@ -52,9 +52,3 @@ def _figures(posterior: SwagPosterior, results: EvaluationFile | None) -> dict[s
     except SwagError as error:  # of checkpoints without a record of their steps: the card does without the plot
         sys.stderr.write(f"Without a plot of the trajectory: {error}\n")
     return figures
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()

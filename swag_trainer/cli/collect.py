@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TextIO
 
+from swag_trainer.cli.files import refuse_posterior
 from swag_trainer.cli.options import CommonOptions
-from swag_trainer.errors import SwagError
-from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.swag import SwagPosterior
 
 
@@ -39,8 +38,7 @@ def run(options: Options, out: TextIO) -> None:
         SwagError: The checkpoints cannot be used, or the folder has a posterior already.
     """
     folder = Path(options.output)
-    if (folder / POSTERIOR_FILE).exists() and not options.overwrite:
-        raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
+    refuse_posterior(folder, overwrite=options.overwrite)
     checkpoints = options.checkpoints
     source = options.tokenizer or _last_with_tokenizer(checkpoints)
     tokenizer = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.storage import write_together
 
 
@@ -22,6 +23,16 @@ def refuse_existing(*paths: str | Path | None, overwrite: bool) -> None:
             raise SwagError(f"{str(path)!r} is a folder; the path of a file is needed.")
         if path.exists() and not overwrite:
             raise SwagError(f"{str(path)!r} is there already; --overwrite replaces it.")
+
+
+def refuse_posterior(folder: Path, *, overwrite: bool) -> None:
+    """Check before the work begins that a posterior may be saved in a folder.
+
+    Raises:
+        SwagError: It holds one already and ``overwrite`` is False.
+    """
+    if (folder / POSTERIOR_FILE).exists() and not overwrite:
+        raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
 
 
 def write_files(contents: Mapping[str | Path, bytes], *, overwrite: bool) -> None:

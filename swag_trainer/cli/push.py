@@ -62,8 +62,10 @@ def run(options: Options, out: TextIO) -> None:
         revision=options.revision,
     )
     out.write(f"{commit.commit_url}\n")
+    if not (folder / "README.md").is_file():
+        return
     published = RepoCard.load(hf_hub_download(options.repo, "README.md", revision=commit.oid))
-    if (folder / "README.md").is_file() and _words_of_people(card) - _words_of_people(published):
+    if _words_of_people(card) - _words_of_people(published):
         sys.stderr.write(
             f"{options.repo!r} had a README.md already, which was kept outside the card: what {str(folder / 'README.md')!r} says there "
             "was not pushed. Put it in by hand.\n"

@@ -11,12 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from swag_trainer.cli.classifier import tokenised
+from swag_trainer.cli.files import refuse_posterior
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_data import balanced, read_text
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.folder import POSTERIOR_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,7 @@ def run(options: Options, out: TextIO) -> None:
     seeds = options.seeds
     folders = [Path(options.output) if len(seeds) == 1 else Path(options.output) / f"seed-{seed}" for seed in seeds]
     for folder in folders:
-        if (folder / POSTERIOR_FILE).exists() and not options.overwrite:
-            raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
+        refuse_posterior(folder, overwrite=options.overwrite)
     callbacks = [_callback(options) for _ in seeds]  # checks its numbers before anything is loaded
     arguments = [_training_arguments(options, folder, seed) for seed, folder in zip(seeds, folders, strict=True)]
     data = read_text(options, options.split)

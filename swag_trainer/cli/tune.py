@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TextIO
 
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
-from swag_trainer.cli.files import needed
+from swag_trainer.cli.files import needed, refuse_posterior
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold
 
@@ -50,9 +49,9 @@ def run(options: Options, out: TextIO) -> None:
             "puts it on the Hub."
         )
     folder = Path(options.model if options.output is None else options.output)
-    if not in_place and (folder / POSTERIOR_FILE).exists() and not options.overwrite:
-        raise SwagError(f"{str(folder)!r} holds a posterior already; --overwrite replaces it.")
-    if in_place and SwagPosterior.from_pretrained(folder).tuning is not None and not options.overwrite:
+    if not in_place:
+        refuse_posterior(folder, overwrite=options.overwrite)
+    elif SwagPosterior.from_pretrained(folder).tuning is not None and not options.overwrite:
         raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces what was chosen.")
     data = read_text(options, options.split)
     classifier = load_classifier(options.model, device=options.device)
