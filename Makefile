@@ -1,35 +1,68 @@
-# Every target builds .venv by itself, from the package index alone.
+# Every target builds its own virtual environment, from the package index and the lock in constraints.txt alone.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+# The CPU build that `make lock`, `make latest` and `make oldest` keep to: a bare torch would pull gigabytes of CUDA.
+TORCH := 2.13.0
+PIP := -m pip --quiet --disable-pip-version-check
+OLDEST_PYTHON := 3.11
 
-.PHONY: demo test slow bench style quality clean
+.PHONY: demo test latest oldest slow bench style quality lock clean
 
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
-
-demo: $(INSTALLED)  ## Fine-tune a small model on the demo's text and compare MAP with SWAG
+demo: .venv/.demo  ## Fine-tune a small model on the demo's text and compare MAP with SWAG
 	$(BIN)/python examples/quickstart.py
 
 test: quality  ## What CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
 
-slow: $(INSTALLED)  ## What takes longer than CI should
+slow: .venv/.dev  ## What takes longer than CI should
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: $(INSTALLED)  ## Tables of ratios, measured side by side
+latest: .venv-latest/.dev  ## The tests against the newest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+
+oldest: .venv-oldest/.dev  ## The tests against the oldest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+
+bench: .venv/.dev  ## Tables of ratios, measured side by side
 	$(BIN)/python benchmarks/collection.py
 
-style: $(INSTALLED)  ## Put the code into shape
+style: .venv/.dev  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(INSTALLED)  ## Shape and import arrows, checked only
+quality: .venv/.dev  ## Shape and import arrows, checked only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+lock:  ## Write constraints.txt anew: every version that the dev extra installs today
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	echo 'torch==$(TORCH)' > .venv-lock/torch.txt
+	.venv-lock/bin/python $(PIP) install --upgrade pip setuptools
+	.venv-lock/bin/python $(PIP) install --constraint .venv-lock/torch.txt --editable '.[dev]'
+	(echo '# Made by `make lock`: every version that `make demo` and `make test` install, for Python $(OLDEST_PYTHON) and later.'; \
+	  .venv-lock/bin/python $(PIP) freeze --all --exclude-editable | sed 's/+cpu$$//') > constraints.txt
+	rm -rf .venv-lock
+
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock demo-output
+
+.venv/.demo .venv/.dev: pyproject.toml constraints.txt | .venv/.python
+	$(BIN)/python $(PIP) install --constraint constraints.txt pip setuptools
+	$(BIN)/python $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[$(patsubst .%,%,$(@F))]'
+	touch $@
+
+.venv-latest/.dev: pyproject.toml | .venv-latest/.python
+	echo 'torch==$(TORCH)' > .venv-latest/constraints.txt
+	.venv-latest/bin/python $(PIP) install --upgrade --constraint .venv-latest/constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-oldest/.dev: pyproject.toml | .venv-oldest/.python
+	$(PYTHON) tests/lower_bounds.py --torch $(TORCH) > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python $(PIP) install --constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	touch $@
+
+%/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swag_trainer needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $*
+	touch $@

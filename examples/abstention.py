@@ -17,7 +17,7 @@ from rich.table import Table
 from text_data import TextTask, read_task
 from transformers import AutoTokenizer, pipeline
 
-from swag_trainer import SwagCallback, SwagError, SwagPosterior
+from swag_trainer import SwagCallback, SwagError, SwagPosterior, tune
 
 LEVEL = 0.9  # of the conformal sets, one of those that tune() calibrates unless told otherwise
 
@@ -70,7 +70,8 @@ def tuned_posterior(task: TextTask, arguments: argparse.Namespace) -> SwagPoster
     data = {split: tokenised(task.texts[split], tokenizer, task.targets[split]) for split in ("train", "validation")}
     swag = SwagCallback()
     model = train(task, data["train"], tokenizer, arguments, arguments.output, arguments.seed, callbacks=[swag])
-    posterior = swag.posterior.tune(
+    posterior = tune(
+        swag.posterior,
         model,
         data["validation"],
         name=task.name,

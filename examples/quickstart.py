@@ -29,9 +29,9 @@ from text_data import TextTask, read_task
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline, set_seed
 
 from hub_cards import reliability_diagram
-from swag_trainer import SwagCallback, SwagError
+from swag_trainer import SwagCallback, SwagError, tune
 from swag_trainer.evaluation.measurement import Measurement, measure
-from swag_trainer.evaluation.methods import answer_methods
+from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.metrics import reliability_bins
 
 DATA = Path(__file__).parent / "data" / "support.jsonl"
@@ -114,14 +114,15 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     # The validation split chooses scale and temperatures, as many rows for each method; the test split is looked at once, afterwards.
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", category=UserWarning)
-        posterior = swag.posterior.tune(
+        posterior = tune(
+            swag.posterior,
             model,
             data["validation"],
             name=task.name,
             split="validation",
             num_samples=NUM_SAMPLES,
             seed=seed,
-            calibration_share=0,
+            calibration_fraction=0,
             progress=False,
         )
     for warning in warned:
@@ -130,7 +131,7 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     tokenizer.save_pretrained(folder)
 
     settings = {"foreign": foreign if task.foreign else None, "num_samples": NUM_SAMPLES, "seed": seed, "progress": False}
-    plain = answer_methods(
+    plain = predict_methods(
         map_model,
         posterior,
         data["test"],
@@ -138,7 +139,7 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
         methods=["MAP", "MAP, temperature", "MC dropout"],
         **settings,
     )
-    ours = answer_methods(model, posterior, data["test"], methods=["SWA", "SWAG"], **settings)
+    ours = predict_methods(model, posterior, data["test"], methods=["SWA", "SWAG"], **settings)
     measured = measure(plain | ours, task.targets["test"])
     chosen = f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation"
     return measured, f"{chosen}, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"

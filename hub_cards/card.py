@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from hub_cards.identity import identity, risk_to_show
 from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
-from hub_cards.record import identity, risk_to_show
 from hub_cards.results import CardResults
 from swag_trainer import SwagPosterior
 
@@ -63,7 +63,7 @@ def build_card(
             "both would promise what was not measured. Measure again, or take posterior.with_scale(...)."
         )
     name = "swag-lora" if repo_id is None else repo_id.rpartition("/")[2]
-    record = posterior.provenance
+    record = posterior.record
     base_model = posterior.adapter.base_model
     # An id with a folder of that name here is the folder, as for from_pretrained, unless a commit shows that it was not.
     if not is_hub_id(base_model) or (record.base_revision is None and Path(base_model).exists()):
@@ -77,10 +77,13 @@ def build_card(
         holds_mean=_adapter_holds_mean(posterior),
         base_model=base_model,
         record=record,
+        collection=posterior.collection,
         num_collected=posterior.num_collected,
         rank=posterior.rank,
         scale=posterior.scale,
-        diagnostics=listed(f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(record.diagnostics.items())),
+        diagnostics=listed(
+            f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(posterior.collection.diagnostics.items())
+        ),
         versions=_versions(record.versions),
         labels=listed(record.labels or ()),
         tuning=posterior.tuning,

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # An opaque light card: a transparent picture would lose its dark text on a dark page, and a picture for each page needs HTML.
-PAPER = "#FFFFFF"
-INK = "#222222"
+BACKGROUND = "#FFFFFF"
+FOREGROUND = "#222222"
 GREY = "#6B6B6B"
 
-# Okabe and Ito's palette as far as it stands out from PAPER by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and
+# Okabe and Ito's palette as far as it stands out from BACKGROUND by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and
 # the light colours do not, so Paul Tol's wine red takes the fifth place. Colour is never the only difference: see `pen`.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,15 +32,15 @@ def pen(index: int) -> dict[str, Any]:
 
 def sheet(heights: Sequence[float], *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Return an empty figure of that size in inches and its axes, one below the other, whatever matplotlib's settings are."""
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=size, layout="constrained", facecolor=BACKGROUND)
     axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
     for one in axes:
-        one.set_facecolor(PAPER)
-        one.tick_params(colors=INK, labelsize=10)
+        one.set_facecolor(BACKGROUND)
+        one.tick_params(colors=FOREGROUND, labelsize=10)
         one.grid(color=GREY, alpha=0.25, linewidth=0.8)
         one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)
-        one.spines[["left", "bottom"]].set_color(INK)
+        one.spines[["left", "bottom"]].set_color(FOREGROUND)
     return figure, axes
 
 
@@ -48,12 +48,14 @@ def label(axes: Axes, *, x: str | None = None, y: str | None = None, title: str 
     """Write what the axes show, letter for letter: matplotlib would take two dollar signs for mathematics."""
     for text, setter in ((x, axes.set_xlabel), (y, axes.set_ylabel), (title, axes.set_title)):
         if text is not None:
-            setter(text, color=INK, fontsize=11, parse_math=False)
+            setter(text, color=FOREGROUND, fontsize=11, parse_math=False)
 
 
 def legend(axes: Axes, **place: Any) -> None:
     """Put the legend in, with the names as they are."""
-    box = axes.legend(frameon=True, framealpha=0.85, facecolor=PAPER, edgecolor="none", labelcolor=INK, fontsize=10, **place)
+    box = axes.legend(
+        frameon=True, framealpha=0.85, facecolor=BACKGROUND, edgecolor="none", labelcolor=FOREGROUND, fontsize=10, **place
+    )
     for text in box.get_texts():
         text.set_parse_math(False)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.figure import Figure
 
-from hub_cards.drawing import COLOURS, GREY, INK, label, legend, pen, sheet
+from hub_cards.drawing import COLOURS, FOREGROUND, GREY, label, legend, pen, sheet
 from swag_trainer import SwagError, SwagPosterior
 
 _BARS = 30
@@ -169,7 +169,7 @@ def trajectory_plot(posterior: SwagPosterior, *, title: str | None = None) -> Fi
     Raises:
         SwagError: The posterior's file has no record of its snapshots.
     """
-    record = posterior.provenance
+    record = posterior.collection
     # The first snapshot is its own mean.
     steps, norms = np.asarray(record.steps[1:], dtype=np.float64), np.asarray(record.deviation_norms[1:], dtype=np.float64)
     if not len(steps) or len(steps) != len(norms):
@@ -185,7 +185,9 @@ def trajectory_plot(posterior: SwagPosterior, *, title: str | None = None) -> Fi
     label(axes[0], y="distance from the mean so far", title=title)
     facts = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(record.diagnostics.items()))
     if facts:
-        axes[0].text(0.99, 0.02, facts, transform=axes[0].transAxes, ha="right", color=INK, fontsize=10, parse_math=False)
+        axes[0].text(
+            0.99, 0.02, facts, transform=axes[0].transAxes, ha="right", color=FOREGROUND, fontsize=10, parse_math=False
+        )
     if rates:
         axes[1].plot(*zip(*rates, strict=True), drawstyle="steps-post", linewidth=1.5, color=COLOURS[1])
         axes[1].set_ylim(0, 1.15 * max(rate for _, rate in rates) or 1)

@@ -37,7 +37,7 @@ def publish_card(
     The README.md that the repository has is kept but for what is ours, see `hub_cards.merge_card`; a card without marks, which
     somebody wrote whole, replaces it. If another commit lands meanwhile, README.md is read again: nobody's words are overwritten.
 
-    ``trainer.push_to_hub()`` writes a README.md of its own: call this after it, or train with `hub_cards.KeepCard`. What else lies in
+    ``trainer.push_to_hub()`` writes a README.md of its own: call this after it, or train with `hub_cards.PreserveModelCardMixin`. What else lies in
     the repository stays.
 
     Args:

@@ -14,14 +14,17 @@ from swag_trainer.prediction.registration import register_tasks
 from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
+    from swag_trainer.adapters.plain_lora import to_plain_lora
+    from swag_trainer.calibration.tune import tune
     from swag_trainer.collection.acceptance import Adaptive
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.posterior.swag import SwagPosterior
-    from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
     from swag_trainer.prediction.predictor import MonteCarloPredictor
+    from swag_trainer.prediction.sampler import Sampling
     from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
 
 __all__ = [
@@ -30,40 +33,54 @@ __all__ = [
     "Evenly",
     "Every",
     "MonteCarloPredictor",
+    "PointPosterior",
     "PosteriorFormatError",
     "PosteriorNotFoundError",
     "Predictive",
+    "Sampling",
     "SwagCallback",
     "SwagError",
     "SwagEvaluationMixin",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
     "TooFewCollectionsError",
+    "WeightPosterior",
     "__version__",
     "last_complete_checkpoint",
+    "load_posterior",
+    "posterior_from_checkpoints",
+    "to_plain_lora",
+    "tune",
 ]
 
 # Imported when they are asked for: torch, transformers and PEFT take seconds, which `swag-trainer --help` has no use for.
-_HOMES = {
+_MODULES = {
     "Adaptive": "collection.acceptance",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
     "MonteCarloPredictor": "prediction.predictor",
+    "PointPosterior": "posterior.point",
     "Predictive": "prediction.predictive",
+    "Sampling": "prediction.sampler",
     "SwagCallback": "collection.callback",
     "SwagEvaluationMixin": "prediction.trainer_evaluation",
     "SwagPosterior": "posterior.swag",
-    "SwagTextClassificationPipeline": "prediction.pipeline",
+    "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
+    "WeightPosterior": "posterior.base",
     "last_complete_checkpoint": "collection.checkpoints",
+    "load_posterior": "posterior",
+    "posterior_from_checkpoints": "collection.from_checkpoints",
+    "to_plain_lora": "adapters.plain_lora",
+    "tune": "calibration.tune",
 }
 
 register_tasks()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
-from swag_trainer.prediction.packed import PackedForward
-from swag_trainer.prediction.sequential import SequentialForward
+from swag_trainer.prediction.packed.sampler import PackedSampler
+from swag_trainer.prediction.sequential import SequentialSampler
 
 SIZES = {
     "vocab_size": 99,
@@ -100,9 +100,9 @@ def ragged(num_rows: int = 5, length: int = 11, pad: int = 0) -> dict[str, Tenso
     return {"input_ids": ids * mask + pad * (1 - mask), "attention_mask": mask}
 
 
-def both(model: PeftModel, batch: dict[str, Tensor], *, keys=None, **arguments) -> tuple[PackedForward, Tensor, Tensor]:
+def both(model: PeftModel, batch: dict[str, Tensor], *, keys=None, **arguments) -> tuple[PackedSampler, Tensor, Tensor]:
     """Packed and sequential logits of a batch, by two copies of a model."""
     weights = copy_of(model, keys)
     draws = wide_draws(weights)
-    packed = PackedForward(weights, draws, **arguments)
-    return packed, packed(batch), SequentialForward(copy_of(model, keys), draws)(batch)
+    packed = PackedSampler(weights, draws, **arguments)
+    return packed, packed(batch), SequentialSampler(copy_of(model, keys), draws)(batch)

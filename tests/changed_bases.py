@@ -71,4 +71,4 @@ def trained_with_swag(model, rows, tokenizer, folder, **arguments):
     arguments = {"max_steps": 8, "learning_rate": 3e-2} | arguments
     trainer = trainer_for(model, rows, tokenizer, folder, callbacks=[swag], **arguments)
     trainer.train()
-    return trainer, swag.posterior, swag.posterior.initial
+    return trainer, swag.posterior, swag.posterior.adapter.initial

@@ -49,7 +49,7 @@ def tuning_of(**calibrated: Any) -> Tuning:
 
 def at_scale_2(posterior: SwagPosterior, tuning: Tuning | None) -> SwagPosterior:
     """The posterior as a tuning would have left it."""
-    return replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=tuning))
+    return replace(posterior, record=replace(posterior.record, scale=2.0, tuning=tuning))
 
 
 def pipeline_of(run: tuple, *, tuning: Tuning | None = None, **options: Any) -> SwagTextClassificationPipeline:

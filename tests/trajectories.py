@@ -39,7 +39,7 @@ def assert_posterior_of(posterior: SwagPosterior, witness: Witness, steps: Itera
     The tolerances are those of Welford's float32 statistics against float64 over two passes.
     """
     steps = list(steps)
-    assert posterior.provenance.steps == steps
+    assert posterior.collection.steps == steps
     assert set(posterior.layout.keys) == set(witness.weights[steps[0]])
     mean, variance, deviations = two_pass_moments(witness.vectors(steps))
     gaussian = posterior.gaussian

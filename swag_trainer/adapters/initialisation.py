@@ -21,14 +21,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import base_model, parameter_names
-from swag_trainer.errors import AdapterMismatchError, SwagError
-from swag_trainer.posterior.plain_lora import (
-    InitialLora,
+from swag_trainer.adapters.plain_lora import (
     base_changed_by,
     is_reproducible,
     plain_lora_config,
     rank_axis,
 )
+from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior.saved_adapter import InitialWeights
 
 _PROBES = 4
 # How far apart two changed bases may be, relative to the length of the weight. Rounding alone (threads, instruction sets, float32 in
@@ -109,7 +109,7 @@ def check_base(
             )
 
 
-def initial_lora(model: nn.Module, adapter_name: str) -> InitialLora:
+def initial_lora(model: nn.Module, adapter_name: str) -> InitialWeights:
     """Copy A0 and B0 out of a model whose adapter was just initialised, once it is certain that they are that.
 
     All initialisations that subtract s B0 A0 from the base leave a B0 with orthogonal columns; the first optimizer step ends
@@ -138,12 +138,12 @@ def initial_lora(model: nn.Module, adapter_name: str) -> InitialLora:
                 "the adapter once."
             )
     names = {key: name for key, name in parameter_names(model, adapter_name).items() if rank_axis(key) is not None}
-    return InitialLora(
+    return InitialWeights(
         {key: model.get_parameter(name).detach().to("cpu", torch.float32, copy=True) for key, name in names.items()}, pristine
     )
 
 
-def initial_lora_if_needed(model: nn.Module, adapter_name: str) -> InitialLora | None:
+def initial_lora_if_needed(model: nn.Module, adapter_name: str) -> InitialWeights | None:
     """Return `initial_lora`, or None where a posterior can be saved and loaded without it.
 
     Args:
@@ -188,11 +188,11 @@ def _reason(initialisation: str | None) -> str:
         return (
             f"{initialisation!r} changes the base in memory when the adapter is made; this base was not changed (low_cpu_mem_usage=True), "
             "was changed twice, or is another checkpoint or of another dtype. Load base and adapter anew, as they were loaded for "
-            "training, or export the posterior as plain LoRA where it was trained: posterior.to_plain_lora()."
+            "training, or export the posterior as plain LoRA where it was trained: swag_trainer.to_plain_lora(posterior)."
         )
     return (
         f"{initialisation!r} changes the base in memory in another way in every process. Save the posterior as plain LoRA where it was "
-        "trained: posterior.to_plain_lora(). To resume a training run, seed before the adapter is made, as the first run did."
+        "trained: swag_trainer.to_plain_lora(posterior). To resume a training run, seed before the adapter is made, as the first run did."
     )
 
 

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from swag_trainer.adapters.base import base_parameters
+from swag_trainer.adapters.base_checkpoint import base_parameters
 from swag_trainer.adapters.keys import base_model
 
 
@@ -34,7 +34,7 @@ def low_precision_warning(parameters: Mapping[str, nn.Parameter], *, stay: Colle
 
     Args:
         parameters: The trained weights by key.
-        stay: What `hold_in_float32` returned, where it was asked.
+        stay: What `upcast_to_float32` returned, where it was asked.
     """
     low = low_precision(parameters)
     if not low:
@@ -56,7 +56,7 @@ def low_precision_warning(parameters: Mapping[str, nn.Parameter], *, stay: Colle
     )
 
 
-def hold_in_float32(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+def upcast_to_float32(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """Cast trained weights to float32 in place, and let the modules that hold them work on the base's low precision.
 
     The parameters stay the objects they were, so an optimizer made before goes on; make it afterwards all the same, or its state of

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
-from swag_trainer.adapters.precision import hold_in_float32
+from swag_trainer.adapters.precision import upcast_to_float32
 from swag_trainer.adapters.quantised import shared_tensors
 from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flattened
 from swag_trainer.errors import AdapterMismatchError, SwagError
@@ -58,9 +58,11 @@ class AdapterWeights:
                 f"The first the adapter lacks is {missing[0]!r}."
             )
         self._parameters = {key: self.model.get_parameter(names[key]) for key in sorted(keys)}
-        self._ways = {key: _way_to(self.model, names[key]) for key in self._parameters}
+        self._strategies = {key: _way_to(self.model, names[key]) for key in self._parameters}
         # Every step once: most ways share their beginning, and this is looked at in every collection.
-        steps = {(id(members), name): (members, name, child) for way in self._ways.values() for members, name, child in way}
+        steps = {
+            (id(members), name): (members, name, child) for way in self._strategies.values() for members, name, child in way
+        }
         self._members, self._names, self._children = zip(*steps.values(), strict=True)
         self._reader = reader_for(self.parameters(), model)
         self.layout = WeightLayout(
@@ -102,7 +104,9 @@ class AdapterWeights:
         # map runs in C: the walk would otherwise cost a fifth of a collection.
         if not all(map(operator.is_, map(dict.get, self._members, self._names), self._children)):
             changed = next(
-                key for key, way in self._ways.items() if any(members.get(name) is not child for members, name, child in way)
+                key
+                for key, way in self._strategies.items()
+                if any(members.get(name) is not child for members, name, child in way)
             )
             raise AdapterMismatchError(
                 f"The adapter {self.adapter_name!r} was changed while its weights were being collected: {changed!r} is another "
@@ -208,7 +212,7 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
     own = {id(parameter) for parameter in original.parameters()}
     copied = copy.deepcopy(original.model, shared_tensors(original.model, own))
     weights = AdapterWeights(copied.eval(), original.adapter_name, keys=original.layout.keys)
-    hold_in_float32(copied, weights.named_parameters())  # else every draw of a bfloat16 head would be rounded
+    upcast_to_float32(copied, weights.named_parameters())  # else every draw of a bfloat16 head would be rounded
     for parameter in weights.parameters():
         parameter.requires_grad_(False)
     return weights

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hub_cards import build_card, reliability_diagram, risk_coverage_plot, trajectory_plot, uncertainty_histogram
 from hub_cards.drawing import as_png
-from hub_cards.record import identity
+from hub_cards.identity import identity
 from swag_trainer.cli.results import EvaluationFile
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.swag import SwagPosterior

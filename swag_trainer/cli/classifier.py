@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 
 def load_classifier(model: str, *, device: str | None = None, **request: Any) -> SwagTextClassificationPipeline:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TextIO
 
 from swag_trainer.cli.files import refuse_posterior
 from swag_trainer.cli.options import CommonOptions
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.collection.from_checkpoints import posterior_from_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run(options: Options, out: TextIO) -> None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(source)
-    posterior = SwagPosterior.from_checkpoints(
+    posterior = posterior_from_checkpoints(
         checkpoints[0] if len(checkpoints) == 1 else checkpoints,
         rank=options.rank,
         revisions=options.revisions,

@@ -14,9 +14,9 @@ from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.tables import show
 from swag_trainer.cli.text_data import LabelledText, read_foreign, read_text
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.answers import MethodAnswers
 from swag_trainer.evaluation.measurement import Measurement, measure
-from swag_trainer.evaluation.methods import METHODS, answer_methods
+from swag_trainer.evaluation.methods import METHODS, predict_methods
+from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics import reliability_bins, risk_coverage_curve, uncertainty_scores
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.version import __version__
@@ -83,7 +83,7 @@ def run(options: Options, out: TextIO) -> None:
     seed = options.seed if options.seed is not None else (0 if tuning is None else tuning.seed)
     if options.map_weights == "last":
         _move_to_last_snapshot(classifier.model, posterior)
-    answers = answer_methods(
+    answers = predict_methods(
         classifier.model,
         posterior,
         tokenised(tokenizer, known.texts),
@@ -105,13 +105,13 @@ def run(options: Options, out: TextIO) -> None:
     show(measurement.table(), out)
 
 
-def _other_methods(given: list[str]) -> dict[str, MethodAnswers]:
+def _other_methods(given: list[str]) -> dict[str, MethodPredictions]:
     answers = {}
     for text in given:
         name, _, path = text.partition("=")
         if not name or not path or name in METHODS or name in answers:
             raise SwagError(f"--draws-file takes NAME=FILE with a name of its own for each method, got {text!r}.")
-        answers[name] = MethodAnswers.from_draws(path)
+        answers[name] = MethodPredictions.from_draws(path)
     return answers
 
 
@@ -122,8 +122,7 @@ def _move_to_last_snapshot(model: Any, posterior: SwagPosterior) -> None:
             "This posterior kept no deviations, so its last snapshot is not known: --map-weights adapter measures 'MAP' with the "
             "weights in the adapter's file, which are the mean unless it was trained with --final-weights trained."
         )
-    last = posterior.gaussian.mean + posterior.gaussian.deviations[-1]
-    AdapterWeights(model, keys=posterior.layout.keys).write(posterior.layout.unflatten(last))
+    AdapterWeights(model, keys=posterior.layout.keys).write(posterior.layout.unflatten(posterior.last_snapshot()))
 
 
 def _evaluation_file(
@@ -136,7 +135,7 @@ def _evaluation_file(
     seed: int,
 ) -> str:
     from hub_cards import CardResults
-    from hub_cards.record import identity
+    from hub_cards.identity import identity
     from swag_trainer.cli.results import EvaluationFile
 
     figures = measurement.figures
@@ -186,7 +185,7 @@ def _foreign_name(foreign: LabelledText, known: LabelledText) -> str:
     return f"{foreign.name}, {foreign.split}" + (", rows out of scope" if foreign.name == known.name else "")
 
 
-def _uncertainties(answers: Mapping[str, MethodAnswers]) -> dict[str, tuple[Any, Any]]:
+def _uncertainties(answers: Mapping[str, MethodPredictions]) -> dict[str, tuple[Any, Any]]:
     swag = answers.get("SWAG")
     if swag is None or swag.foreign_probabilities is None:
         return {}

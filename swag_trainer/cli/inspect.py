@@ -46,7 +46,7 @@ def facts_of(posterior: SwagPosterior) -> dict[str, Any]:
         "norm_of_mean": float(posterior.gaussian.mean.norm()),
         "mean_standard_deviation": float(posterior.gaussian.variance.sqrt().mean()),
     }
-    return sizes | posterior.provenance.as_document()
+    return sizes | posterior.record.as_document() | posterior.metadata()
 
 
 def _lines(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import gradio as gr
     import pandas as pd
 
-    from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 SHOWN_CLASSES = 5
 _AXIS_CHARACTERS = 20  # of a class's name below the plot, where five stand side by side

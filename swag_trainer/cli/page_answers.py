@@ -17,7 +17,7 @@ from swag_trainer.prediction.predictive import Predictive, link_of
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 
 if TYPE_CHECKING:
-    from swag_trainer.prediction.pipeline import SwagTextClassificationPipeline
+    from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 MOST_CHARACTERS = 20_000
 _WHERE_TUNED = (("risk", 0.05), ("coverage", 0.9))  # what the slider begins with: the tuned level nearest to this
@@ -75,7 +75,7 @@ class Answering:
             raise SwagError(
                 "The page is for classes that exclude each other; this model is for several labels or a regression."
             )
-        self.request = classify.request.filled_in(self.posterior)
+        self.request = classify.request.resolved(self.posterior)
         self.first_decision = _first_decision(self.request, self.posterior)
         self.labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         self._tokenizer = classify.tokenizer

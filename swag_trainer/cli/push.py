@@ -75,8 +75,8 @@ def run(options: Options, out: TextIO) -> None:
 def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[ModelCard, dict[str, bytes]]:
     """The card and its plots: built from the results, taken from the folder, or one without figures."""
     from hub_cards import merge_card
+    from hub_cards.identity import identity
     from hub_cards.marks import find_marked
-    from hub_cards.record import identity
     from swag_trainer.cli.card_parts import card_with_plots
     from swag_trainer.cli.results import EvaluationFile
 

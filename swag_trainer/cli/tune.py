@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.files import needed, refuse_posterior
 from swag_trainer.cli.options import TextOptions
@@ -18,7 +19,7 @@ from swag_trainer.posterior.tuning import CalibratedThreshold
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TextOptions):
-    """As `swag_trainer.evaluation.tuning.tune`."""
+    """As `swag_trainer.calibration.tune.tune`."""
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     split: str = field(default="validation", metadata={"help": "rows that nothing was trained on"})
@@ -56,7 +57,8 @@ def run(options: Options, out: TextIO) -> None:
     data = read_text(options, options.split)
     classifier = load_classifier(options.model, device=options.device)
     targets = data.numbers(class_names(classifier))
-    posterior = classifier.posterior.tune(
+    posterior = tune(
+        classifier.posterior,
         classifier.model,
         tokenised(classifier.tokenizer, data.texts, targets),
         num_samples=options.num_samples,

@@ -14,19 +14,19 @@ from transformers.trainer_callback import ExportableState
 
 from swag_trainer.adapters.initialisation import initial_lora_if_needed
 from swag_trainer.adapters.keys import adapted_model
-from swag_trainer.adapters.precision import hold_in_float32, low_precision_warning
+from swag_trainer.adapters.plain_lora import to_plain_lora
+from swag_trainer.adapters.precision import low_precision_warning, upcast_to_float32
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
-from swag_trainer.collection.figures import CollectionFigures
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
-from swag_trainer.collection.processes import count_processes, is_first
+from swag_trainer.collection.log_metrics import CollectionMetrics
 from swag_trainer.collection.records import claim, moments_file, store
-from swag_trainer.collection.run import TrainingRun, steps_per_epoch
+from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, due_steps
 from swag_trainer.collection.trainer_access import (
-    FiguresForTheLogs,
+    TrainerLogMetrics,
     asked_by_a_new_state,
     calling_trainer,
     evaluate_quietly,
@@ -34,9 +34,10 @@ from swag_trainer.collection.trainer_access import (
     remove_from_hub,
     wait_for_uploads,
 )
+from swag_trainer.distributed import count_processes, is_first
 from swag_trainer.errors import SwagError, TooFewCollectionsError
 from swag_trainer.posterior.folder import POSTERIOR_FILE
-from swag_trainer.posterior.plain_lora import InitialLora, needs_lift
+from swag_trainer.posterior.saved_adapter import InitialWeights
 from swag_trainer.posterior.swag import SwagPosterior
 
 logger = logging.getLogger(__name__)
@@ -121,8 +122,8 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._rate_falls = False
         self._prepared: Any = None  # the model that `_prepare` saw, and what it found
         self._stay_low: list[str] = []
-        self._initial: InitialLora | None = None
-        self._figures: FiguresForTheLogs | None = None
+        self._initial: InitialWeights | None = None
+        self._figures: TrainerLogMetrics | None = None
 
     @property
     def posterior(self) -> SwagPosterior:
@@ -191,7 +192,7 @@ class SwagCallback(TrainerCallback, ExportableState):
         if trainer is not None:
             if self._figures is not None:  # of a run that was interrupted
                 self._figures.leave(trainer)
-            self._figures = FiguresForTheLogs(CollectionFigures(self._collector, self.name))
+            self._figures = TrainerLogMetrics(CollectionMetrics(self._collector, self.name))
             self._figures.stand_first_in(trainer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -251,11 +252,11 @@ class SwagCallback(TrainerCallback, ExportableState):
         wait_for_uploads(calling_trainer())
         folder = self._folder_in(Path(args.output_dir))
         if self._run is None and self._posterior is not None:
-            self._posterior.save_pretrained(folder)
+            _portable(self._posterior).save_pretrained(folder)
         elif self._run is not None and self.num_collected >= 2:
             # Beside the adapter in the checkpoint: that is what the Trainer copies into the folder now.
             adapter = self._run.saved_adapter(self._collector.weights.adapter_name)
-            self._collector.posterior(adapter=adapter).save_pretrained(folder)
+            _portable(self._collector.posterior(adapter=adapter)).save_pretrained(folder)
         else:
             stale = folder / POSTERIOR_FILE
             if stale.exists():
@@ -293,27 +294,32 @@ class SwagCallback(TrainerCallback, ExportableState):
         if self.final_weights == "mean" and not into_model:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
         self._posterior = posterior
-        rates = [] if self._rate_falls else posterior.provenance.learning_rates  # that was said at the beginning
-        concern = warning(posterior.provenance.diagnostics, rates)
+        rates = [] if self._rate_falls else posterior.collection.learning_rates  # that was said at the beginning
+        concern = warning(posterior.collection.diagnostics, rates)
         if concern and is_first():
             logger.warning("%s", concern)
         if args.should_save:
-            posterior.save_pretrained(self._folder_in(run.output))
-            if needs_lift(posterior.adapter.config):
+            _portable(posterior).save_pretrained(self._folder_in(run.output))
+            if not posterior.adapter.is_reproducible:
                 logger.warning(
                     "The adapter was initialised with %r, which no other process can repeat: its posterior was saved as plain LoRA. "
                     "trainer.save_model() and trainer.push_to_hub() would put the adapter itself in its place; call "
-                    "swag.posterior.save_pretrained() and swag.posterior.push_to_hub().",
-                    posterior.provenance.initialisation,
+                    "swag_trainer.to_plain_lora(swag.posterior) and its save_pretrained() and push_to_hub().",
+                    posterior.record.initialisation,
                 )
 
     def _prepare(self, model: Any) -> None:
         """Hold the trained weights in float32 if asked to, and keep A0 and B0 where the adapter's initialisation changed the base."""
         weights = AdapterWeights(model, self.adapter_name)
         if self.low_precision == "upcast":
-            self._stay_low = hold_in_float32(weights.model, weights.named_parameters())
+            self._stay_low = upcast_to_float32(weights.model, weights.named_parameters())
         self._initial = initial_lora_if_needed(weights.model, weights.adapter_name)
         self._prepared = weights.model
 
     def _folder_in(self, output: Path) -> Path:
         return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
+
+
+def _portable(posterior: SwagPosterior) -> SwagPosterior:
+    """The posterior as another process can load it: plain LoRA where the adapter's initialisation cannot be repeated there."""
+    return posterior if posterior.adapter.is_reproducible else to_plain_lora(posterior)

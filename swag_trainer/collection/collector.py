@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,28 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swag_trainer.adapters.base import modules_saved_nowhere
+from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
 from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
 from swag_trainer.adapters.keys import base_model
+from swag_trainer.adapters.plain_lora import needs_lift
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.diagnostics import trajectory_statistics
-from swag_trainer.collection.processes import (
+from swag_trainer.collection.snapshots import Snapshots
+from swag_trainer.distributed import (
     broadcast_document,
     broadcast_tensor,
     count_processes,
     gather_numbers,
     is_first,
 )
-from swag_trainer.collection.snapshots import Snapshots
 from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError, TooFewCollectionsError
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
-from swag_trainer.posterior.plain_lora import InitialLora
-from swag_trainer.posterior.provenance import Provenance
-from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.posterior.saved_adapter import InitialWeights, SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
 from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -70,10 +71,10 @@ class SwagCollector:
         device: torch.device | str = "cpu",
         schedule: str = "",
         acceptance: str | None = None,
-        initial: InitialLora | None = None,
+        initial: InitialWeights | None = None,
     ) -> None:
         self.weights = AdapterWeights(model, adapter_name)
-        homeless = modules_saved_nowhere(self.weights.model, self.weights.adapter_name)
+        homeless = find_unsaved_modules(self.weights.model, self.weights.adapter_name)
         if homeless:
             heads = [*(name.rpartition(".")[2] for name in homeless), "classifier"]
             raise SwagError(
@@ -81,7 +82,8 @@ class SwagCollector:
                 f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
             )
         self._initial = initial
-        self._facts = {"schedule": schedule, "acceptance": acceptance, **_base_facts(self.weights)}
+        self._choice = {"schedule": schedule, "acceptance": acceptance}
+        self._base = _base_metadata(self.weights)
         self._problem_type: str | None = None  # as a checkpoint tells it
         self.layout = self.weights.layout
         self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
@@ -116,7 +118,7 @@ class SwagCollector:
         if not is_first():
             return False
         try:
-            deviation_norm = self.moments.fold_slot()
+            deviation_norm = self.moments.update_from_row()
         except FloatingPointError:
             self._skip(row, step)
             return False
@@ -174,7 +176,7 @@ class SwagCollector:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections, this run made {count}"
                 + (f" and skipped {self.num_skipped} with weights that were not finite." if self.num_skipped else ".")
-                + (f" {self._facts['acceptance']} kept no more of what it was proposed." if self._facts["acceptance"] else "")
+                + (f" {self._choice['acceptance']} kept no more of what it was proposed." if self._choice["acceptance"] else "")
             )
         if adapter is None and self.weights.is_sharded and count_processes() > 1:
             raise SwagError(
@@ -225,7 +227,7 @@ class SwagCollector:
             "count": self.moments.count,
             "num_skipped": self.num_skipped,
             "score": self.score,
-            "problem_type": self._task_facts()["problem_type"],
+            "problem_type": self._task_metadata()["problem_type"],
             "snapshots": self.snapshots.as_rows(),
         }
         return write_file(path, self.moments.tensors(), document)
@@ -266,7 +268,8 @@ class SwagCollector:
 
     def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior:
         taken = self.snapshots
-        provenance = Provenance(
+        collection = SwagRecord(
+            **self._choice,
             num_collected=len(taken.steps),
             num_skipped=self.num_skipped,
             first_step=taken.steps[0],
@@ -277,15 +280,18 @@ class SwagCollector:
             learning_rates=list(taken.learning_rates),
             deviation_norms=list(taken.deviation_norms),
             diagnostics=trajectory_statistics(gaussian.deviations, count=len(taken.steps)),
+        )
+        record = PosteriorRecord(
             base_model=adapter.base_model,
             adapter_digest=adapter.digest,
             versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
-            **self._facts,
-            **self._task_facts(),
+            **self._base,
+            **self._task_metadata(),
         )
-        return SwagPosterior(self.layout, gaussian, provenance, adapter, self._initial)
+        adapter = replace(adapter, initial=self._initial, is_reproducible=not needs_lift(adapter.config))
+        return SwagPosterior(self.layout, gaussian, record, collection, adapter)
 
-    def _task_facts(self) -> dict[str, Any]:
+    def _task_metadata(self) -> dict[str, Any]:
         # Asked for late: a model writes its problem type into its configuration at the first step.
         config = getattr(base_model(self.weights.model), "config", None)
         id2label = getattr(config, "id2label", None) or {}
@@ -302,13 +308,13 @@ class SwagCollector:
         key = next(key for key, weight in self.layout.unflatten(row).items() if not torch.isfinite(weight).all())
         logger.warning(
             "Step %d: %r has NaN or infinite values; this collection and further ones like it are skipped. They are counted in "
-            "posterior.provenance.num_skipped. Lower the learning rate or clip the gradients.",
+            "posterior.collection.num_skipped. Lower the learning rate or clip the gradients.",
             step,
             key,
         )
 
 
-def _base_facts(weights: AdapterWeights) -> dict[str, Any]:
+def _base_metadata(weights: AdapterWeights) -> dict[str, Any]:
     initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
     # Where the base is cut up over processes too, nobody has a whole weight of it to measure.
     measured = initialisation is not None and not weights.is_sharded

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerState
 
-from swag_trainer.posterior.hub import FAILURES
+from swag_trainer.hub import FAILURES
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -82,7 +82,7 @@ def remove_from_hub(trainer: Trainer | None, path: str) -> None:
         )
 
 
-class FiguresForTheLogs(TrainerCallback):
+class TrainerLogMetrics(TrainerCallback):
     """Adds figures to the Trainer's logs before any reporter reads them.
 
     Args:

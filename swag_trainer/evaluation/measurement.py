@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.answers import MethodAnswers
+from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.checks import checked
+from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.scores import accuracy, brier_score, macro_f1, negative_log_likelihood
 from swag_trainer.metrics.selective import area_under_risk_coverage
-from swag_trainer.metrics.shift import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.posterior.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Measurement:
     """
 
     figures: Mapping[str, Mapping[str, Interval]]
-    answers: Mapping[str, MethodAnswers]
+    answers: Mapping[str, MethodPredictions]
     labels: np.ndarray
     num_bins: int
     num_resamples: int
@@ -124,7 +124,7 @@ class Measurement:
 
 
 def measure(
-    methods: Mapping[str, MethodAnswers],
+    methods: Mapping[str, MethodPredictions],
     labels: ArrayLike,
     *,
     num_bins: int = 15,
@@ -185,7 +185,7 @@ def _of_known(num_bins: int) -> dict[str, Callable[..., float]]:
     }
 
 
-def _foreign_figures(answers: MethodAnswers, options: Mapping[str, Any]) -> dict[str, Interval]:
+def _foreign_figures(answers: MethodPredictions, options: Mapping[str, Any]) -> dict[str, Interval]:
     if answers.foreign_probabilities is None:
         return {}
     known = uncertainty_scores(answers.probabilities, answers.mutual_information)
@@ -203,7 +203,7 @@ def _foreign_figures(answers: MethodAnswers, options: Mapping[str, Any]) -> dict
     return figures
 
 
-def _check_same_rows(methods: Mapping[str, MethodAnswers]) -> None:
+def _check_same_rows(methods: Mapping[str, MethodPredictions]) -> None:
     shapes = {
         name: (
             answers.probabilities.shape,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -17,8 +16,9 @@ from transformers import default_data_collator
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
-from swag_trainer.evaluation.answers import MethodAnswers
+from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.calibration import fit_temperature
+from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.lengths import batches_of_one_length
 from swag_trainer.prediction.predictive import Predictive, link_of
@@ -32,7 +32,7 @@ _LABELS = ("labels", "label", "label_ids")
 _Answer = Callable[[Sequence[Mapping[str, Any]]], Predictive]
 
 
-def answer_methods(
+def predict_methods(
     model: nn.Module,
     posterior: SwagPosterior,
     rows: Sequence[Mapping[str, Any]],
@@ -45,7 +45,7 @@ def answer_methods(
     batch_size: int = 32,
     data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
     progress: bool = True,
-) -> dict[str, MethodAnswers]:
+) -> dict[str, MethodPredictions]:
     """Answer rows with each method, on a private copy of the model.
 
     "MAP"               the adapter's weights as they stand in ``model``: the last iterate, or the mean if that is what its file held
@@ -83,12 +83,12 @@ def answer_methods(
     _check(model, rows, foreign, validation, methods, num_samples)
     _check_weights(model, posterior)
     settings: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "seed": seed, "progress": progress}
-    answers: dict[str, MethodAnswers] = {}
+    answers: dict[str, MethodPredictions] = {}
     for method in methods:
         if method == "MC dropout":
             answer: _Answer = _DropoutPredictor(model, posterior, num_samples=num_samples, **settings).predict
         else:
-            gaussian = _as_it_stands(model, posterior) if method.startswith("MAP") else posterior
+            gaussian = _point_of(model, posterior) if method.startswith("MAP") else posterior
             scale = posterior.scale if method == "SWAG" else 0.0
             predictor = MonteCarloPredictor(model, gaussian, num_samples=num_samples, scale=scale, **settings)
             answer = predictor.predict  # type: ignore[assignment]
@@ -98,7 +98,7 @@ def answer_methods(
         began = perf_counter()
         known = answer(rows)
         seconds = (perf_counter() - began) / len(rows)
-        answers[method] = MethodAnswers.from_predictive(
+        answers[method] = MethodPredictions.from_predictive(
             known, None if foreign is None else answer(foreign), seconds_per_row=seconds
         )
     return answers
@@ -156,10 +156,9 @@ def _check_weights(model: nn.Module, posterior: SwagPosterior) -> None:
         raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
 
 
-def _as_it_stands(model: nn.Module, posterior: SwagPosterior) -> SwagPosterior:
-    """The posterior moved to the model's own weights: at scale 0 the predictor then answers with those."""
-    mean = posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read())
-    return replace(posterior, gaussian=replace(posterior.gaussian, mean=mean))
+def _point_of(model: nn.Module, posterior: SwagPosterior) -> PointPosterior:
+    """The model's own weights as a posterior: the predictor then answers with those."""
+    return PointPosterior.at(posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read()), posterior)
 
 
 def _logs(probabilities: np.ndarray) -> np.ndarray:

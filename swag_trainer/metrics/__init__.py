@@ -11,6 +11,7 @@ from swag_trainer.metrics.calibration import (
     reliability_bins,
 )
 from swag_trainer.metrics.conformal import ConformalSets, calibrate_conformal
+from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.regression import (
     ensemble_coverage,
     ensemble_crps,
@@ -36,7 +37,6 @@ from swag_trainer.metrics.selective import (
     threshold_for_coverage,
     threshold_for_risk,
 )
-from swag_trainer.metrics.shift import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.trainer import classification_metrics, compute_metrics
 
 __all__ = [

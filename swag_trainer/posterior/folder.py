@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorNotFoundError
-from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.posterior.hub import download
+from torch import Tensor
+
+from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.hub import download
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.packing import pack, unpack
-from swag_trainer.posterior.plain_lora import InitialLora
-from swag_trainer.posterior.provenance import Provenance
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
 from swag_trainer.posterior.storage import check_finite, encode, read_file, write_together
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
 
-class PosteriorParts(NamedTuple):
-    """What a `SwagPosterior` is made of, in its order."""
+class Contents(NamedTuple):
+    """What a folder holds, whatever the family of its posterior.
 
-    layout: WeightLayout
-    gaussian: LowRankGaussian
-    provenance: Provenance
+    Attributes:
+        kind: Name of the family.
+        record: What the posterior belongs to.
+        metadata: What the family itself records, as JSON values.
+        tensors: The family's tensors.
+        adapter: The adapter beside it.
+    """
+
+    kind: str
+    record: PosteriorRecord
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
     adapter: SavedAdapter
-    initial: InitialLora | None
 
 
-def write_folder(folder: Path, parts: PosteriorParts) -> None:
-    """Write adapter and posterior, each file whole or not at all; where one does not fit on the disk none is replaced."""
+def write_folder(folder: Path, contents: Contents) -> None:
+    """Write adapter and posterior, each file whole or not at all; where one does not fit on the disk none is replaced.
+
+    Raises:
+        SwagError: The adapter is one that no other process can load as it is here.
+    """
+    adapter, record = contents.adapter, contents.record
+    if not adapter.is_reproducible:
+        raise SwagError(
+            f"The adapter was initialised with {record.initialisation!r}, which changed the base model in memory in a way that no other "
+            "process repeats: saved, it would give other answers. Save it as plain LoRA: "
+            "swag_trainer.to_plain_lora(posterior).save_pretrained(...)."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    adapter = parts.adapter
-    provenance = replace(parts.provenance, adapter_digest=adapter.digest, base_model=adapter.base_model)
-    tensors = pack(parts.layout, parts.gaussian) | ({} if parts.initial is None else parts.initial.as_tensors())
-    data, _ = encode(tensors, provenance.as_document())
+    record = replace(record, adapter_digest=adapter.digest, base_model=adapter.base_model)
+    document = {"kind": contents.kind, "record": record.as_document(), "metadata": dict(contents.metadata)}
+    initial = {} if adapter.initial is None else adapter.initial.as_tensors()
+    data, _ = encode({**contents.tensors, **initial}, document)
     files = adapter.files() | {POSTERIOR_FILE: data}
     write_together({folder / name: content for name, content in files.items()})
 
@@ -45,7 +64,7 @@ def find_folder(name_or_path: str | Path, **hub: Any) -> Path:
 
     Args:
         name_or_path: A folder, or "user/name" on the Hub.
-        hub: As for `swag_trainer.posterior.hub.download`.
+        hub: As for `swag_trainer.hub.download`.
 
     Raises:
         PosteriorNotFoundError: No posterior there, or not to be reached.
@@ -61,50 +80,65 @@ def find_folder(name_or_path: str | Path, **hub: Any) -> Path:
     return folder
 
 
-def read_folder(folder: Path) -> PosteriorParts:
-    """Read what lies in a folder.
+def read_folder(folder: Path) -> Contents:
+    """Read what a folder holds.
 
     Raises:
         PosteriorFormatError: A file is damaged, of a newer format, or its values cannot be those of a posterior.
     """
     path = folder / POSTERIOR_FILE
+    where = repr(str(path))
     tensors, document, _ = read_file(path)
-    provenance = Provenance.from_document(document, where=repr(str(path)))
-    initial = InitialLora.from_tensors(tensors, where=repr(str(path)))
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("initial/", "pristine/"))}
-    layout, gaussian = unpack(tensors, num_collected=provenance.num_collected, where=repr(str(path)))
+    kind, record, metadata = _parts(document, where)
     adapter = SavedAdapter.read(folder)
     check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
-    return PosteriorParts(layout, gaussian, provenance, adapter, initial)
+    adapter = replace(adapter, initial=InitialWeights.from_tensors(tensors, where=where))
+    own = {name: tensor for name, tensor in tensors.items() if not InitialWeights.owns(name)}
+    return Contents(kind, PosteriorRecord.from_document(record, where=where), metadata, own, adapter)
 
 
-def check_pair(parts: PosteriorParts, where: str, *, ignore_digest: bool) -> None:
+def check_pair(
+    layout: WeightLayout, record: PosteriorRecord, adapter: SavedAdapter, where: str, *, ignore_digest: bool
+) -> None:
     """Do nothing if posterior and adapter belong together.
 
     Args:
-        parts: Both.
+        layout, record: Of the posterior.
+        adapter: The adapter beside it.
         where: Where they lie, for the message.
         ignore_digest: Accept an adapter or a base model other than the recorded one, whose weights have the same names and shapes.
 
     Raises:
         AdapterMismatchError: They do not.
     """
-    layout, provenance, adapter = parts.layout, parts.provenance, parts.adapter
     lacking = sorted(set(layout.keys) - set(adapter.tensors))
     beside = WeightLayout.of({key: adapter.tensors[key] for key in layout.keys if key in adapter.tensors})
     difference = layout.difference(beside, ours="The posterior", theirs="The adapter")
     if lacking or difference:
         raise AdapterMismatchError(f"The posterior in {where!r} is of another adapter than the one beside it. {difference}")
     problem = None
-    if provenance.adapter_digest != adapter.digest:
+    if record.adapter_digest != adapter.digest:
         problem = (
-            f"was saved beside an adapter with the digest {str(provenance.adapter_digest)[:12]}, the adapter there now has "
+            f"was saved beside an adapter with the digest {str(record.adapter_digest)[:12]}, the adapter there now has "
             f"{adapter.digest[:12]}"
         )
-    elif provenance.base_model != adapter.base_model:
-        problem = f"was collected on the base model {provenance.base_model!r}, adapter_config.json names {adapter.base_model!r}"
+    elif record.base_model != adapter.base_model:
+        problem = f"was collected on the base model {record.base_model!r}, adapter_config.json names {adapter.base_model!r}"
     if problem and not ignore_digest:
         raise AdapterMismatchError(
             f"The posterior in {where!r} {problem}: its uncertainty would be about other weights. Save both again "
             "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True if you know that they belong together."
         )
+
+
+def _parts(document: Any, where: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """Take a file's document apart into kind, record and metadata; format version 1 knew SWAG alone and had them in one object."""
+    if not isinstance(document, dict):
+        raise PosteriorFormatError(f"{where} should hold a JSON object, it holds a {type(document).__name__}.")
+    if "kind" not in document:
+        record = {name: value for name, value in document.items() if name in PosteriorRecord.field_names()}
+        return "swag", record, {name: value for name, value in document.items() if name not in record}
+    kind, record, metadata = (document.get(name) for name in ("kind", "record", "metadata"))
+    if not isinstance(kind, str) or not isinstance(record, dict) or not isinstance(metadata, dict) or len(document) != 3:
+        raise PosteriorFormatError(f"{where} should state kind, record and metadata, it states {str(sorted(document))[:300]}.")
+    return kind, record, metadata

@@ -62,6 +62,19 @@ class LowRankGaussian:
         low_rank = z2 @ self.deviations.to(z2.dtype) / (2 * (self.rank - 1)) ** 0.5
         return torch.addcmul(low_rank, (variance / 2).sqrt(), z1)
 
+    def factors(self, scale: float) -> tuple[Tensor, Tensor]:
+        """Return d and L of the covariance diag(d) + L^T L at a scale, eq. (1) of Maddox et al. 2019.
+
+        Args:
+            scale: Factor of the covariance, >= 0.
+
+        Returns:
+            Shapes (P,) and (K, P), float32.
+        """
+        if self.rank == 0:
+            return self.variance * scale, self.deviations
+        return self.variance * (scale / 2), self.deviations * (scale / (2 * (self.rank - 1))) ** 0.5
+
     def sample(self, num_samples: int, *, seed: int, scale: float = 1.0, design: Design = "matched") -> Tensor:
         """Draw weight vectors.
 
@@ -77,14 +90,24 @@ class LowRankGaussian:
         Raises:
             SwagError: ``num_samples`` or ``scale`` is out of range.
         """
-        if num_samples < 1:
-            raise SwagError(
-                f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
-            )
+        checked_num_samples(num_samples)
         if checked_scale(scale) == 0:
             return self.mean.expand(num_samples, -1).clone()
         z1, z2 = draw_noise(num_samples, num_weights=self.mean.numel(), rank=self.rank, seed=seed, design=design)
         return self.displacement(z1, z2).mul_(scale**0.5).add_(self.mean)
+
+
+def checked_num_samples(num_samples: int) -> int:
+    """Return ``num_samples``.
+
+    Raises:
+        SwagError: It is below 1.
+    """
+    if num_samples < 1:
+        raise SwagError(
+            f"num_samples is the number of draws and must be at least 1, got {num_samples}. For the mean alone pass scale=0."
+        )
+    return num_samples
 
 
 def checked_scale(scale: float) -> float:

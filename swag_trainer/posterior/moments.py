@@ -70,14 +70,14 @@ class RunningMoments:
                 "Was the adapter changed between two collections?"
             )
         self.slot.copy_(weights)
-        return self.fold_slot()
+        return self.update_from_row()
 
     @property
     def slot(self) -> Tensor:
-        """The free row of the ring: where to write the next vector before `fold_slot`. Shape (P,), float32."""
+        """The free row of the ring: where to write the next vector before `update_from_row`. Shape (P,), float32."""
         return self._ring[self.count % len(self._ring)]
 
-    def fold_slot(self) -> float | None:
+    def update_from_row(self) -> float | None:
         """Do what `fold` does with the vector that was written into `slot`. No memory is asked for, which is half of the time."""
         row = self.slot
         if self.count == 0:

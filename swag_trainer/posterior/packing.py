@@ -11,6 +11,32 @@ from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 
+
+def pack_vector(part: str, layout: WeightLayout, vector: Tensor) -> dict[str, Tensor]:
+    """Return ``<part>/<key>`` for the pieces of a vector. Shape (P,)."""
+    return {f"{part}/{key}": tensor for key, tensor in layout.unflatten(vector).items()}
+
+
+def unpack_vector(part: str, tensors: Mapping[str, Tensor], *, where: str) -> tuple[WeightLayout, Tensor]:
+    """Undo `pack_vector`; nothing about the tensors is taken for granted.
+
+    Raises:
+        PosteriorFormatError: A tensor of another name or dtype, or none.
+    """
+    pieces: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        found, _, key = name.partition("/")
+        if found != part or tensor.dtype != torch.float32:
+            raise PosteriorFormatError(
+                f"{where} has a tensor {name[:200]!r} in {tensor.dtype}; {part}/ in float32 was expected."
+            )
+        pieces[key] = tensor
+    if not pieces:
+        raise PosteriorFormatError(f"{where} has no weights.")
+    layout = WeightLayout.of(pieces)
+    return layout, layout.flatten(pieces)
+
+
 _PARTS = ("mean", "variance", "deviations")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
@@ -20,16 +21,65 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
+class InitialWeights:
+    """Weights of an adapter at the moment when its initialisation had just changed the base model in memory.
+
+    Attributes:
+        tensors: The weights by the keys of the adapter's file, float32, on the CPU.
+        pristine: A fingerprint of each base weight as it was before.
+    """
+
+    tensors: Mapping[str, Tensor]
+    pristine: Mapping[str, list[float]]
+
+    @staticmethod
+    def owns(name: str) -> bool:
+        """Return whether a tensor in a posterior's file is one of those that `as_tensors` names."""
+        return name.startswith(("initial/", "pristine/"))
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """Return everything as tensors with names of their own, to travel in a posterior's file."""
+        return {f"initial/{key}": tensor for key, tensor in self.tensors.items()} | {
+            f"pristine/{name}": torch.tensor(numbers, dtype=torch.float64) for name, numbers in self.pristine.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, where: str) -> InitialWeights | None:
+        """Undo `as_tensors`; tensors of other names are left alone.
+
+        Returns:
+            The value, or None where ``tensors`` has none.
+
+        Raises:
+            PosteriorFormatError: A dtype or shape that `as_tensors` does not write.
+        """
+        initial = {name.removeprefix("initial/"): tensor for name, tensor in tensors.items() if name.startswith("initial/")}
+        pristine = {name.removeprefix("pristine/"): tensor for name, tensor in tensors.items() if name.startswith("pristine/")}
+        wrong = [key for key, tensor in initial.items() if tensor.dtype != torch.float32 or tensor.dim() < 2]
+        wrong += [name for name, tensor in pristine.items() if tensor.dtype != torch.float64 or tensor.dim() != 1]
+        if wrong or bool(initial) != bool(pristine):
+            raise PosteriorFormatError(
+                f"{where} should hold the initial weights of its adapter in float32 and the fingerprints of their base in float64; "
+                f"{str(wrong[:1] or 'one of the two')[:200]} is not as expected."
+            )
+        return cls(initial, {name: tensor.tolist() for name, tensor in pristine.items()}) if initial else None
+
+
+@dataclass(frozen=True, eq=False)
 class SavedAdapter:
     """An adapter as ``PeftModel.save_pretrained`` writes it.
 
     Attributes:
-        config: What adapter_config.json says.
-        tensors: What adapter_model.safetensors holds.
+        config: Contents of adapter_config.json.
+        tensors: Contents of adapter_model.safetensors.
+        initial: Its weights at its initialisation, where that changed the base model in memory and they are known.
+        is_reproducible: Whether another process that loads the two files gets the function that the adapter computes here.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    initial: InitialWeights | None = None
+    is_reproducible: bool = True
 
     @cached_property
     def digest(self) -> str:
@@ -44,7 +94,7 @@ class SavedAdapter:
     def with_weights(self, weights: Mapping[str, Tensor]) -> SavedAdapter:
         """Return the same adapter with other values for some of its weights, cast to the file's own dtypes."""
         changed = {key: weight.to(self.tensors[key].dtype) for key, weight in weights.items()}
-        return SavedAdapter(self.config, {**self.tensors, **changed})
+        return replace(self, tensors={**self.tensors, **changed})
 
     @classmethod
     def read(cls, folder: Path) -> SavedAdapter:

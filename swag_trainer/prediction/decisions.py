@@ -54,7 +54,7 @@ class Request:
         _check_range(given)
         return replace(self, **(dict.fromkeys(_WAYS_TO_ABSTAIN) | given if ways else given))
 
-    def filled_in(self, posterior: SwagPosterior) -> Request:
+    def resolved(self, posterior: SwagPosterior) -> Request:
         """Return this request with draws, scale and temperature settled: those the posterior was tuned with where not asked otherwise."""
         tuning = posterior.tuning
         return replace(
@@ -146,10 +146,10 @@ def _calibrated(option: str, request: Request, posterior: SwagPosterior) -> Tuni
     tuning = posterior.tuning
     if tuning is None:
         raise SwagError(
-            f"{option}=... needs what posterior.tune(model, dataset) calibrates on held-out data, and this posterior was not tuned. "
+            f"{option}=... needs what swag_trainer.tune(posterior, model, data) calibrates on held-out data, and this posterior was not tuned. "
             "Tune it and save it again, or choose a score yourself with abstain_below=..."
         )
-    asked = request.filled_in(posterior)
+    asked = request.resolved(posterior)
     for name, value in {
         "num_samples": tuning.num_samples,
         "seed": tuning.seed,

@@ -28,7 +28,7 @@ from swag_trainer.prediction.sequential import logits_of
 LOGIT_DRAWS = 1024
 
 
-class LinearizedForward:
+class LinearizedSampler:
     """Draws from the Gaussian over the logits of each row of a batch. Not for several threads at once.
 
     Each row costs one forward and C backward passes, and is answered by itself: its derivatives are not to be mixed with another row's.

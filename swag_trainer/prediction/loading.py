@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification
 
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
+from swag_trainer.adapters.plain_lora import is_reproducible
 from swag_trainer.errors import AdapterMismatchError, SwagError
-from swag_trainer.posterior.plain_lora import is_reproducible
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.tokenizers import TokenizerSource
@@ -75,11 +75,11 @@ class AutoSwagModelForSequenceClassification:
         base = _load_base(posterior, **hub, **base_kwargs)
         model = _load_adapter(base, posterior.adapter)
         # Files of earlier versions have no fingerprint.
-        if posterior.provenance.base_fingerprint:
+        if posterior.record.base_fingerprint:
             check_base(
                 model,
                 "default",
-                posterior.provenance.base_fingerprint,
+                posterior.record.base_fingerprint,
                 what=f"The posterior in {str(pretrained_model_name_or_path)!r}",
             )
         model.swag_posterior = posterior
@@ -87,7 +87,7 @@ class AutoSwagModelForSequenceClassification:
             adapter=str(pretrained_model_name_or_path),
             base=posterior.adapter.base_model,
             hub=where,
-            base_hub={**hub, "revision": posterior.provenance.base_revision},
+            base_hub={**hub, "revision": posterior.record.base_revision},
             pad_token_id=base.config.pad_token_id,
         )
         return model.eval()
@@ -102,31 +102,31 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
         raise AdapterMismatchError(
             f"The adapter was initialised with {initialisation!r}, which changed its base in memory by random numbers or data that are "
             "not in its file: on the base as it is on disk its weights mean something else. Save the posterior as plain LoRA where it "
-            "was trained: posterior.to_plain_lora()."
+            "was trained: swag_trainer.to_plain_lora(posterior)."
         )
     if low_cpu_mem_usage:
         raise AdapterMismatchError(
             f"low_cpu_mem_usage=True leaves the base as it is on disk, but {initialisation!r} changes it when the adapter is made, and the "
-            "posterior was collected on the changed one. Leave low_cpu_mem_usage out, or export the posterior with to_plain_lora()."
+            "posterior was collected on the changed one. Leave low_cpu_mem_usage out, or export it with swag_trainer.to_plain_lora(posterior)."
         )
 
 
 def _load_base(posterior: SwagPosterior, **kwargs: Any) -> torch.nn.Module:
-    name, provenance = posterior.adapter.base_model, posterior.provenance
+    name, record = posterior.adapter.base_model, posterior.record
     if not name:
         raise SwagError(
             "The adapter names no base model, so it cannot be loaded by itself: load the base and pass model=... and posterior=..."
         )
-    if not Path(name).is_dir() and provenance.base_revision:
-        kwargs["revision"] = provenance.base_revision
-    if provenance.labels:
-        kwargs["id2label"] = dict(enumerate(provenance.labels))
-        kwargs["label2id"] = {label: index for index, label in enumerate(provenance.labels)}
-        kwargs["num_labels"] = len(provenance.labels)
-    if provenance.problem_type:
-        kwargs["problem_type"] = provenance.problem_type
-    if provenance.pad_token_id is not None:
-        kwargs["pad_token_id"] = provenance.pad_token_id
+    if not Path(name).is_dir() and record.base_revision:
+        kwargs["revision"] = record.base_revision
+    if record.labels:
+        kwargs["id2label"] = dict(enumerate(record.labels))
+        kwargs["label2id"] = {label: index for index, label in enumerate(record.labels)}
+        kwargs["num_labels"] = len(record.labels)
+    if record.problem_type:
+        kwargs["problem_type"] = record.problem_type
+    if record.pad_token_id is not None:
+        kwargs["pad_token_id"] = record.pad_token_id
     base, info = AutoModelForSequenceClassification.from_pretrained(
         name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )

@@ -21,11 +21,11 @@ from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_scale
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.lengths import batches_of_one_length, length_of, rows_of_one_length
-from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedForward
+from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedSampler
 from swag_trainer.prediction.monte_carlo import block_seed, error_limit
-from swag_trainer.prediction.packed import PackedForward
+from swag_trainer.prediction.packed.sampler import PackedSampler
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, link_of, summarise
-from swag_trainer.prediction.sequential import SequentialForward
+from swag_trainer.prediction.sequential import SequentialSampler
 from swag_trainer.prediction.shares import Processes, digest
 
 Method = Literal["monte_carlo", "linearized"]
@@ -40,7 +40,7 @@ class MonteCarloPredictor:
     The draws are made once and serve every call, so the answer for a row depends neither on its batch nor on the order. They go
     into a private copy of the adapter that shares the base model's tensors: the model itself is never written, and may answer
     plain forwards meanwhile. Calls from several threads wait for each other. Many draws are answered in one forward where the adapter
-    allows it (`PackedForward`), and otherwise one after the other; the answers are the same.
+    allows it (`PackedSampler`), and otherwise one after the other; the answers are the same.
 
     Args:
         model: The PEFT model, on the device to predict on.
@@ -58,7 +58,7 @@ class MonteCarloPredictor:
             ``num_draws`` may be further off. The confidence is that of a single look at a row, by a limit that takes the blocks'
             means for normal; it is not a promise for all rows at once, and says nothing of how well the posterior itself fits.
         method: "monte_carlo" draws weights. "linearized" takes the model as linear in its weights around the mean, which makes the logits
-            normal in closed form, see `LinearizedForward`: one forward and a backward pass for each class, for few classes. Then
+            normal in closed form, see `LinearizedSampler`: one forward and a backward pass for each class, for few classes. Then
             ``num_samples`` and ``design`` say nothing: rows are averaged over 1,024 draws of their logits. Its answers have a bias,
             which grows with the posterior's width and is no Monte-Carlo error.
         adapter_name: The adapter's name, if another than the active one is a mistake.
@@ -125,20 +125,20 @@ class MonteCarloPredictor:
         difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
         if difference:
             raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
-        if posterior.provenance.base_fingerprint:
-            check_base(weights.model, weights.adapter_name, posterior.provenance.base_fingerprint)
+        if posterior.record.base_fingerprint:
+            check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
         self._device = weights.parameters()[0].device
         self._blocks: list[Tensor] = []
         if method == "linearized" and self.scale > 0:
             self._draws_per_block = LOGIT_DRAWS
-            self._forward = LinearizedForward(weights, posterior.gaussian, scale=self.scale, seed=seed)
+            self._forward = LinearizedSampler(weights, posterior.gaussian, scale=self.scale, seed=seed)
         else:
             self._draw_blocks(self.num_blocks if self.max_error is None else 1)
             draws = self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
             if len(draws) > 1:
-                self._forward = PackedForward(weights, draws, max_tokens=max_tokens, compile=compile)
+                self._forward = PackedSampler(weights, draws, max_tokens=max_tokens, compile=compile)
             else:
-                self._forward = SequentialForward(weights, draws)
+                self._forward = SequentialSampler(weights, draws)
         base = base_model(weights.model)
         self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
         self.link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
@@ -248,7 +248,7 @@ class MonteCarloPredictor:
     def _draw_blocks(self, count: int) -> None:
         while len(self._blocks) < count:
             seed = block_seed(self.seed, len(self._blocks))
-            draws = self._posterior.sample_flat(self.num_samples, seed=seed, scale=self.scale, design=self._design)
+            draws = self._posterior.draw(self.num_samples, seed=seed, scale=self.scale, design=self._design).vectors
             self._blocks.append(draws[: 1 if self.scale == 0 else None].to(self._device))
 
     def _answer(self, batch: Mapping[str, Any], return_draws: bool) -> Predictive | RegressionPredictive:

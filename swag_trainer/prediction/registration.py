@@ -16,4 +16,4 @@ def register_tasks() -> None:
 def _import_pipelines(_: ModuleType) -> None:
     # Each pipeline's module registers its task at its end. Naming the class here instead would fail whenever that module is
     # itself what imports transformers.pipelines.
-    importlib.import_module("swag_trainer.prediction.pipeline")
+    importlib.import_module("swag_trainer.prediction.pipelines.text_classification")

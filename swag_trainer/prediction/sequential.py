@@ -11,7 +11,7 @@ from torch import Tensor
 from swag_trainer.adapters.weights import AdapterWeights
 
 
-class SequentialForward:
+class SequentialSampler:
     """Logits of S draws for a batch, one draw after the other.
 
     Args:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-from swag_trainer.adapters.precision import hold_in_float32, low_precision, low_precision_warning
+from swag_trainer.adapters.precision import low_precision, low_precision_warning, upcast_to_float32
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
 
 LOW = [torch.bfloat16, torch.float16]
@@ -25,7 +25,7 @@ def trained_weights(model):
 
 
 def held(model):
-    assert hold_in_float32(model, trained_weights(model)) == []
+    assert upcast_to_float32(model, trained_weights(model)) == []
     return model
 
 
@@ -212,7 +212,7 @@ def test_biases_of_a_frozen_layer_stay_low_and_are_named(base_folder, batch):
     # Red for: a float32 bias added to a bfloat16 product, which torch refuses, or a silent rest.
     model = low_model(base_folder, bias="lora_only").eval()
     parameters = trained_weights(model)
-    stay = hold_in_float32(model, parameters)
+    stay = upcast_to_float32(model, parameters)
     assert len(stay) == 4 and all(key.endswith("base_layer.bias") for key in stay)
     assert low_precision(parameters) == stay
     assert torch.isfinite(answers(model, batch)).all()
@@ -230,7 +230,7 @@ def test_a_sharded_weight_is_left_alone_and_named(base_folder):
         head = model.get_base_model().classifier.modules_to_save["default"]
         head.weight = nn.Parameter(distribute_tensor(head.weight.detach(), init_device_mesh("cpu", (1,))))
         parameters = {"weight": head.weight, "bias": head.bias}
-        assert hold_in_float32(model, parameters) == ["weight", "bias"]
+        assert upcast_to_float32(model, parameters) == ["weight", "bias"]
         assert head.weight.to_local().dtype == head.bias.dtype == torch.bfloat16
     finally:
         destroy_process_group()
@@ -283,5 +283,5 @@ def test_the_warning_says_how_many_which_what_it_costs_and_what_to_do(base_folde
     assert low_precision_warning(trained_weights(low_model(base_folder, torch.float32))) is None
     with_biases = low_model(base_folder, bias="lora_only")
     parameters = trained_weights(with_biases)
-    stay = hold_in_float32(with_biases, parameters)
+    stay = upcast_to_float32(with_biases, parameters)
     assert low_precision_warning(parameters, stay=stay).startswith("4 of 14 trained weights are stored in bfloat16 and cannot")

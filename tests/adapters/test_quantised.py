@@ -4,7 +4,7 @@ import pytest
 import torch
 from quantised_bases import BITSANDBYTES, QUANTISED, load_base, low_model, write_wide_base
 
-from swag_trainer.adapters.base import modules_saved_nowhere
+from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
 
 
@@ -138,7 +138,7 @@ def test_two_copies_do_not_meet(wide_base, batch, quantisation):
 @pytest.mark.parametrize("quantisation", QUANTISED)
 def test_a_quantised_base_has_nothing_missing(wide_base, quantisation, tmp_path):
     # Red for: scales or PEFT's names of quantised layers taken for modules that no checkpoint holds.
-    assert modules_saved_nowhere(low_model(wide_base, quantisation=quantisation), "default") == []
+    assert find_unsaved_modules(low_model(wide_base, quantisation=quantisation), "default") == []
 
 
 @pytest.mark.parametrize("quantisation", BITSANDBYTES)
@@ -146,4 +146,4 @@ def test_a_checkpoint_that_is_quantised_itself_has_nothing_missing(wide_base, qu
     # Red for: names such as weight.absmax or SCB in the checkpoint, or their absence from the model.
     base = load_base(wide_base, quantisation=quantisation)
     base.save_pretrained(tmp_path / "quantised")
-    assert modules_saved_nowhere(low_model(tmp_path / "quantised"), "default") == []
+    assert find_unsaved_modules(low_model(tmp_path / "quantised"), "default") == []

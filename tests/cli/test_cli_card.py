@@ -106,12 +106,12 @@ def test_inspect_says_what_the_file_says(measured, capsys):
     assert main(["inspect", str(measured[0]), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["num_weights"] == posterior.layout.size and facts["rank"] == posterior.rank
-    assert {name: facts[name] for name in posterior.provenance.as_document()} == json.loads(
-        json.dumps(posterior.provenance.as_document())
+    assert {name: facts[name] for name in posterior.record.as_document()} == json.loads(
+        json.dumps(posterior.record.as_document())
     )
     assert main(["inspect", str(measured[0])]) == 0
     shown = capsys.readouterr().out
-    assert posterior.provenance.schedule in shown and "num collected" in shown and posterior.provenance.labels[0] in shown
+    assert posterior.collection.schedule in shown and "num collected" in shown and posterior.record.labels[0] in shown
     assert main(["inspect", str(measured[0].parent)]) == 1
 
 

@@ -23,7 +23,7 @@ def model():
 
 def test_another_methods_draws_are_measured_beside_ours(model, tmp_path, capsys):
     # Red for: probabilities of a file that are not averaged, a method without a column, a metric that only one method has on a card.
-    labels = SwagPosterior.from_pretrained(model).provenance.labels
+    labels = SwagPosterior.from_pretrained(model).record.labels
     targets = [labels.index(row["intent"]) for row in demo_rows() if row["split"] == "test" and row["intent"] in labels]
     draws = softmax(np.random.default_rng(0).normal(size=(3, len(targets), len(labels))), axis=-1)
     np.savez(tmp_path / "theirs.npz", probabilities=draws)

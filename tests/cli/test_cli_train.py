@@ -20,9 +20,9 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
     assert "3 snapshots" in capsys.readouterr().out
     assert not (tmp_path / "never").exists()
     posterior = SwagPosterior.from_pretrained(tmp_path / "run")
-    assert (posterior.num_collected, posterior.rank, posterior.provenance.steps) == (3, 2, [6, 9, 12])
-    assert posterior.provenance.learning_rates[-1] == pytest.approx(2e-3)
-    assert len(posterior.provenance.labels) == 10 and "out_of_scope" not in posterior.provenance.labels
+    assert (posterior.num_collected, posterior.rank, posterior.collection.steps) == (3, 2, [6, 9, 12])
+    assert posterior.collection.learning_rates[-1] == pytest.approx(2e-3)
+    assert len(posterior.record.labels) == 10 and "out_of_scope" not in posterior.record.labels
     assert posterior.adapter.config["r"] == 2 and list(posterior.adapter.config["target_modules"]) == ["value"]
     assert any(not torch.equal(mean, posterior.adapter.tensors[key]) for key, mean in posterior.mean.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 16
@@ -39,14 +39,14 @@ def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(
     assert state["epoch"] == 6 * 5 * 2 / 60
     posterior = SwagPosterior.from_pretrained(tmp_path / "run")
     assert {tensor.dtype for tensor in posterior.adapter.tensors.values()} == {torch.float32}
-    assert posterior.provenance.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "run").pad_token_id == 0
+    assert posterior.record.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "run").pad_token_id == 0
     whole = ["--dtype", "float32", "--output", str(tmp_path / "whole")]
     assert main(["train", str(tmp_path / "run.yaml"), *whole]) == 0
     assert not torch.equal(SwagPosterior.from_pretrained(tmp_path / "whole").gaussian.mean, posterior.gaussian.mean)
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), "where is my parcel", "money back"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(answers) == 2 and all(answer["label"] in posterior.provenance.labels for answer in answers)
+    assert len(answers) == 2 and all(answer["label"] in posterior.record.labels for answer in answers)
 
 
 def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):
@@ -89,10 +89,10 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path
 def test_checkpoints_of_a_run_become_a_posterior_that_answers(tmp_path, capsys):
     # Red for: labels, checkpoints or the tokenizer lost on the way from a run that is over.
     train(tmp_path / "run", "--steps", "12", "--train-rows", "20", "--snapshots", "2", "--save-steps", "4")
-    labels = SwagPosterior.from_pretrained(tmp_path / "run").provenance.labels
+    labels = SwagPosterior.from_pretrained(tmp_path / "run").record.labels
     assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late"), "--labels", *labels]) == 0
     posterior = SwagPosterior.from_pretrained(tmp_path / "late")
-    assert (posterior.num_collected, posterior.provenance.labels) == (3, labels)
+    assert (posterior.num_collected, posterior.record.labels) == (3, labels)
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "late"), "where is my parcel"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] in labels

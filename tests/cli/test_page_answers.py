@@ -41,7 +41,7 @@ def test_the_page_answers_with_the_pipeline_s_own_figures(run, texts):
         assert float(answer.averaged.entropy[0]) == theirs[0]["entropy"]
         assert float(answer.averaged.mutual_information[0]) == theirs[0]["mutual_information"]
         np.testing.assert_allclose(answer.draws.mean(axis=0), answer.probabilities, atol=1e-12)
-        assert len(answer.draws) == classify.request.filled_in(classify.posterior).num_samples
+        assert len(answer.draws) == classify.request.resolved(classify.posterior).num_samples
         mean = classify(texts[0], top_k=None, scale=0, temperature=1.0)
         assert answer.by_name(answer.mean) == {row["label"]: row["score"] for row in mean}
         assert np.abs(answer.mean - answer.probabilities).max() > 1e-4

@@ -28,7 +28,7 @@ def folder(base_folder, texts, tmp_path_factory):
     _, posterior, tokenizer = short_run(base_folder, texts, tmp_path_factory.mktemp("run"))
     labels = [HOSTILE, "neutral", "positive"]
     where = tmp_path_factory.mktemp("model")
-    replace(posterior, provenance=replace(posterior.provenance, scale=2.0, labels=labels)).save_pretrained(where)
+    replace(posterior, record=replace(posterior.record, scale=2.0, labels=labels)).save_pretrained(where)
     tokenizer.save_pretrained(where)
     return where
 

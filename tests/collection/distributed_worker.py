@@ -94,7 +94,7 @@ def outcome(trainer, swag):
     return {
         **parts(swag.posterior),
         "model": swag.posterior.layout.flatten(dict(swag._collector.weights.saved().tensors)),
-        "steps": swag.posterior.provenance.steps,
+        "steps": swag.posterior.collection.steps,
         "digest": adapter.digest,
         "num_collected": swag.num_collected,
     }

@@ -57,8 +57,8 @@ def loop(folder, setup):
         results[name] = {
             **parts(posterior),
             "digest": posterior.adapter.digest,
-            "steps": posterior.provenance.steps,
-            "norms": posterior.provenance.deviation_norms,
+            "steps": posterior.collection.steps,
+            "norms": posterior.collection.deviation_norms,
         }
     return results
 

@@ -118,7 +118,7 @@ def test_in_a_trainer_the_weights_that_were_accepted_are_collected(base_folder, 
     swag, trainer = adaptive_run(base_folder, rows, tokenizer, tmp_path / "a", script=with_average)
     adaptive_run(base_folder, rows, tokenizer, tmp_path / "b", acceptance=None, script=without)
     assert all(torch.equal(with_average.weights[step], without.weights[step]) for step in range(1, 25))
-    facts = swag.posterior.provenance
+    facts = swag.posterior.collection
     assert (facts.steps, facts.acceptance) == (Scripted.TAKEN, str(ACCURACY))
     by_hand = torch.stack([with_average.weights[step] for step in facts.steps]).double().mean(0)
     torch.testing.assert_close(swag.posterior.gaussian.mean.double().sort()[0], by_hand.sort()[0], rtol=1e-5, atol=1e-7)
@@ -138,7 +138,7 @@ def test_the_score_of_an_average_is_what_the_trainer_measures_on_it(base_folder,
     # Red for: the running weights evaluated twice, or an evaluation with dropout.
     swag, trainer = adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=Always())
     swag._collector.weights.write(swag._collector.layout.unflatten(swag._collector.moments.mean))
-    assert swag.posterior.provenance.steps == list(range(6, 25, 2))
+    assert swag.posterior.collection.steps == list(range(6, 25, 2))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(swag._collector.score, rel=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_a_resumed_adaptive_run_ends_like_an_uninterrupted_one(base_folder, rows
     (tmp_path / "swag_posterior.safetensors").unlink()
     for stop in (4, 8, 16):
         resumed, _ = adaptive_run(base_folder, rows, tokenizer, tmp_path, resume=str(tmp_path / f"checkpoint-{stop}"))
-        assert resumed.posterior.provenance == whole.posterior.provenance
+        assert (resumed.posterior.record, resumed.posterior.collection) == (whole.posterior.record, whole.posterior.collection)
         assert torch.equal(resumed.posterior.gaussian.mean, whole.posterior.gaussian.mean)
         assert torch.equal(resumed.posterior.gaussian.deviations, whole.posterior.gaussian.deviations)
         assert SwagPosterior.from_pretrained(tmp_path).num_collected == 5

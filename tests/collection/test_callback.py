@@ -52,7 +52,7 @@ def test_without_arguments_it_collects_over_the_last_part_of_any_run_at_a_held_r
     swag = SwagCallback()
     trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], max_steps=16, logging_steps=1)
     trainer.train()
-    facts = swag.posterior.provenance
+    facts = swag.posterior.collection
     assert facts.last_step == 16
     assert facts.num_collected == 16 - facts.first_step + 1
     logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
@@ -67,7 +67,7 @@ def test_gradient_accumulation_counts_optimizer_steps(base_folder, rows, tokeniz
     trainer_for(
         lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], gradient_accumulation_steps=3, max_steps=8
     ).train()
-    assert (swag.num_collected, swag.posterior.provenance.first_step) == (4, 2)
+    assert (swag.num_collected, swag.posterior.collection.first_step) == (4, 2)
 
 
 def test_epochs_are_those_of_the_optimizer(base_folder, rows, tokenizer, tmp_path):
@@ -83,7 +83,7 @@ def test_epochs_are_those_of_the_optimizer(base_folder, rows, tokenizer, tmp_pat
         max_steps=-1,
         num_train_epochs=4,
     ).train()
-    assert (swag.num_collected, swag.posterior.provenance.first_step, swag.posterior.provenance.last_step) == (4, 3, 12)
+    assert (swag.num_collected, swag.posterior.collection.first_step, swag.posterior.collection.last_step) == (4, 3, 12)
 
 
 def test_after_training_the_adapter_holds_the_mean_and_plain_peft_answers_with_it(trained, base_folder, texts, tokenizer):
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_fold
     resumed, second = trainer(tmp_path)
     second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert same(swag.posterior, resumed.posterior)
-    assert swag.posterior.provenance == resumed.posterior.provenance
+    assert (swag.posterior.record, swag.posterior.collection) == (resumed.posterior.record, resumed.posterior.collection)
 
 
 def a_callback(schedule=LATE, **arguments):
@@ -380,7 +380,7 @@ def test_the_figures_of_the_collection_reach_reporters_that_stand_before_it(base
         trainer.train()
         assert [entry["swag_snapshots"] for entry in reporter.logs] == [0, 0, 1, 5, 9, 13, 13]
         assert "swag_drift" not in reporter.logs[2]
-        facts = swag.posterior.provenance
+        facts = swag.posterior.collection
         last = reporter.logs[-1]
         assert {name: last[f"swag_{name}"] for name in facts.diagnostics} == facts.diagnostics
         assert (last["swag_deviation_norm"], last["swag_learning_rate"]) == (
@@ -402,7 +402,7 @@ def test_a_run_that_is_still_on_its_way_is_told_so_once(base_folder, rows, token
     with caplog.at_level(logging.WARNING, logger="swag_trainer"):
         trainer.train()
     assert [record.message for record in caplog.records if "still on its way" in record.message]
-    assert swag.posterior.provenance.diagnostics["drift"] == pytest.approx(0.75, abs=0.05)
+    assert swag.posterior.collection.diagnostics["drift"] == pytest.approx(0.75, abs=0.05)
 
 
 def test_the_saved_checkpoint_also_holds_a_collection_that_was_due_at_its_step(base_folder, rows, tokenizer, tmp_path):

@@ -36,12 +36,12 @@ def test_the_posterior_has_the_moments_of_the_trajectory_and_its_story(base_fold
     torch.testing.assert_close(posterior.gaussian.mean.double(), mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(posterior.gaussian.variance.double(), variance, rtol=1e-5, atol=1e-12)
     torch.testing.assert_close(posterior.gaussian.deviations.double(), deviations[-3:], rtol=1e-5, atol=1e-7)
-    facts = posterior.provenance
+    facts, record = posterior.collection, posterior.record
     assert (facts.num_collected, facts.first_step, facts.last_step, facts.schedule) == (7, 1, 7, "by hand")
     assert (facts.first_learning_rate, facts.last_learning_rate) == pytest.approx((0.1, 0.7))
-    assert facts.labels == ["negative", "neutral", "positive"]
-    assert facts.base_model == str(base_folder)
-    assert facts.adapter_digest == collector.weights.saved().digest
+    assert record.labels == ["negative", "neutral", "positive"]
+    assert record.base_model == str(base_folder)
+    assert record.adapter_digest == collector.weights.saved().digest
 
 
 def test_head_and_lora_matrices_are_collected_and_nothing_else(base_folder):
@@ -64,7 +64,7 @@ def test_weights_that_are_not_finite_are_skipped_counted_and_named_once(base_fol
         assert not collector.collect(step=4)
     assert collector.moments.count == 2
     assert torch.isfinite(collector.moments.mean).all()
-    assert collector.posterior().provenance.num_skipped == 2
+    assert collector.posterior().collection.num_skipped == 2
     assert len(caplog.records) == 1
     assert "Step 3" in caplog.text and "classifier.weight" in caplog.text
 

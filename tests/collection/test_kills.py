@@ -73,4 +73,4 @@ def test_a_run_that_only_has_to_be_finished_keeps_the_trained_weights(finish):
 
 def test_a_run_that_only_has_to_be_finished_knows_its_problem_type(finish):
     # Red for: a posterior without its problem type, whose pipeline then takes softmax where the model was trained with a sigmoid.
-    assert finish(12).provenance == finish(12).provenance
+    assert (finish(12).record, finish(12).collection) == (finish(12).record, finish(12).collection)

@@ -9,7 +9,7 @@ from quantised_bases import BITSANDBYTES, QUANTISED, load_base, low_model, write
 from transformers import TrainerCallback, pipeline
 
 from swag_trainer import Every, MonteCarloPredictor, SwagCallback, SwagPosterior
-from swag_trainer.adapters.precision import hold_in_float32
+from swag_trainer.adapters.precision import upcast_to_float32
 from swag_trainer.adapters.weights import AdapterWeights
 
 SCHEDULE = Every(steps=3, start=0.5)  # of 24 steps: 12, 15, 18, 21, 24
@@ -47,7 +47,7 @@ class HoldInFloat32(TrainerCallback):
 
     def on_init_end(self, args, state, control, *, model, **kwargs):
         weights = AdapterWeights(model)
-        assert hold_in_float32(model, dict(zip(weights.layout.keys, weights.parameters(), strict=True))) == []
+        assert upcast_to_float32(model, dict(zip(weights.layout.keys, weights.parameters(), strict=True))) == []
 
 
 def run(model, rows, tokenizer, folder, *, held=True, resume=None, **arguments):

@@ -6,8 +6,8 @@ import pytest
 
 from swag_trainer import metrics
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.answers import MethodAnswers
 from swag_trainer.evaluation.measurement import measure
+from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.selective import area_under_risk_coverage
 
 N, M, C = 60, 40, 3
@@ -16,13 +16,13 @@ N, M, C = 60, 40, 3
 def some_answers(seed=0, *, draws=5, foreign=True, time=None):
     generator = np.random.default_rng(seed)
     known = generator.dirichlet([0.4] * C, size=(draws, N))
-    return MethodAnswers.from_draws(
+    return MethodPredictions.from_draws(
         known, generator.dirichlet([0.8] * C, size=(draws, M)) if foreign else None, seconds_per_row=time
     )
 
 
 def some_labels():
-    """Drawn from the answers, so that bins err to both sides and errors of different bins differ."""
+    """SampledModule from the answers, so that bins err to both sides and errors of different bins differ."""
     generator = np.random.default_rng(9)
     return np.array([generator.choice(C, p=row) for row in some_answers().probabilities])
 
@@ -69,7 +69,7 @@ def test_intervals_are_those_of_the_bootstrap_and_the_same_rows_for_every_method
 def test_resamples_keep_the_numbers_of_known_and_foreign_rows():
     # Red for: one pot for both, from which a resample without any foreign row may come.
     known, foreign = np.tile([[0.9, 0.1]], (30, 1)), np.array([[0.5, 0.5]])
-    answers = MethodAnswers(known, foreign_probabilities=foreign)
+    answers = MethodPredictions(known, foreign_probabilities=foreign)
     figures = measure({"ours": answers}, np.zeros(30, int), num_resamples=100).figures["ours"]
     assert figures["auroc_entropy"] == metrics.Interval(1.0, 1.0, 1.0)
 

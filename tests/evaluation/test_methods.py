@@ -11,7 +11,7 @@ from swag_trainer import MonteCarloPredictor
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.measurement import measure
-from swag_trainer.evaluation.methods import METHODS, answer_methods, labels_of
+from swag_trainer.evaluation.methods import METHODS, labels_of, predict_methods
 from swag_trainer.metrics.calibration import fit_temperature
 
 
@@ -35,7 +35,7 @@ def one_row(row):
 
 
 def answers_of(moved, rows, **options):
-    return answer_methods(*moved, rows, num_samples=4, progress=False, **options)
+    return predict_methods(*moved, rows, num_samples=4, progress=False, **options)
 
 
 def test_map_is_the_models_own_answer_and_temperature_scaling_divides_its_logits(moved, rows):
@@ -66,7 +66,7 @@ def test_swa_and_swag_are_those_of_the_predictor(moved, rows):
 def test_dropout_answers_vary_around_map_and_repeat_with_the_seed(moved, rows):
     # Red for: evaluation mode, one mask for all passes, a seed without effect, rows that come back in the order of their lengths.
     answers = [
-        answer_methods(*moved, rows, num_samples=n, seed=seed, methods=["MC dropout"])["MC dropout"]
+        predict_methods(*moved, rows, num_samples=n, seed=seed, methods=["MC dropout"])["MC dropout"]
         for n, seed in ((4, 0), (4, 0), (4, 1), (60, 0))
     ]
     assert (answers[0].mutual_information > 0).all() and answers[0].num_draws == 4
@@ -108,7 +108,7 @@ class EagerBar(tqdm):
 def test_the_passes_of_dropout_show_a_bar_where_one_is_wanted(moved, rows, progress, monkeypatch, capsys):
     # Red for: the slowest method without a sign of life, or a bar although progress=False.
     monkeypatch.setattr("swag_trainer.evaluation.methods.tqdm", EagerBar)
-    answer_methods(*moved, rows, num_samples=2, methods=["MC dropout"], progress=progress)
+    predict_methods(*moved, rows, num_samples=2, methods=["MC dropout"], progress=progress)
     assert ("Predicting: 100%" in capsys.readouterr().err) is progress
 
 
@@ -123,7 +123,7 @@ def test_a_model_without_dropout_has_no_mc_dropout(base_folder, trained, rows):
     # Red for: S equal passes reported as a method.
     model = without_dropout(lora_model(base_folder, lora_dropout=0.0))
     with pytest.raises(SwagError, match="nothing in this model drops out"):
-        answer_methods(model, trained[1].posterior, rows, num_samples=3, methods=["MC dropout"])
+        predict_methods(model, trained[1].posterior, rows, num_samples=3, methods=["MC dropout"])
 
 
 def test_attention_drops_out_too(moved, rows):
@@ -174,11 +174,11 @@ def test_what_cannot_be_answered_is_refused(moved, rows, base_folder):
         ({"num_samples": 0}, "num_samples"),
     ):
         with pytest.raises(SwagError, match=message):
-            answer_methods(*moved, rows, **options)
+            predict_methods(*moved, rows, **options)
     with pytest.raises(SwagError, match="rows has no rows"):
-        answer_methods(*moved, [])
+        predict_methods(*moved, [])
     with pytest.raises(SwagError, match="exclude each other"):
-        answer_methods(lora_model(base_folder, num_labels=1), moved[1], rows)
+        predict_methods(lora_model(base_folder, num_labels=1), moved[1], rows)
     for method in METHODS:
         with pytest.raises(AdapterMismatchError):
-            answer_methods(lora_model(base_folder, r=2), moved[1], rows, validation=rows, methods=[method])
+            predict_methods(lora_model(base_folder, r=2), moved[1], rows, validation=rows, methods=[method])

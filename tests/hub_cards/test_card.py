@@ -15,8 +15,9 @@ from hub_cards import build_card, publish_card
 from swag_trainer import SwagPosterior
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.swag import SwagRecord
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 
 HOSTILE = [
@@ -57,7 +58,10 @@ def some_posterior(*, base_model="FacebookAI/roberta-base", rank=3, adapter=None
         "versions": {"peft": "0.21.2", "torch": "2.6.0"},
     }
     saved = SavedAdapter({"base_model_name_or_path": base_model}, adapter or weights)
-    return SwagPosterior(layout, gaussian, Provenance(**record | facts), saved)
+    given = record | facts
+    own = {name: value for name, value in given.items() if name in PosteriorRecord.field_names()}
+    collection = SwagRecord(**{name: value for name, value in given.items() if name not in own})
+    return SwagPosterior(layout, gaussian, PosteriorRecord(**own), collection, saved)
 
 
 def tokens(card):
@@ -374,7 +378,7 @@ def some_tuning(**changes):
 
 def tuned(tuning, **changes):
     posterior = some_posterior(**changes)
-    return replace(posterior, provenance=replace(posterior.provenance, tuning=tuning))
+    return replace(posterior, record=replace(posterior.record, tuning=tuning))
 
 
 def test_tuning_is_printed_with_what_it_was_done_on_and_what_came_of_it():
@@ -416,7 +420,7 @@ def test_the_example_runs_as_it_stands(trained, hub, tokenizer, capsys, abstains
     posterior = swag.posterior
     if abstains:
         tuning = some_tuning(thresholds=[CalibratedThreshold("risk", 0.05, 0.9999, 0.1, 0.0, 0.9)])
-        posterior = replace(posterior, provenance=replace(posterior.provenance, tuning=tuning))
+        posterior = replace(posterior, record=replace(posterior.record, tuning=tuning))
     posterior.push_to_hub(repo_id)
     tokenizer.push_to_hub(repo_id)
     publish_card(repo_id, build_card(SwagPosterior.from_pretrained(repo_id), some_results(), repo_id=repo_id))

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from hub_cards.drawing import COLOURS, GREY, INK, LINES, MARKERS, PAPER, label, legend, pen, sheet
+from hub_cards.drawing import BACKGROUND, COLOURS, FOREGROUND, GREY, LINES, MARKERS, label, legend, pen, sheet
 
 # Severity 1.0 of Machado, Oliveira and Fernandes 2009, "A physiologically-based model for simulation of color vision deficiency",
 # on linear RGB.
@@ -46,8 +46,8 @@ def test_the_contrast_of_black_and_white_is_the_one_that_the_standard_names():
 
 def test_lines_stand_out_from_the_paper_by_3_to_1_and_text_by_4_5_to_1():
     # Red for: the orange, the light blue or the reddish purple of Okabe and Ito on white; pale grey text.
-    assert min(contrast(colour, PAPER) for colour in COLOURS) >= 3
-    assert min(contrast(INK, PAPER), contrast(GREY, PAPER)) >= 4.5
+    assert min(contrast(colour, BACKGROUND) for colour in COLOURS) >= 3
+    assert min(contrast(FOREGROUND, BACKGROUND), contrast(GREY, BACKGROUND)) >= 4.5
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)

@@ -168,8 +168,8 @@ def test_a_real_run_has_a_trajectory(trained):
     # Red for: facts of the record that are spelt in another way than the plot's.
     posterior = trained[1].posterior
     lengths = trajectory_plot(posterior).axes[0].lines[0].get_xydata()
-    assert lengths[:, 0].tolist() == posterior.provenance.steps[1:]
-    assert lengths[:, 1].tolist() == posterior.provenance.deviation_norms[1:]
+    assert lengths[:, 0].tolist() == posterior.collection.steps[1:]
+    assert lengths[:, 1].tolist() == posterior.collection.deviation_norms[1:]
 
 
 def test_strange_numbers_and_names_can_be_drawn_and_saved():

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
-from swag_trainer.metrics.shift import auroc
+from swag_trainer.metrics.ood import auroc
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy():

@@ -10,9 +10,10 @@ from swag_trainer import AdapterMismatchError, PosteriorFormatError, PosteriorNo
 from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
+from swag_trainer.posterior.swag import SwagRecord
 
 KEYS = ["base_model.model.lora_A.weight", "base_model.model.lora_B.weight"]
 
@@ -27,18 +28,14 @@ def a_posterior(rank=3, count=5, scale=1.0, base="user/base") -> SwagPosterior:
         torch.randn(rank, layout.size, generator=generator),
     )
     adapter = SavedAdapter({"base_model_name_or_path": base, "peft_type": "LORA"}, weights)
-    facts = Provenance(
-        count,
-        "Every(steps=2)",
-        2,
-        10,
+    record = PosteriorRecord(
         scale=scale,
         base_model=base,
         adapter_digest=adapter.digest,
         labels=["no", "yes"],
         versions={"torch": "2"},
     )
-    return SwagPosterior(layout, gaussian, facts, adapter)
+    return SwagPosterior(layout, gaussian, record, SwagRecord(count, "Every(steps=2)", 2, 10), adapter)
 
 
 def rewrite(folder, change):
@@ -57,9 +54,9 @@ def test_a_posterior_comes_back_from_a_folder_bit_for_bit(tmp_path, rank):
     for part in ("mean", "variance", "deviations"):
         for key, tensor in getattr(posterior, part).items():
             assert torch.equal(getattr(loaded, part)[key], tensor), (part, key)
-    assert loaded.provenance == posterior.provenance
+    assert (loaded.record, loaded.collection) == (posterior.record, posterior.collection)
     assert (loaded.rank, loaded.scale, loaded.num_collected) == (rank, 2.0, 5)
-    assert torch.equal(loaded.sample_flat(4, seed=3), posterior.sample_flat(4, seed=3))
+    assert torch.equal(loaded.draw(4, seed=3).vectors, posterior.draw(4, seed=3).vectors)
 
 
 def test_the_parts_of_the_posterior_have_the_shapes_of_the_weights():
@@ -83,8 +80,8 @@ def test_draws_of_different_weights_share_their_low_rank_noise():
 def test_the_default_scale_of_draws_is_the_posteriors_own():
     # Red for: a scale that is stored and then forgotten.
     posterior = a_posterior(scale=4.0)
-    assert torch.equal(posterior.sample_flat(3), posterior.with_scale(1.0).sample_flat(3, scale=4.0))
-    assert not torch.equal(posterior.sample_flat(3), posterior.with_scale(1.0).sample_flat(3))
+    assert torch.equal(posterior.draw(3, seed=0).vectors, posterior.with_scale(1.0).draw(3, scale=4.0, seed=0).vectors)
+    assert not torch.equal(posterior.draw(3, seed=0).vectors, posterior.with_scale(1.0).draw(3, seed=0).vectors)
 
 
 def test_draws_do_not_depend_on_the_number_of_threads():
@@ -92,9 +89,9 @@ def test_draws_do_not_depend_on_the_number_of_threads():
     posterior, threads = a_posterior(), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = posterior.sample_flat(10)
+        one = posterior.draw(10, seed=0).vectors
         torch.set_num_threads(2)
-        assert torch.equal(one, posterior.sample_flat(10))
+        assert torch.equal(one, posterior.draw(10, seed=0).vectors)
     finally:
         torch.set_num_threads(threads)
 
@@ -187,11 +184,11 @@ def _unknown_fact(tensors, document):
 
 
 def _text_for_number(tensors, document):
-    document["scale"] = "1"
+    document["record"]["scale"] = "1"
 
 
 def _infinite_scale(tensors, document):
-    document["scale"] = float("inf")
+    document["record"]["scale"] = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def _infinite_scale(tensors, document):
     ],
 )
 def test_values_that_no_posterior_can_have_are_refused_with_the_files_name(tmp_path, change):
-    # Red for: any check of SwagPosterior._read or Provenance.from_document left out.
+    # Red for: any check of from_tensors or from_document left out.
     a_posterior().save_pretrained(tmp_path)
     rewrite(tmp_path, change)
     with pytest.raises(PosteriorFormatError, match=POSTERIOR_FILE):
@@ -262,7 +259,7 @@ def test_a_push_that_fails_says_that_nothing_was_committed(hub):
 
 def test_a_push_without_a_connection_says_so_too(monkeypatch):
     # Red for: the HTTP library's own error, which is no child of huggingface_hub's.
-    from swag_trainer.posterior import hub as module
+    from swag_trainer import hub as module
 
     monkeypatch.setattr(module, "HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token="hf_test"))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
@@ -304,7 +301,8 @@ def test_the_representation_has_sizes_and_no_numbers_of_the_weights():
     assert repr(a_posterior()) == "SwagPosterior(2 weights, P=12, num_collected=5, rank=3, scale=1, base_model='user/base')"
 
 
-def test_provenance_survives_json():
-    # Red for: a fact that json cannot carry.
-    facts = replace(a_posterior().provenance, first_learning_rate=1e-4)
-    assert Provenance.from_document(json.loads(json.dumps(facts.as_document())), where="here") == facts
+def test_the_collections_record_survives_json():
+    # Red for: a field that JSON cannot carry.
+    posterior = a_posterior()
+    posterior = replace(posterior, collection=replace(posterior.collection, first_learning_rate=1e-4))
+    assert SwagRecord.from_document(json.loads(json.dumps(posterior.metadata())), where="here") == posterior.collection

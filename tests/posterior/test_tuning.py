@@ -4,12 +4,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from swag_trainer.errors import PosteriorFormatError, SwagError
-from swag_trainer.posterior.provenance import Provenance
+from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 
-OLDEST = {"num_collected": 3, "schedule": "Every(steps=5)", "first_step": 5, "last_step": 15}
 TUNING = Tuning(
     temperature=1.25,
     dataset="me/questions",
@@ -32,10 +31,10 @@ TUNING = Tuning(
 
 def test_a_tuning_record_is_read_back_as_it_was_written():
     # Red for: records inside the record left as dictionaries, or lost.
-    facts = Provenance(**OLDEST, scale=2.0, tuning=TUNING)
+    facts = PosteriorRecord(scale=2.0, tuning=TUNING)
     document = json.loads(json.dumps(facts.as_document(), allow_nan=False))
-    assert Provenance.from_document(document, where="'file'") == facts
-    assert Provenance.from_document(OLDEST, where="'file'").tuning is None
+    assert PosteriorRecord.from_document(document, where="'file'") == facts
+    assert PosteriorRecord.from_document({}, where="'file'").tuning is None
 
 
 @pytest.mark.parametrize(
@@ -74,9 +73,9 @@ def test_a_tuning_record_is_read_back_as_it_was_written():
 )
 def test_a_tuning_record_that_cannot_be_is_refused_and_says_why(change, said):
     # Red for: somebody else's file taken as it comes: a nested value of another type, of an absurd size, or that divides by zero.
-    document = OLDEST | {"tuning": asdict(TUNING) | change}
+    document = {"tuning": asdict(TUNING) | change}
     with pytest.raises(PosteriorFormatError, match=rf"'file'.*{said}"):
-        Provenance.from_document(document, where="'file'")
+        PosteriorRecord.from_document(document, where="'file'")
 
 
 def test_a_posterior_with_another_scale_is_not_tuned(trained):
@@ -84,7 +83,7 @@ def test_a_posterior_with_another_scale_is_not_tuned(trained):
     _, swag = trained
     posterior = swag.posterior
     assert posterior.tuning is None and posterior.temperature == 1.0
-    tuned = replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=TUNING))
+    tuned = replace(posterior, record=replace(posterior.record, scale=2.0, tuning=TUNING))
     assert tuned.tuning == TUNING and tuned.temperature == 1.25
     assert tuned.with_scale(4.0).tuning is None and tuned.with_scale(4.0).temperature == 1.0
 
@@ -92,7 +91,7 @@ def test_a_posterior_with_another_scale_is_not_tuned(trained):
 def test_the_record_travels_in_the_posteriors_file(trained, tmp_path):
     # Red for: a record that is not written, or a file whose digest does not cover it.
     _, swag = trained
-    tuned = replace(swag.posterior, provenance=replace(swag.posterior.provenance, scale=2.0, tuning=TUNING))
+    tuned = replace(swag.posterior, record=replace(swag.posterior.record, scale=2.0, tuning=TUNING))
     tuned.save_pretrained(tmp_path)
     assert SwagPosterior.from_pretrained(tmp_path).tuning == TUNING
     path = tmp_path / "swag_posterior.safetensors"

@@ -23,7 +23,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BertTokenizerFast, pipeline
 
-from swag_trainer import AdapterMismatchError, MonteCarloPredictor, SwagPosterior
+from swag_trainer import AdapterMismatchError, MonteCarloPredictor, SwagPosterior, to_plain_lora
 from swag_trainer.prediction import loading
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 
@@ -82,7 +82,7 @@ def runs(base, tmp_path_factory):
         model = adapter_on(load_base(base), initialisation, **config)
         model.save_pretrained(folder / "first")  # what PEFT's own conversion asks for
         _, posterior, initial = trained_with_swag(model, rows, tokenizer, folder / "run")
-        (posterior.to_plain_lora() if exported else posterior).save_pretrained(folder / "saved")
+        (to_plain_lora(posterior) if exported else posterior).save_pretrained(folder / "saved")
         return folder / "saved", model, posterior, initial
 
     return run
@@ -149,14 +149,14 @@ def test_the_export_has_the_matrices_of_pefts_own_conversion_and_keeps_the_head(
     }
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     for setting in ("r", "lora_alpha", "init_lora_weights"):
-        assert posterior.to_plain_lora().adapter.config[setting] == written[setting]
+        assert to_plain_lora(posterior).adapter.config[setting] == written[setting]
 
 
 def test_an_exported_posterior_says_what_it_was(runs):
     # Red for: a posterior that claims to be of an adapter which nobody trained.
-    provenance = SwagPosterior.from_pretrained(runs("lora_ga")[0]).provenance
-    assert provenance.initialisation == "lora_ga, exported as plain LoRA"
-    assert provenance.num_collected == runs("lora_ga")[2].num_collected
+    exported = SwagPosterior.from_pretrained(runs("lora_ga")[0])
+    assert exported.record.initialisation == "lora_ga, exported as plain LoRA"
+    assert exported.num_collected == runs("lora_ga")[2].num_collected
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_every_draw_gives_its_own_answers_after_the_export(runs, name):
     batch = {"input_ids": INPUT_IDS, "attention_mask": torch.ones_like(INPUT_IDS)}
     expected = MonteCarloPredictor(model, posterior, num_samples=3).logits(batch)
     assert expected.std(dim=0).max() > 0.02
-    for draw, logits in zip(posterior.sample_flat(3), expected, strict=True):
+    for draw, logits in zip(posterior.draw(3, seed=0).vectors, expected, strict=True):
         at_the_draw = replace(posterior, gaussian=replace(posterior.gaussian, mean=draw))
         found = MonteCarloPredictor(loaded, at_the_draw.to_plain_lora(), scale=0).logits(batch)[0]
         torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
@@ -220,6 +220,6 @@ def test_low_cpu_mem_usage_is_refused_before_the_base_is_loaded(runs, monkeypatc
 def test_a_file_of_an_earlier_version_is_read_without_a_fingerprint(runs, tmp_path):
     # Red for: every OLoRA posterior that exists being refused.
     _, model, posterior, _ = runs("olora")
-    replace(posterior, provenance=replace(posterior.provenance, base_fingerprint={})).save_pretrained(tmp_path)
+    replace(posterior, record=replace(posterior.record, base_fingerprint={})).save_pretrained(tmp_path)
     loaded = AutoSwagModelForSequenceClassification.from_pretrained(str(tmp_path))
     assert (answers(loaded) - answers(model)).abs().max() < 1e-5

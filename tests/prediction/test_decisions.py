@@ -156,11 +156,11 @@ def test_a_posterior_that_was_not_tuned_knows_no_risk_but_any_score(run, texts, 
 def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(run):
     # Red for: seed=0 taken for "not given"; the posterior's temperature at another scale.
     posterior = at_scale_2(run[1], RECORD)
-    ours = Request().filled_in(posterior)
+    ours = Request().resolved(posterior)
     assert (ours.num_samples, ours.seed, ours.scale, ours.temperature) == (4, 3, 2.0, 1.25)
-    other = Request(num_samples=7, seed=0, scale=0).filled_in(posterior)
+    other = Request(num_samples=7, seed=0, scale=0).resolved(posterior)
     assert (other.num_samples, other.seed, other.scale, other.temperature) == (7, 0, 0.0, 1.0)
-    untuned = Request().filled_in(run[1])
+    untuned = Request().resolved(run[1])
     assert (untuned.num_samples, untuned.seed, untuned.scale, untuned.temperature) == (10, 0, 1.0, 1.0)
     assert not decide(Request(), posterior)
 

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.prediction.linearized import LinearizedForward, logit_noise, symmetric_root
-from swag_trainer.prediction.sequential import SequentialForward
+from swag_trainer.prediction.linearized import LinearizedSampler, logit_noise, symmetric_root
+from swag_trainer.prediction.sequential import SequentialSampler
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_logits_of_a_linear_model_have_the_mean_and_covariance_of_the_dense_form
     # another row or class, the one-half of the low-rank formula at rank 0.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, rank)
-    linearized = LinearizedForward(weights, gaussian, scale=1.7, seed=0)
+    linearized = LinearizedSampler(weights, gaussian, scale=1.7, seed=0)
     mean, covariance = linearized.gaussian(batch)
 
     features = features_of(weights, batch)
@@ -81,7 +81,7 @@ def test_averages_of_a_linear_model_are_those_of_very_many_draws(base_folder, ba
     # Red for: probabilities at the mean, a root of the covariance on the wrong side, noise of another variance.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, 4)
-    logits = LinearizedForward(weights, gaussian, scale=1.7, seed=0)(batch)
+    logits = LinearizedSampler(weights, gaussian, scale=1.7, seed=0)(batch)
     count = 20_000
     drawn = weights.layout.unflatten(gaussian.sample(count, seed=1, scale=1.7, design="iid").double())
     (bias,) = (tensor for key, tensor in drawn.items() if key.endswith("bias"))
@@ -104,7 +104,7 @@ def test_derivatives_are_those_of_finite_differences_of_the_whole_adapter(run, b
     direction = torch.randn(len(mean), generator=torch.Generator().manual_seed(0))
     step = 1e-3
     around = torch.stack([mean + step * direction, mean - step * direction])
-    up, down = SequentialForward(weights, around)(row)[:, 0]
+    up, down = SequentialSampler(weights, around)(row)[:, 0]
     torch.testing.assert_close(jacobian @ direction, (up - down) / (2 * step), rtol=1e-2, atol=2e-2)
     assert all(part.abs().max() > 0 for part in weights.layout.unflatten(jacobian).values())
 
@@ -113,7 +113,7 @@ def test_the_draws_of_the_logits_are_those_of_the_seed(base_folder, batch):
     # Red for: a seed that is taken and not used, or a process's own random state.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, 4)
-    first, again, other = (LinearizedForward(weights, gaussian, scale=1.0, seed=seed)(batch) for seed in (3, 3, 4))
+    first, again, other = (LinearizedSampler(weights, gaussian, scale=1.0, seed=seed)(batch) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert (first - other).abs().max() > 0.1
     torch.testing.assert_close(first.mean(0), other.mean(0), rtol=0, atol=1e-5)
@@ -123,7 +123,7 @@ def test_weights_that_take_no_part_add_nothing(base_folder, batch):
     # Red for: a derivative that is missing, and with it an error or the derivatives of the weights after it in their places.
     def linearized(model):
         weights = AdapterWeights(model.eval())
-        return LinearizedForward(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0), weights.layout
+        return LinearizedSampler(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0), weights.layout
 
     plain = lora_model(base_folder)
     base = lora_model(base_folder).unload()
@@ -142,8 +142,8 @@ def test_a_model_in_bfloat16_has_the_covariance_of_the_same_weights_in_float32(b
     model = lora_model(base_folder).eval()
     gaussian = some_gaussian(AdapterWeights(model).layout.size, 4)
     rounded = LowRankGaussian(gaussian.mean.bfloat16().float(), gaussian.variance, gaussian.deviations)
-    wide = LinearizedForward(AdapterWeights(model.bfloat16().float()), rounded, scale=0.1, seed=0).gaussian(batch)
-    narrow = LinearizedForward(AdapterWeights(model.bfloat16()), rounded, scale=0.1, seed=0)
+    wide = LinearizedSampler(AdapterWeights(model.bfloat16().float()), rounded, scale=0.1, seed=0).gaussian(batch)
+    narrow = LinearizedSampler(AdapterWeights(model.bfloat16()), rounded, scale=0.1, seed=0)
     assert all(part.dtype == torch.float32 for part in narrow._derivatives({name: value[:1] for name, value in batch.items()}))
     for one, other in zip(narrow.gaussian(batch), wide, strict=True):
         # Sixteen-bit products of two layers: some per cent of the largest number.
@@ -155,7 +155,7 @@ def test_rows_from_inference_mode_reach_trained_embeddings_too(base_folder, batc
     # the derivatives, here the numbers of the words.
     model = lora_model(base_folder, target_modules=["word_embeddings"]).eval()
     weights = AdapterWeights(model)
-    forward = LinearizedForward(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0)
+    forward = LinearizedSampler(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0)
     expected = forward.gaussian(batch)
     with torch.inference_mode():
         found = forward.gaussian({name: value.clone() for name, value in batch.items()})

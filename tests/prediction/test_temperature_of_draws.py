@@ -14,7 +14,7 @@ from swag_trainer.prediction.predictive import summarise
 def tuned(posterior, temperature):
     record = Tuning(temperature, "me/texts", num_examples=10, num_calibration=10, num_samples=10, seed=0, nll=0.5)
     posterior = lively(posterior)
-    return replace(posterior, provenance=replace(posterior.provenance, scale=2.0, tuning=record))
+    return replace(posterior, record=replace(posterior.record, scale=2.0, tuning=record))
 
 
 @pytest.mark.parametrize("link", ["softmax", "sigmoid"])

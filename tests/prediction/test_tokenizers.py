@@ -105,7 +105,7 @@ def test_a_decoder_without_a_padding_token_answers_batches_with_the_one_it_was_t
     model = lora_model(base, target_modules=["q_proj", "v_proj"])
     swag = SwagCallback()
     trainer_for(model, rows, tokenizer, tmp_path / "run", callbacks=[swag]).train()
-    assert swag.posterior.provenance.pad_token_id == 0
+    assert swag.posterior.record.pad_token_id == 0
 
     for name in ("tokenizer_config.json", "tokenizer.json"):  # what a push of the posterior alone leaves out
         (tmp_path / "run" / name).unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""PreserveModelCardMixin: a Trainer whose own pushes leave the card on the Hub standing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from hub_cards.card import build_card
+from hub_cards.marks import find_marked
+from hub_cards.merging import merge_card
+from hub_cards.publish import FAILURES, readme_of
+from swag_trainer import PosteriorNotFoundError, SwagError, SwagPosterior
+
+
+class PreserveModelCardMixin:
+    """Mixin for a Trainer that pushes into a repository with a published card.
+
+        class CardTrainer(PreserveModelCardMixin, Trainer):
+            pass
+
+    ``Trainer.push_to_hub`` writes a README.md of its own over the one on the Hub, and calls nothing afterwards. With this mixin the
+    README.md of the Hub goes back into the push if it holds a card made by `hub_cards.build_card`: whole, while the posterior is the one
+    that the card describes; with a fresh card in place of the old one, and without the old figures, when another posterior is pushed.
+    What people wrote into it stays in both cases.
+
+    The Hub is asked with ``args.hub_token`` for ``args.hub_revision``. A run that collected no posterior gets the Trainer's own card.
+    Pushes from checkpoints upload the README.md that lies in the output folder as it is: remove it there before a second run.
+    """
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md into the output folder, as the Trainer does, and put back what the Hub has.
+
+        Raises:
+            SwagError: The README.md on the Hub cannot be read; pushing would overwrite it unseen.
+        """
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]  # of the Trainer that this is mixed into
+        if self.is_world_process_zero() and self.hub_model_id is not None:
+            readme = _kept(self.hub_model_id, Path(self.args.output_dir), self.args.hub_revision, self.args.hub_token)
+            if readme is not None:
+                (Path(self.args.output_dir) / "README.md").write_bytes(readme.encode())
+
+
+def _kept(repo_id: str, folder: Path, revision: str | None, token: str | None) -> str | None:
+    """Return what README.md should hold, None where the Hub has no card of ours or the folder no posterior."""
+    api = HfApi(token=token)
+    try:
+        readme = readme_of(api, repo_id, api.repo_info(repo_id, revision=revision).sha)
+    except FAILURES as error:
+        raise SwagError(f"The card of {repo_id!r} could not be read before a push that would overwrite it: {error}") from error
+    marked = None if readme is None else find_marked(readme)
+    if marked is None:
+        return None
+    try:
+        posterior = SwagPosterior.from_pretrained(folder)
+    except PosteriorNotFoundError:
+        return None
+    fresh = build_card(posterior, repo_id=repo_id)
+    return readme if find_marked(fresh.text).identity == marked.identity else str(merge_card(fresh, readme))

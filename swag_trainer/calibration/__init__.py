@@ -1,0 +1,1 @@
+"""Calibration on held-out data: scale and temperature, thresholds, conformal quantiles."""

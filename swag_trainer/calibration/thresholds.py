@@ -1,0 +1,67 @@
+"""What to do with answers, calibrated on rows that nothing was chosen on: when to abstain, which labels to name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from swag_trainer.metrics.conformal import ConformalMethod, calibrate_conformal
+from swag_trainer.metrics.selective import threshold_for_coverage, threshold_for_risk
+from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
+from swag_trainer.prediction.decisions import confidence
+
+CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("aps", "raps", "lac")
+
+
+def calibrate_thresholds(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    risks: Sequence[float],
+    risk_level: float | None,
+    coverages: Sequence[float],
+) -> list[CalibratedThreshold]:
+    """Return a threshold for each risk and each coverage, with its measured figures.
+
+    Args:
+        probabilities: Averaged, of rows that nothing was chosen on. Shape (N, C).
+        labels: Their true classes. Shape (N,).
+        risks, risk_level: See `threshold_for_risk`.
+        coverages: See `threshold_for_coverage`.
+    """
+    scores, correct = confidence(probabilities), probabilities.argmax(axis=1) == labels
+
+    def record(goal: str, target: float, threshold: float, level: float | None) -> CalibratedThreshold:
+        accepted = scores >= threshold
+        return CalibratedThreshold(
+            goal=goal,
+            target=float(target),
+            threshold=max(0.0, threshold) if math.isfinite(threshold) else None,
+            coverage=float(accepted.mean()),
+            risk=float((~correct[accepted]).mean()) if accepted.any() else None,
+            level=level,
+        )
+
+    return [record("risk", risk, threshold_for_risk(scores, correct, risk, level=risk_level), risk_level) for risk in risks] + [
+        record("coverage", coverage, threshold_for_coverage(scores, coverage), None) for coverage in coverages
+    ]
+
+
+def calibrate_quantiles(probabilities: np.ndarray, labels: np.ndarray, levels: Sequence[float]) -> list[ConformalQuantile]:
+    """Return a quantile for each level and method, not randomised; arguments as above."""
+    records = []
+    for level in levels:
+        for method in CONFORMAL_METHODS:
+            sets = calibrate_conformal(probabilities, labels, level=level, method=method)
+            records.append(
+                ConformalQuantile(
+                    method=method,
+                    level=float(level),
+                    quantile=sets.quantile if math.isfinite(sets.quantile) else None,
+                    mean_size=float(sets.sets(probabilities).sum(axis=1).mean()),
+                    penalty=sets.penalty,
+                    regularised_rank=sets.regularised_rank,
+                )
+            )
+    return records

@@ -1,0 +1,160 @@
+"""What SwagCallback knows of the training run under way, and how it goes on from one that was cut off."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerState, TrainingArguments
+
+from swag_trainer.collection.collector import SwagCollector
+from swag_trainer.distributed import broadcast_document, is_first
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+
+
+class TrainingRun:
+    """One call of ``Trainer.train``, or one trial of a hyperparameter search.
+
+    Args:
+        args: The Trainer's arguments.
+        state: The Trainer's state, which it goes on changing.
+        lr_scheduler: The Trainer's scheduler.
+        due: The steps at which the schedule is due.
+        settings: What has to be the same when the run is resumed, as JSON values.
+        output: Where the Trainer saves the run's checkpoints and its result belongs.
+
+    Attributes:
+        handled: The last step that was looked at. A checkpoint's own step was looked at before it was saved, unless the checkpoint
+            was made on SIGTERM, before this callback had its turn.
+        saved: The last step of which this run saved a checkpoint; None if it saved none. The folder may hold those of earlier runs.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        lr_scheduler: Any,
+        due: frozenset[int],
+        settings: dict[str, Any],
+        output: Path,
+    ) -> None:
+        self.args = args
+        self.state = state
+        self.lr_scheduler = lr_scheduler
+        self.due = due
+        self.settings = settings
+        self.output = output
+        self.handled = state.global_step
+        self.saved: int | None = None
+
+    def rate_of_step(self) -> float | None:
+        """The learning rate that the step just made was taken with, as the Trainer logs it; the scheduler is one ahead by now."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
+        if isinstance(scheduler, LambdaLR):
+            return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1)))
+        return None if scheduler is None else float(scheduler.get_last_lr()[0])
+
+    def checkpoint_folder(self) -> Path:
+        """Where the Trainer saves the checkpoint of this step."""
+        return self.output / f"checkpoint-{self.state.global_step}"
+
+    def saved_adapter(self, adapter_name: str) -> SavedAdapter | None:
+        """Return the adapter that the Trainer saved at this step, which is the one it is about to push; None without a checkpoint."""
+        if self.saved != self.state.global_step:
+            return None
+        folder = self.checkpoint_folder()
+        # PEFT writes every adapter but "default" into a folder of its own.
+        folder = folder / adapter_name if (folder / adapter_name).is_dir() else folder
+        return SavedAdapter.read(folder)
+
+    def record(self, digest: str | None) -> dict[str, Any]:
+        """Return what trainer_state.json has to say about the moments in a checkpoint of this step."""
+        return {"step": self.state.global_step, "handled": self.handled, "digest": digest, **self.settings}
+
+    def resume(
+        self, collector: SwagCollector, record: dict[str, Any] | None, *, filename: str, resume_from: str | Path | None
+    ) -> None:
+        """Go on where the checkpoint was made; every process has to call this.
+
+        Args:
+            collector: To fill with the checkpoint's moments.
+            record: What the checkpoint's trainer_state.json says, see `record`; None if it says nothing.
+            filename: What the moments are called in a checkpoint.
+            resume_from: Where to look first.
+
+        Raises:
+            SwagError: The run cannot be resumed exactly; the error says why.
+        """
+        # The moments are the first process's, and trainer_state.json may lie on every server.
+        record = broadcast_document(record)
+        step = self.state.global_step
+        passed = sum(due <= step for due in self.due)
+        if record is None:
+            if passed:
+                raise SwagError(
+                    f"The checkpoint at step {step} was made without SwagCallback, but {passed} collections were due before it. "
+                    "Train from an earlier checkpoint, or start the collection later."
+                )
+            return
+        if passed and self._schedule_begins_anew():
+            raise SwagError(
+                f"The checkpoint at step {step} has {passed} collections behind it, but not the state of the learning rate's schedule, "
+                "which would begin anew, and the optimizer with it: the posterior would be that of no run. Checkpoints made with "
+                "save_only_model=True are such. Train anew, or resume from a checkpoint that was saved whole."
+            )
+        for name, now in self.settings.items():
+            if record.get(name) != now:
+                raise SwagError(
+                    f"The checkpoint at step {step} was made with {name}={record.get(name)!r}, this run has {name}={now!r}: its posterior "
+                    "would be that of neither run. Resume with the old setting, or train anew."
+                )
+        if record["digest"] is not None:
+            self._restore(collector, record["digest"], filename, resume_from)
+        handled = record.get("handled")
+        self.handled = handled if isinstance(handled, int) else step
+
+    def _schedule_begins_anew(self) -> bool:
+        """Did the Trainer go on, as it does without a word, although the checkpoint has no scheduler.pt?"""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
+        return isinstance(scheduler, LambdaLR) and scheduler.last_epoch == 0
+
+    def _restore(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
+        """Read the moments in the first process; the others learn whether it worked, and the score."""
+        problem = None
+        if is_first():
+            try:
+                self._read_moments(collector, digest, filename, resume_from)
+            except SwagError as error:
+                problem = error
+        # The score too, because every process decides by it.
+        message, collector.score = broadcast_document([problem and str(problem), collector.score])
+        if message is not None:
+            raise problem or SwagError(message)
+
+    def _read_moments(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
+        step = self.state.global_step
+        named = [resume_from, self.args.resume_from_checkpoint, self.checkpoint_folder()]
+        looked_at: list[str] = []
+        for folder in named:
+            if not folder or isinstance(folder, bool):
+                continue
+            try:
+                collector.restore(Path(folder) / filename, digest=digest)
+                return
+            except (PosteriorFormatError, PosteriorNotFoundError) as error:
+                looked_at.append(str(error))
+        raise SwagError(
+            f"The checkpoint at step {step} needs its {filename}, and none with the recorded digest was found: {' '.join(looked_at)} "
+            "If training resumes from another folder, name it: SwagCallback(resume_from=...)."
+        )
+
+
+def steps_per_epoch(dataloader: Any, args: TrainingArguments) -> float | None:
+    """How many optimizer steps an epoch has; None where the data set has no length."""
+    try:
+        return max(1, ceil(len(dataloader) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None

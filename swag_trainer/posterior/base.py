@@ -1,0 +1,297 @@
+"""The interface of a posterior: what can be drawn from, saved, pushed and loaded, whatever its family.
+
+A new family is one file: a frozen dataclass that inherits from `WeightPosterior`, names its ``kind`` and has the four methods that are
+abstract here. Predictor, pipeline, storage, Hub and model card know nothing else of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+
+from huggingface_hub import CommitInfo
+from torch import Tensor
+
+from swag_trainer.errors import PosteriorFormatError, SwagError
+from swag_trainer.hub import upload
+from swag_trainer.posterior.design import Design
+from swag_trainer.posterior.folder import POSTERIOR_FILE, Contents, check_pair, find_folder, read_folder, write_folder
+from swag_trainer.posterior.gaussian import checked_scale
+from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.tuning import Tuning
+
+KINDS: dict[str, type[WeightPosterior]] = {}
+
+
+class Draws(NamedTuple):
+    """Weight vectors drawn from a posterior.
+
+    Attributes:
+        vectors: Shape (S, P), float32, on the CPU.
+        weights: What each draw counts in an average. Shape (S,), sums to 1; None where all count the same.
+        block_size: How many consecutive draws depend on each other (a matched set); 1 where all are independent.
+    """
+
+    vectors: Tensor
+    weights: Tensor | None = None
+    block_size: int = 1
+
+
+class WeightPosterior(ABC):
+    """A distribution over the weights of one adapter. A value: nothing changes it in place.
+
+    Attributes:
+        kind: Name of the family; it stands in the file, by which `load_posterior` finds the class.
+        layout: Keys and shapes of the weights.
+        record: What the posterior belongs to and how it is to be used.
+        adapter: The adapter it lies beside, as PEFT saves it.
+    """
+
+    kind: ClassVar[str]
+    layout: WeightLayout
+    record: PosteriorRecord
+    adapter: SavedAdapter
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        taken = KINDS.setdefault(cls.kind, cls)
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise SwagError(f"Two classes of posteriors have kind={cls.kind!r}: {taken.__qualname__} and {cls.__qualname__}.")
+        KINDS[cls.kind] = cls  # a notebook's cell that is run again defines the class anew
+
+    @abstractmethod
+    def mean_vector(self) -> Tensor:
+        """Return the mean of the weights. Shape (P,), float32."""
+
+    @abstractmethod
+    def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
+        """Draw weight vectors.
+
+        Args:
+            num_samples: S, at least 1.
+            seed: The draws depend on this alone: not on the global random state, the device or the number of threads.
+            scale: Factor of the covariance; None for the posterior's own, 0 for the mean.
+            design: How the draws relate to each other, see `swag_trainer.posterior.design`.
+
+        Raises:
+            SwagError: ``num_samples`` or ``scale`` is out of range.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to store in the posterior's file."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        record: PosteriorRecord,
+        adapter: SavedAdapter,
+        metadata: Mapping[str, Any],
+        *,
+        where: str,
+    ) -> Self:
+        """Undo `tensors` and `metadata`; everything is checked, nothing about the file is trusted.
+
+        Args:
+            tensors: What the posterior's file holds.
+            record, adapter: To take over.
+            metadata: What `metadata` returned.
+            where: The file's name, for errors.
+
+        Raises:
+            PosteriorFormatError: No posterior of this kind can have these tensors or this metadata.
+        """
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the family itself has to record, as JSON values."""
+        return {}
+
+    def reparametrised(
+        self,
+        layout: WeightLayout,
+        record: PosteriorRecord,
+        adapter: SavedAdapter,
+        *,
+        position: Callable[[Tensor], Tensor],
+        displacement: Callable[[Tensor], Tensor],
+    ) -> Self:
+        """Carry the posterior over to other weights that compute the same function.
+
+        Args:
+            layout, record, adapter: Of the new weights.
+            position: Maps weight vectors. Shapes (..., P) to (..., P').
+            displacement: Maps differences of weight vectors, and variances. Shapes (..., P) to (..., P').
+
+        Raises:
+            SwagError: This family cannot be carried over.
+        """
+        raise SwagError(f"A posterior of kind {self.kind!r} cannot be carried over to other weights.")
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Mean of every weight, ``{key: (*shape)}``, float32."""
+        return self.layout.unflatten(self.mean_vector())
+
+    @property
+    def scale(self) -> float:
+        """Factor of the covariance that draws use by default; 1 is the family's own covariance."""
+        return self.record.scale
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `swag_trainer.tune` chose and calibrated on held-out data; None for a posterior that was not tuned."""
+        return self.record.tuning
+
+    @property
+    def temperature(self) -> float:
+        """What each draw's logits are divided by before the softmax, at the posterior's own scale; 1 where it was not tuned."""
+        return 1.0 if self.tuning is None else self.tuning.temperature
+
+    def with_scale(self, scale: float) -> Self:
+        """Return the same posterior with another default scale.
+
+        What `swag_trainer.tune` found belongs to the scale it chose: temperature, thresholds and quantiles are dropped, also for an equal scale.
+
+        Raises:
+            SwagError: ``scale`` is negative or not finite.
+        """
+        return replace(self, record=replace(self.record, scale=checked_scale(scale), tuning=None))
+
+    def with_tuning(self, tuning: Tuning, *, scale: float) -> Self:
+        """Return the same posterior with what was chosen and calibrated at a scale, which becomes the default."""
+        return replace(self, record=replace(self.record, scale=checked_scale(scale), tuning=tuning))
+
+    def sample(
+        self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched"
+    ) -> dict[str, Tensor]:
+        """Draw weights, as `draw` does.
+
+        Returns:
+            ``{key: (S, *shape)}``, float32, on the CPU.
+
+        Raises:
+            SwagError: ``num_samples`` or ``scale`` is out of range.
+        """
+        return self.layout.unflatten(self.draw(num_samples, seed=seed, scale=scale, design=design).vectors)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.
+
+        Plain PEFT opens the folder as an adapter like any other. Each file is written whole or not at all, and where one
+        does not fit on the disk none is replaced.
+
+        Raises:
+            SwagError: The adapter would give other answers from its file than it does here.
+        """
+        write_folder(Path(save_directory), Contents(self.kind, self.record, self.metadata(), self.tensors(), self.adapter))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        ignore_mismatched_adapter: bool = False,
+    ) -> Self:
+        """Read a posterior and its adapter from a folder or a repository on the Hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or "user/name" on the Hub.
+            revision: Branch, tag or commit on the Hub.
+            token: Access token, as everywhere in huggingface_hub; so are the next three.
+            ignore_mismatched_adapter: Accept an adapter or a base model other than the recorded one. Its weights must still have
+                the posterior's names and shapes. For an adapter that was re-saved in another precision, or a base that moved.
+
+        Raises:
+            PosteriorNotFoundError: No posterior there, or not to be reached.
+            PosteriorFormatError: The file is damaged, of a newer format, of another kind, or its values cannot be those of a posterior.
+            AdapterMismatchError: The adapter beside it is not the one it was collected from.
+        """
+        folder = find_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        contents, name = read_folder(folder), str(pretrained_model_name_or_path)
+        kind = KINDS.get(contents.kind)
+        if kind is None or not issubclass(kind, cls):
+            raise PosteriorFormatError(
+                f"{name!r} holds a posterior of kind {contents.kind!r}, {cls.__name__} reads kind "
+                f"{getattr(cls, 'kind', sorted(KINDS))!r}. swag_trainer.load_posterior reads every kind that has been imported."
+            )
+        posterior = kind.from_tensors(
+            contents.tensors, contents.record, contents.adapter, contents.metadata, where=repr(str(folder / POSTERIOR_FILE))
+        )
+        check_pair(posterior.layout, posterior.record, posterior.adapter, name, ignore_digest=ignore_mismatched_adapter)
+        return posterior
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        card: str | None = None,
+    ) -> CommitInfo:
+        """Put adapter and posterior (and the card, if there is one) on the Hub in one commit.
+
+        Args:
+            repo_id: "user/name"; created if needed.
+            commit_message: First line of the commit; default: "Upload SWAG posterior", with the posterior's own kind.
+            private: Visibility of a repository that is created.
+            token: Access token.
+            revision: Branch to commit to; created if needed.
+            create_pr: Open a pull request instead.
+            card: Text of README.md; the repository's own stays if None.
+
+        Returns:
+            The commit; ``.oid`` pins it: ``load_posterior(repo_id, revision=commit.oid)``.
+
+        Raises:
+            SwagError: Nothing was committed.
+        """
+        kind = self.kind.upper() if self.kind == "swag" else self.kind
+        with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
+            self.save_pretrained(folder)
+            files: dict[str, Path | bytes] = {path.name: path for path in sorted(Path(folder).iterdir())}
+            if card is not None:
+                files["README.md"] = card.encode()
+            return upload(
+                files,
+                repo_id,
+                commit_message=commit_message or f"Upload {kind} posterior",
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """A value needs no copy; a model that carries its posterior is copied to predict."""
+        return self
+
+
+@runtime_checkable
+class GaussianPosterior(Protocol):
+    """A posterior that is one Gaussian with a diagonal and a low-rank part: what closed-form (linearised) predictions need."""
+
+    def factors(self, scale: float) -> tuple[Tensor, Tensor]:
+        """Return d and L of the covariance diag(d) + L^T L at a scale. Shapes (P,) and (K, P), float32."""

@@ -1,0 +1,1 @@
+"""Packed prediction: many weight draws and examples in one forward pass."""

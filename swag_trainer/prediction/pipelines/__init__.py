@@ -1,0 +1,1 @@
+"""transformers pipelines that answer with a posterior, one file per task."""

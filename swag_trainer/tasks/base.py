@@ -1,0 +1,80 @@
+"""The interface of a task: what of a model's inputs costs time, what of its outputs is predicted, and how logits become answers.
+
+A new task is one file: a class that inherits from `Task`. Predictor, samplers and tuning know nothing else of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Link = Literal["softmax", "sigmoid", "identity"]
+
+TASKS: dict[str, Task] = {}
+
+
+class Task(ABC):
+    """What a model is used for.
+
+    One row of a batch may have several events, each with logits of its own: the tokens of a text, the choices of a question.
+
+    Attributes:
+        name: Name of the pipeline's task, such as "swag-text-classification". It stands in a posterior's record.
+        hub_tag: The Hub's own name of the task, such as "text-classification".
+        auto_model: The class of transformers that loads a base model for it.
+    """
+
+    name: ClassVar[str]
+    hub_tag: ClassVar[str]
+    auto_model: ClassVar[type]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        TASKS[cls.name] = cls()
+
+    def constants(self, model: nn.Module) -> Mapping[str, Any]:
+        """Return what every forward of the model is given besides the batch."""
+        return {}
+
+    def tokens(self, batch: Mapping[str, Tensor], model: nn.Module) -> int:
+        """Return what one draw costs, in positions: rows times positions of the longest sequence; an image has its patches."""
+        images = batch.get("pixel_values")
+        if images is not None:
+            return len(images) * positions_of_images(model, images)
+        return max((value.shape[0] * value.shape[1] if value.ndim > 1 else value.shape[0]) for value in batch.values())
+
+    def events(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return which row of the batch each event belongs to. Shape (E,); one event a row unless a task says otherwise."""
+        return torch.arange(len(next(iter(batch.values()))))
+
+    @abstractmethod
+    def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of the events. Shape (E, C); of packed outputs, S * B rows draw by draw, (S * E, C)."""
+
+    @abstractmethod
+    def link(self, config: Any) -> Link:
+        """Return how logits become answers: "softmax", "sigmoid" (labels that do not exclude each other) or "identity" (regression)."""
+
+    @abstractmethod
+    def labels(self, rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndarray:
+        """Return the true classes of the events of a data set. Shape (N,), int64.
+
+        Raises:
+            SwagError: A row has no label, or an impossible one.
+        """
+
+
+def positions_of_images(model: nn.Module, images: Tensor) -> int:
+    """Return into how many positions a vision model cuts an image of shape (B, channels, height, width): patches, and one for the class."""
+    config = getattr(model, "config", None)
+    patch = getattr(config, "patch_size", None)
+    height, width = images.shape[-2:]
+    if not patch:
+        return height * width
+    rows, columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+    return 1 + (height // rows) * (width // columns)

@@ -1,0 +1,61 @@
+"""Sequence classification: one label, several labels or numbers for a text."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from swag_trainer.errors import SwagError
+from swag_trainer.tasks.base import Link, Task
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+class SequenceClassification(Task):
+    """Texts, or pairs of texts, with one event each."""
+
+    name: ClassVar[str] = "swag-text-classification"
+    hub_tag: ClassVar[str] = "text-classification"
+    auto_model: ClassVar[type] = AutoModelForSequenceClassification
+
+    def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits. Shape (B, C), or (S * B, C) of packed outputs."""
+        return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+
+    def link(self, config: Any) -> Link:
+        """Return transformers' own rule for turning a classifier's outputs into answers (`TextClassificationPipeline`)."""
+        problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", 2)
+        if problem_type == "regression":
+            return "identity"
+        if problem_type == "multi_label_classification" or num_labels == 1:
+            return "sigmoid"
+        return "softmax"
+
+    def labels(self, rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndarray:
+        """Return the class numbers in the column "labels", "label" or "label_ids". Shape (N,), int64.
+
+        Raises:
+            SwagError: No rows, no such column, or a value that is not a class number of the model.
+        """
+        if not rows:
+            raise SwagError("A data set without rows cannot be measured on.")
+        column = next((column for column in LABEL_COLUMNS if column in rows[0]), None)
+        if column is None:
+            raise SwagError(f"The rows have no column {' or '.join(map(repr, LABEL_COLUMNS))}; they have {sorted(rows[0])}.")
+        labels = np.empty(len(rows), dtype=np.int64)
+        for index, row in enumerate(rows):
+            try:
+                labels[index] = operator.index(row[column])
+            except (TypeError, KeyError) as error:
+                raise SwagError(
+                    f"Row {index} has {column}={str(row.get(column))[:50]}; a class number is needed: tuning is for classes that exclude "
+                    "each other."
+                ) from error
+            if not 0 <= labels[index] < num_labels:
+                raise SwagError(f"Row {index} has {column}={labels[index]}; the model has the classes 0 to {num_labels - 1}.")
+        return labels

@@ -1,0 +1,30 @@
+from dataclasses import replace
+
+import torch
+from test_card import some_posterior, some_tuning, tuned
+
+from hub_cards.identity import identity, risk_to_show
+from swag_trainer.posterior.tuning import CalibratedThreshold
+
+
+def test_the_identity_changes_with_everything_that_measured_figures_depend_on():
+    # Red for: figures kept for other weights, another scale, another rank, or another tuning.
+    changed = [
+        some_posterior(),
+        some_posterior(adapter={"lora_A.weight": torch.zeros(1, 3), "lora_B.weight": torch.zeros(2, 1)}),
+        some_posterior(scale=0.25),
+        some_posterior(rank=2),
+        tuned(some_tuning()),
+        tuned(some_tuning(temperature=1.5)),
+    ]
+    assert len({identity(posterior) for posterior in changed}) == len(changed)
+    assert identity(some_posterior()) == identity(replace(some_posterior()))
+
+
+def test_the_risk_that_is_shown_is_one_that_can_be_asked_for():
+    # Red for: a threshold that was not found, a coverage taken for a risk, the smallest risk where one near 0.05 is there.
+    assert risk_to_show(some_posterior()) is None
+    assert risk_to_show(tuned(some_tuning())) == 0.1
+    thresholds = [CalibratedThreshold("risk", risk, 0.9, 0.5, 0.0) for risk in (0.01, 0.04, 0.2)]
+    assert risk_to_show(tuned(some_tuning(thresholds=thresholds))) == 0.04
+    assert risk_to_show(tuned(some_tuning(thresholds=[CalibratedThreshold("coverage", 0.5, 0.9, 0.5, 0.0)]))) is None
