@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchrun import torchrun
 
-from swag_trainer.collection import processes
+from swag_trainer import distributed as processes
 
 DOCUMENT = [7, None, "ein Schlüssel", {"rate": 1e-5, "norms": [0.1, 0.30000000000000004]}, True, []]
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torchrun import work
 
-from swag_trainer.collection import processes
+from swag_trainer import distributed as processes
 
 
 def everything(folder, setup):

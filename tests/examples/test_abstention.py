@@ -107,7 +107,7 @@ def test_the_risk_is_promised_at_the_level_that_was_asked_for(abstention, base_f
     # Red for: a level that is dropped, or 0 handed on, which is no probability; settings of another goal or seed.
     asked = {}
     posterior = SimpleNamespace(save_pretrained=lambda folder: None)
-    posterior.tune = lambda model, data, **settings: asked.update(settings) or posterior
+    monkeypatch.setattr(abstention, "tune", lambda posterior, model, data, **settings: asked.update(settings) or posterior)
     monkeypatch.setattr(abstention, "SwagCallback", lambda: SimpleNamespace(posterior=posterior))
     monkeypatch.setattr(abstention, "train", lambda *arguments, **named: None)
     options = f"--model {base_folder} --risk 0.25 --risk-level {level} --seed 3 --output {tmp_path}"

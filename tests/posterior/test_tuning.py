@@ -108,6 +108,6 @@ def test_a_file_from_before_there_was_tuning_still_loads(trained, tmp_path):
     swag.posterior.save_pretrained(tmp_path)
     path = tmp_path / "swag_posterior.safetensors"
     tensors, document, _ = read_file(path)
-    assert document.pop("tuning") is None
+    assert document["record"].pop("tuning") is None
     write_file(path, tensors, document)
     assert SwagPosterior.from_pretrained(tmp_path).temperature == 1.0

@@ -171,7 +171,7 @@ def test_every_draw_gives_its_own_answers_after_the_export(runs, name):
     assert expected.std(dim=0).max() > 0.02
     for draw, logits in zip(posterior.draw(3, seed=0).vectors, expected, strict=True):
         at_the_draw = replace(posterior, gaussian=replace(posterior.gaussian, mean=draw))
-        found = MonteCarloPredictor(loaded, at_the_draw.to_plain_lora(), scale=0).logits(batch)[0]
+        found = MonteCarloPredictor(loaded, to_plain_lora(at_the_draw), scale=0).logits(batch)[0]
         torch.testing.assert_close(found, logits, rtol=0, atol=1e-5)
 
 

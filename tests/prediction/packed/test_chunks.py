@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import both, copy_of, ragged, tiny, wide_draws
 
-from swag_trainer.prediction import chunks
+from swag_trainer.prediction.packed import chunks
 from swag_trainer.prediction.packed.chunks import Chunks, tokens_of
 from swag_trainer.prediction.packed.sampler import PackedSampler
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from swag_trainer.prediction import packed as packed_module
+from swag_trainer.prediction.packed import sampler as packed_module
 from swag_trainer.prediction.packed.pruning import at_one_position
 from swag_trainer.prediction.packed.sampler import PackedSampler
 

@@ -9,7 +9,7 @@ from transformers.models.bert.modeling_bert import BertLayer, BertModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.prediction import packed as packed_module
+from swag_trainer.prediction.packed import sampler as packed_module
 from swag_trainer.prediction.packed.sampler import PackedSampler
 from swag_trainer.prediction.sequential import SequentialSampler
 
