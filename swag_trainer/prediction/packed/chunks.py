@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -64,11 +64,6 @@ class Chunks:
             if draws.is_cuda:
                 torch.cuda.empty_cache()
         return torch.cat(parts)
-
-
-def tokens_of(batch: Mapping[str, Tensor]) -> int:
-    """Rows times positions of the longest input."""
-    return max((value.shape[0] * value.shape[1] if value.ndim > 1 else value.shape[0]) for value in batch.values())
 
 
 def _tokens_that_fit(device: torch.device, bytes_per_token: int) -> int:

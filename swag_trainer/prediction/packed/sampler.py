@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.prediction.packed.batched import packed_forward
-from swag_trainer.prediction.packed.chunks import Chunks, tokens_of
+from swag_trainer.prediction.packed.chunks import Chunks
 from swag_trainer.prediction.packed.onednn import onednn_forward, onednn_layers
 from swag_trainer.prediction.packed.prefix_cache import PrefixCache, fixed_modules
 from swag_trainer.prediction.packed.pruning import at_one_position, prunable_modules
 from swag_trainer.prediction.packed.sampled_modules import NotPacked, Packing, promote_to_parent, sampled_modules
 from swag_trainer.prediction.packed.tracing import watch
-from swag_trainer.prediction.sequential import SequentialSampler, logits_of
+from swag_trainer.prediction.sequential import SequentialSampler
+from swag_trainer.tasks import task_named
+from swag_trainer.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class PackedSampler:
     Args:
         weights: The weights in a private copy of the model, which is written to.
         draws: Shape (S, P), on the model's device.
+        task: What of the model's outputs is predicted; default: sequence classification.
         max_tokens: Bounds one forward, see `Chunks`.
         compile: Run the packed forward through ``torch.compile``; nothing is then shared between draws.
 
@@ -53,8 +56,18 @@ class PackedSampler:
         obstacle: Why draws are answered one after the other; None as long as they are packed.
     """
 
-    def __init__(self, weights: AdapterWeights, draws: Tensor, *, max_tokens: int | None = None, compile: bool = False) -> None:
+    def __init__(
+        self,
+        weights: AdapterWeights,
+        draws: Tensor,
+        *,
+        task: Task | None = None,
+        max_tokens: int | None = None,
+        compile: bool = False,
+    ) -> None:
         self._weights = weights
+        self._task = task_named(None) if task is None else task
+        self._constants = self._task.constants(weights.model)
         self._draws = draws
         self._sequential = SequentialSampler(weights, draws)
         self._chunks = Chunks(max_tokens)
@@ -96,7 +109,7 @@ class PackedSampler:
         return _foreign_hook(weights.model)
 
     def __call__(self, batch: Mapping[str, Tensor], draws: Tensor | None = None) -> Tensor:
-        """Return the logits of every draw. Shape (S, B, C), on the model's device.
+        """Return the logits of every draw. Shape (S, E, C) for E events, on the model's device.
 
         Args:
             batch: What the model takes: tensors with the rows in their first dimension.
@@ -148,32 +161,36 @@ class PackedSampler:
                 continue
             if way.prune and not torch.isfinite(logits).all():
                 reason = "a row's answer comes from another position than the first row's"
-            elif _agree(logits[-1, 0], expected):
+            elif _agree(found := logits[-1, self._of_first_row(batch)], expected):
                 if reason and not way.share:
                     logger.info("What comes before the adapter is computed for each draw: %s.", reason)
                 self._strategies = self._strategies[self._strategies.index(way) :]
                 self._prepared_for = kind
                 return logits
             else:
-                reason = f"packed logits differ by {float((logits[-1, 0] - expected).abs().max()):.1e} from plain ones"
+                reason = f"packed logits differ by {float((found - expected).abs().max()):.1e} from plain ones"
         raise NotPacked(reason)
 
     def _prepare(self, batch: Mapping[str, Tensor], draw: Tensor, way: _Way) -> Tensor:
-        """Watch the plain model, replace the forwards; returns its logits for the first row with one draw. Shape (C,)."""
+        """Watch the plain model, replace the forwards; returns its logits for the first row's events with one draw. Shape (E, C)."""
         if len({len(value) for value in batch.values()}) != 1:
             raise NotPacked("the inputs do not all have the rows in their first dimension")
         self._restore()
         model = self._weights.model
         with torch.inference_mode():  # as the copy may have been made in inference mode, and its tensors then be of that kind
             self._weights.write(self._weights.layout.unflatten(draw))
-        calls, outputs = watch(model, batch)
-        plain = logits_of(outputs)
+        row = {name: value[:1] for name, value in batch.items()}
+        calls, outputs = watch(model, batch, self._constants)
+        plain = self._task.read(outputs, row)
         drawn = promote_to_parent(model, sampled_modules(self._weights), calls)
         pruned, position = [], 0
         if way.prune:
-            row = {name: value[:1] for name, value in batch.items()}
             pruned, position = prunable_modules(
-                model, calls, lambda: logits_of(model(**row)), plain, whole=[item.module for item in drawn]
+                model,
+                calls,
+                lambda: self._task.read(model(**row, **self._constants), row),
+                plain,
+                whole=[item.module for item in drawn],
             )
         fixed = list(fixed_modules(model, drawn, calls))
         for layer in onednn_layers(model, drawn):
@@ -188,14 +205,15 @@ class PackedSampler:
                 module.forward = self._prefix.shared(module)
         largest = max(call.size for seen in calls.values() for call in seen)
         # A block holds about eight tensors of the size of its largest at once.
-        self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // tokens_of(batch)
-        return plain[0]
+        self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
+        return plain
 
     def _run(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         if self._prefix is not None:
-            self._prefix.record(lambda: self._model(**batch), num_rows=len(next(iter(batch.values()))))
+            self._prefix.record(lambda: self._model(**batch, **self._constants), num_rows=len(next(iter(batch.values()))))
         answer = functools.partial(self._run_chunk, batch)
-        return self._chunks.run(answer, draws, tokens=tokens_of(batch), bytes_per_token=self._bytes_per_token)
+        tokens = self._task.tokens(batch, self._weights.model)
+        return self._chunks.run(answer, draws, tokens=tokens, bytes_per_token=self._bytes_per_token)
 
     def _run_chunk(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         num_rows = len(next(iter(batch.values())))
@@ -203,7 +221,15 @@ class PackedSampler:
         if self._prefix is not None:
             self._prefix.restart()
         copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
-        return logits_of(self._model(**copies)).unflatten(0, (len(draws), num_rows))
+        logits = self._task.read(self._model(**copies, **self._constants), copies)
+        num_events = len(self._task.events(batch))
+        if len(logits) != len(draws) * num_events:
+            raise NotPacked(f"{len(draws)} draws of {num_events} events gave {len(logits)} rows of logits")
+        return logits.unflatten(0, (len(draws), num_events))
+
+    def _of_first_row(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Which events belong to the first row. Shape (E,), bool."""
+        return self._task.events(batch) == 0
 
     def _restore(self) -> None:
         self._prepared_for, self._prefix = None, None

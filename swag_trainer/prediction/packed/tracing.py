@@ -39,19 +39,23 @@ class Call:
     by_position: bool = False
 
 
-def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[nn.Module, tuple[Call, ...]], Any]:
+def watch(
+    model: nn.Module, batch: Mapping[str, Tensor], constants: Mapping[str, Any] | None = None
+) -> tuple[dict[nn.Module, tuple[Call, ...]], Any]:
     """Watch a model answer the first row of a batch.
 
     Args:
         model: Any model, in evaluation mode. It gets hooks for the time of the call.
         batch: Tensors with the rows in their first dimension.
+        constants: What the model is given besides.
 
     Returns:
         The calls of each module in their order, without modules that are called more often for two rows than for one; and what the
         model said about the one row.
     """
-    one, output = _trace(model, {name: value[:1] for name, value in batch.items()})
-    two, _ = _trace(model, {name: torch.cat([value[:1], value[:1]]) for name, value in batch.items()})
+    constants = constants or {}
+    one, output = _trace(model, {name: value[:1] for name, value in batch.items()}, constants)
+    two, _ = _trace(model, {name: torch.cat([value[:1], value[:1]]) for name, value in batch.items()}, constants)
     calls = {
         module: tuple(_call(first, second) for first, second in zip(seen, two[module], strict=True))
         for module, seen in one.items()
@@ -68,7 +72,9 @@ class _Seen:
     written: bool
 
 
-def _trace(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[nn.Module, list[_Seen]], Any]:
+def _trace(
+    model: nn.Module, batch: Mapping[str, Tensor], constants: Mapping[str, Any]
+) -> tuple[dict[nn.Module, list[_Seen]], Any]:
     seen: dict[nn.Module, list[_Seen]] = {}
     versions: list[list[int]] = []
 
@@ -88,7 +94,7 @@ def _trace(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[dict[nn.Modul
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in modules]
     handles += [module.register_forward_hook(after, with_kwargs=True) for module in modules]
     try:
-        return seen, model(**batch)
+        return seen, model(**batch, **constants)
     finally:
         for handle in handles:
             handle.remove()

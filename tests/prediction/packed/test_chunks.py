@@ -5,7 +5,7 @@ import torch
 from architectures import both, copy_of, ragged, tiny, wide_draws
 
 from swag_trainer.prediction.packed import chunks
-from swag_trainer.prediction.packed.chunks import Chunks, tokens_of
+from swag_trainer.prediction.packed.chunks import Chunks
 from swag_trainer.prediction.packed.sampler import PackedSampler
 
 
@@ -86,8 +86,3 @@ def test_a_packed_forward_that_does_not_fit_is_answered_in_smaller_ones():
     weights.model.get_base_model().bert.encoder.layer[2].register_forward_pre_hook(full)
     torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
     assert rows == [5, 35, 15, 10, 10] and packed.obstacle is None
-
-
-def test_tokens_are_rows_times_positions_of_the_longest_input():
-    # Red for: rows alone, or an image's pixels.
-    assert tokens_of({"input_ids": torch.ones(4, 7), "inputs_embeds": torch.ones(4, 9, 32), "weight": torch.ones(4)}) == 36
