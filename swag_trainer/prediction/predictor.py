@@ -16,6 +16,7 @@ from transformers import default_data_collator
 from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import private_copy
+from swag_trainer.distributed import Processes, digest
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_scale
@@ -26,7 +27,6 @@ from swag_trainer.prediction.monte_carlo import block_seed, error_limit
 from swag_trainer.prediction.packed.sampler import PackedSampler
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, link_of, summarise
 from swag_trainer.prediction.sequential import SequentialSampler
-from swag_trainer.prediction.shares import Processes, digest
 
 Method = Literal["monte_carlo", "linearized"]
 
@@ -169,11 +169,16 @@ class MonteCarloPredictor:
         if isinstance(data, Mapping):
             return self._answer(data, return_draws)
         processes = Processes.of_this_run() if self.across_processes else Processes()
-        rows = processes.alike(lambda: self._rows(data), self._digests)
+        rows = processes.assert_identical(
+            lambda: self._rows(data),
+            self._digests,
+            advice="Call predict() in every process with the whole data set, and MonteCarloPredictor with the same posterior and "
+            "settings; or pass across_processes=False to it, and each process predicts what it was given.",
+        )
         batches, order = batches_of_one_length(rows, self.batch_size)
-        mine = processes.share([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
+        mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
         shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
-        answered = processes.exchange(
+        answered = processes.all_gather(
             lambda: [
                 (number, self._answer(self._collate([rows[index] for index in batches[number]]), return_draws))
                 for number in shown

@@ -193,7 +193,7 @@ class Alone(SwagCallback):
         return self._alone(super().on_push_begin, *arguments, **settings)
 
     def _alone(self, function, *arguments, **settings):
-        names = ("all_gather", "all_reduce", "broadcast", "barrier")
+        names = ("all_gather", "all_gather_object", "all_reduce", "barrier", "broadcast", "broadcast_object_list")
         kept = {name: getattr(dist, name) for name in names}
         try:
             for name in names:

@@ -1,8 +1,8 @@
 """Trainer.predict and Trainer.evaluate with a posterior, against MonteCarloPredictor and figures computed from its answers."""
 
+import distributed_prediction_worker as worker
 import numpy as np
 import pytest
-import shares_worker as worker
 import torch
 from conftest import lora_model
 from scipy.special import expit, softmax
@@ -263,7 +263,9 @@ def test_two_processes_predict_and_evaluate_as_one_does(setup, tmp_path):
     # Red for: rows of one process only, rows that fill up the last batch counted twice, draws that differ from process to process.
     single = worker.trainers(tmp_path / "single", setup)
     two = {**setup, "processes": 2}
-    for result in torchrun("prediction/shares_worker.py", "trainers", folder=tmp_path / "two", seconds=240, **two):
+    for result in torchrun(
+        "prediction/distributed_prediction_worker.py", "trainers", folder=tmp_path / "two", seconds=240, **two
+    ):
         for name in ("random 24", "random 21", "group_by_length 24", "group_by_length 21"):
             found, expected = result["trainers"][name], single[name]
             assert found["labels"].tolist() == expected["labels"].tolist()

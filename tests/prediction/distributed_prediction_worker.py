@@ -1,4 +1,4 @@
-"""Predictions in two processes; see test_shares.py and test_trainer_evaluation.py."""
+"""Predictions in two processes; see test_distributed_prediction.py and test_trainer_evaluation.py."""
 
 import os
 
@@ -11,8 +11,8 @@ from torchrun import work
 from transformers import BertForSequenceClassification, BertTokenizerFast, Trainer, TrainingArguments
 
 from swag_trainer import MonteCarloPredictor, SwagEvaluationMixin, SwagPosterior
+from swag_trainer.distributed import Processes
 from swag_trainer.metrics.trainer import classification_metrics
-from swag_trainer.prediction.shares import Processes
 
 FIELDS = ("probabilities", "entropy", "mutual_information", "std", "num_draws")
 RANK = int(os.environ.get("RANK", 0))
@@ -55,7 +55,7 @@ def together(folder, setup):
     results["draws"] = torch.from_numpy(predictor.predict(rows[:5], return_draws=True).draw_probabilities)
     results["until exact"] = answer(setup, 24, max_error=0.02, num_blocks=4)
     results["processes for accelerate"] = PartialState().num_processes
-    results["exchanged"] = Processes.of_this_run().exchange(lambda: RANK)
+    results["gathered"] = Processes.of_this_run().all_gather(lambda: RANK)
     return results
 
 
@@ -77,7 +77,7 @@ def message_of(function):
         result = f"{type(error).__name__}: {error}"
     else:
         result = ""
-    numbers = Processes.of_this_run().exchange(lambda: 1)
+    numbers = Processes.of_this_run().all_gather(lambda: 1)
     assert numbers == [1, 1], (numbers, result)
     return result
 
@@ -109,7 +109,7 @@ def failing(folder, setup):
     return {
         "reading": message_of(lambda: predictor.predict(Broken(rows))),
         "answering": message_of(fail_in_process_1),
-        "a share each": message_of(lambda: predictor.predict(rows[RANK::2])),
+        "a part of the rows each": message_of(lambda: predictor.predict(rows[RANK::2])),
         "a seed each": message_of(lambda: a_predictor(setup, seed=RANK).predict(rows)),
         "a batch size each": message_of(lambda: a_predictor(setup, batch_size=2 + RANK).predict(rows)),
         "no rows": message_of(lambda: predictor.predict([])),
