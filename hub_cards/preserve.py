@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from hub_cards.card import build_card
 from hub_cards.marks import find_marked
 from hub_cards.merging import merge_card
-from hub_cards.publish import FAILURES, readme_of
 from swag_trainer import PosteriorNotFoundError, SwagError, SwagPosterior
+from swag_trainer.hub import FAILURES, read_readme
 
 
 class PreserveModelCardMixin:
@@ -44,9 +42,8 @@ class PreserveModelCardMixin:
 
 def _kept(repo_id: str, folder: Path, revision: str | None, token: str | None) -> str | None:
     """Return what README.md should hold, None where the Hub has no card of ours or the folder no posterior."""
-    api = HfApi(token=token)
     try:
-        readme = readme_of(api, repo_id, api.repo_info(repo_id, revision=revision).sha)
+        readme = read_readme(repo_id, revision, token=token)
     except FAILURES as error:
         raise SwagError(f"The card of {repo_id!r} could not be read before a push that would overwrite it: {error}") from error
     marked = None if readme is None else find_marked(readme)

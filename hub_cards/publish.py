@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationAdd, ModelCard
 from matplotlib.figure import Figure
 
 from hub_cards.card import checked_plot
 from hub_cards.drawing import as_png
 from hub_cards.merging import merge_card
 from swag_trainer import SwagError
-
-# HTTPError is that of the HTTP library (httpx or httpx2) that huggingface_hub was built with; a refused connection is one and no
-# OSError. ValueError: ids, YAML and texts that no file can hold. RuntimeError: a large file that could not be uploaded.
-FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
-_PRECONDITION_FAILED = 412
-_ATTEMPTS = 3
+from swag_trainer.hub import FAILURES, README, upload
 
 
 def publish_card(
@@ -62,44 +56,19 @@ def publish_card(
     try:
         str(card).encode()  # what no file can hold is refused before a repository is created for it
         plots = {checked_plot(path): as_png(figure) for path, figure in figures.items()}
-        beside = plots | _checked_files(files, {"README.md", *plots})
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        for attempt in range(_ATTEMPTS):
-            head = api.repo_info(repo_id, revision=revision).sha
-            readme = str(merge_card(card, readme_of(api, repo_id, head))).encode()
-            operations = [CommitOperationAdd(path, content) for path, content in {"README.md": readme, **beside}.items()]
-            try:
-                return api.create_commit(
-                    repo_id,
-                    operations,
-                    commit_message=commit_message,
-                    revision=revision,
-                    create_pr=create_pr,
-                    parent_commit=head,
-                )
-            except HfHubHTTPError as error:
-                if error.response.status_code != _PRECONDITION_FAILED or attempt == _ATTEMPTS - 1:
-                    raise
-    except FAILURES as error:
-        raise SwagError(f"Nothing was committed to {repo_id!r}: {type(error).__name__}: {str(error)[:300]}") from error
-    except SwagError as error:
+        beside = plots | _checked_files(files, {README, *plots})
+    except (SwagError, *FAILURES) as error:
         raise SwagError(f"Nothing was committed to {repo_id!r}: {error}") from error
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def readme_of(api: HfApi, repo_id: str, commit: str) -> str | None:
-    """Return README.md of one commit of a model repository, None where it has none."""
-    try:
-        path = hf_hub_download(repo_id, "README.md", revision=commit, endpoint=api.endpoint, token=api.token)
-    except LocalEntryNotFoundError:  # not in the cache, and the Hub cannot be asked: that says nothing about the repository
-        raise
-    except EntryNotFoundError:
-        return None
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return file.read()
+    return upload(
+        beside,
+        repo_id,
+        commit_message=commit_message,
+        revision=revision,
+        private=private,
+        token=token,
+        create_pr=create_pr,
+        merge=lambda readme: str(merge_card(card, readme)).encode(),
+    )
 
 
 def _checked_files(files: Mapping[str, bytes], taken: set[str]) -> dict[str, bytes]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from huggingface_hub import ModelCard, RepoCard, hf_hub_download
+from huggingface_hub import ModelCard, RepoCard
 
 from swag_trainer.cli.files import needed
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.errors import SwagError
+from swag_trainer.hub import read_readme
 from swag_trainer.posterior.swag import SwagPosterior
 
 _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
@@ -64,8 +65,8 @@ def run(options: Options, out: TextIO) -> None:
     out.write(f"{commit.commit_url}\n")
     if not (folder / "README.md").is_file():
         return
-    published = RepoCard.load(hf_hub_download(options.repo, "README.md", revision=commit.oid))
-    if _words_of_people(card) - _words_of_people(published):
+    published = read_readme(options.repo, commit.oid) or ""
+    if _words_of_people(card) - _words_of_people(RepoCard(published)):
         sys.stderr.write(
             f"{options.repo!r} had a README.md already, which was kept outside the card: what {str(folder / 'README.md')!r} says there "
             "was not pushed. Put it in by hand.\n"

@@ -97,7 +97,7 @@ def test_a_run_without_a_posterior_gets_the_trainers_own_card(run):
 def test_a_push_that_cannot_read_the_card_stops_before_it_overwrites_it(run, hub, monkeypatch):
     # Red for: "could not be asked" taken for "there is none".
     trainer, edited = published(run, "user/keep-unread")
-    monkeypatch.setattr("hub_cards.preserve.HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token=token))
+    monkeypatch.setattr("swag_trainer.hub.HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token=token))
     with pytest.raises(SwagError, match="could not be read before a push"):
         trainer.push_to_hub()
     assert readme("user/keep-unread") == edited

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
@@ -9,8 +10,8 @@ from minihub import git_blob_oid
 from test_card import some_posterior
 
 from hub_cards import build_card, publish_card
-from hub_cards.publish import readme_of
 from swag_trainer import SwagError
+from swag_trainer.hub import FAILURES, read_readme
 
 
 def some_card(text="# A card\n"):
@@ -123,6 +124,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(hub, monkeypatch):
     publish_card("user/card-fails", some_card())
     before = commits("user/card-fails")
     monkeypatch.setitem(hub.hub.fail, "/api/models/user/card-fails/commit/", 100)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(SwagError, match="Nothing was committed"):
         publish_card("user/card-fails", some_card("# Another\n"), figures={"a.png": some_figure()})
     assert commits("user/card-fails") == before
@@ -130,7 +132,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was(hub, monkeypatch):
 
 def test_a_connection_that_is_refused_is_our_error(monkeypatch):
     # Red for: a list without HTTPError in `except`; huggingface_hub lets the HTTP library's own error through, which is no OSError.
-    monkeypatch.setattr("hub_cards.publish.HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token=token))
+    monkeypatch.setattr("swag_trainer.hub.HfApi", lambda token: HfApi(endpoint="http://127.0.0.1:9", token=token))
     with pytest.raises(SwagError, match="Nothing was committed"):
         publish_card("user/card-unreachable", some_card())
 
@@ -204,6 +206,15 @@ def test_words_that_land_while_we_publish_are_not_overwritten(hub, monkeypatch):
     assert commits("user/card-race")[:2] == ["Add model card with measured figures", "By hand"]
 
 
+def test_a_busy_hub_is_asked_again_with_the_same_card(hub, monkeypatch):
+    # Red for: 503 given up at once, as it was for cards alone, or a second commit on top of the first.
+    publish_card("user/card-503", some_card())
+    monkeypatch.setitem(hub.hub.fail, "/api/models/user/card-503/commit/", 2)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    publish_card("user/card-503", our_card())
+    assert "| SWAG | 0.5 |" in readme("user/card-503") and len(commits("user/card-503")) == 3
+
+
 def test_a_repository_that_never_rests_is_given_up_with_our_error(hub, monkeypatch):
     # Red for: trying for ever, or overwriting in the end.
     HfApi().create_repo("user/card-busy")
@@ -243,16 +254,22 @@ def test_a_plot_that_cannot_be_uploaded_is_our_error(hub, monkeypatch):
 
 def test_a_hub_that_cannot_be_asked_is_not_a_repository_without_readme(hub, monkeypatch):
     # Red for: LocalEntryNotFoundError, which is an EntryNotFoundError too, taken for "there is none".
-    commit = publish_card("user/card-asked", our_card()).oid
-    assert readme_of(HfApi(), "user/card-asked", commit) is not None
-    assert readme_of(HfApi(), "user/card-asked", HfApi().list_repo_commits("user/card-asked")[-1].commit_id) is None
+    publish_card("user/card-asked", our_card())
+    assert read_readme("user/card-asked") is not None
+    assert read_readme("user/card-asked", HfApi().list_repo_commits("user/card-asked")[-1].commit_id) is None
+
+    class Unreachable(HfApi):
+        def repo_info(self, repo_id, *, revision=None):
+            return SimpleNamespace(sha="0" * 40)
+
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    with pytest.raises(OSError, match="cannot|Cannot|could not|Could not|offline|connect"):
-        readme_of(HfApi(endpoint="http://127.0.0.1:9"), "user/card-asked", "0" * 40)
+    monkeypatch.setattr("swag_trainer.hub.HfApi", lambda token: Unreachable(endpoint="http://127.0.0.1:9", token=token))
+    with pytest.raises(FAILURES, match="cannot|Cannot|could not|Could not|offline|connect"):
+        read_readme("user/card-asked")
 
 
 def test_a_mistake_of_ours_is_not_called_a_refusal_of_the_hub(monkeypatch):
     # Red for: `except Exception`, which hides an AttributeError behind "Nothing was committed".
-    monkeypatch.setattr("hub_cards.publish.HfApi", lambda token: object())
+    monkeypatch.setattr("swag_trainer.hub.HfApi", lambda token: object())
     with pytest.raises(AttributeError):
         publish_card("user/card-mistake", our_card())
