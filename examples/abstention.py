@@ -17,7 +17,7 @@ from rich.table import Table
 from text_data import TextTask, read_task
 from transformers import AutoTokenizer, pipeline
 
-from swag_trainer import SwagCallback, SwagError, SwagPosterior, tune
+from swag_trainer import Sampling, SwagCallback, SwagError, SwagPosterior, tune
 
 LEVEL = 0.9  # of the conformal sets, one of those that tune() calibrates unless told otherwise
 
@@ -76,9 +76,9 @@ def tuned_posterior(task: TextTask, arguments: argparse.Namespace) -> SwagPoster
         data["validation"],
         name=task.name,
         split="validation",
-        seed=arguments.seed,
+        sampling=Sampling(seed=arguments.seed),
         risks=[arguments.risk],
-        risk_level=arguments.risk_level or None,
+        confidence=arguments.risk_level or None,
         levels=[LEVEL],
         progress=False,
     )

@@ -29,7 +29,7 @@ from text_data import TextTask, read_task
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline, set_seed
 
 from hub_cards import reliability_diagram
-from swag_trainer import SwagCallback, SwagError, tune
+from swag_trainer import Sampling, SwagCallback, SwagError, tune
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.metrics import reliability_bins
@@ -120,8 +120,7 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
             data["validation"],
             name=task.name,
             split="validation",
-            num_samples=NUM_SAMPLES,
-            seed=seed,
+            sampling=Sampling(num_samples=NUM_SAMPLES, seed=seed),
             calibration_fraction=0,
             progress=False,
         )

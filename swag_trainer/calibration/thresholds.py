@@ -1,4 +1,4 @@
-"""What to do with answers, calibrated on rows that nothing was chosen on: when to abstain, which labels to name."""
+"""Calibration of abstention thresholds and conformal quantiles on examples that nothing was chosen on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from swag_trainer.metrics.conformal import ConformalMethod, calibrate_conformal
 from swag_trainer.metrics.selective import threshold_for_coverage, threshold_for_risk
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
-from swag_trainer.prediction.decisions import confidence
+from swag_trainer.prediction.decisions import confidence as confidence_scores
 
 CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("aps", "raps", "lac")
 
@@ -18,19 +18,21 @@ CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("aps", "raps", "lac")
 def calibrate_thresholds(
     probabilities: np.ndarray,
     labels: np.ndarray,
+    *,
     risks: Sequence[float],
-    risk_level: float | None,
+    confidence: float | None,
     coverages: Sequence[float],
 ) -> list[CalibratedThreshold]:
-    """Return a threshold for each risk and each coverage, with its measured figures.
+    """Return a threshold for each risk and each coverage, with the risk and the coverage measured at it.
 
     Args:
-        probabilities: Averaged, of rows that nothing was chosen on. Shape (N, C).
+        probabilities: Averaged, of examples that nothing was chosen on. Shape (N, C).
         labels: Their true classes. Shape (N,).
-        risks, risk_level: See `threshold_for_risk`.
+        risks: See `threshold_for_risk`.
+        confidence: Its ``level``.
         coverages: See `threshold_for_coverage`.
     """
-    scores, correct = confidence(probabilities), probabilities.argmax(axis=1) == labels
+    scores, correct = confidence_scores(probabilities), probabilities.argmax(axis=1) == labels
 
     def record(goal: str, target: float, threshold: float, level: float | None) -> CalibratedThreshold:
         accepted = scores >= threshold
@@ -43,13 +45,13 @@ def calibrate_thresholds(
             level=level,
         )
 
-    return [record("risk", risk, threshold_for_risk(scores, correct, risk, level=risk_level), risk_level) for risk in risks] + [
+    return [record("risk", risk, threshold_for_risk(scores, correct, risk, level=confidence), confidence) for risk in risks] + [
         record("coverage", coverage, threshold_for_coverage(scores, coverage), None) for coverage in coverages
     ]
 
 
 def calibrate_quantiles(probabilities: np.ndarray, labels: np.ndarray, levels: Sequence[float]) -> list[ConformalQuantile]:
-    """Return a quantile for each level and method, not randomised; arguments as above."""
+    """Return a quantile for each level and method, not randomised; arguments as in `calibrate_thresholds`."""
     records = []
     for level in levels:
         for method in CONFORMAL_METHODS:

@@ -15,6 +15,7 @@ from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold
+from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,7 @@ def run(options: Options, out: TextIO) -> None:
         classifier.posterior,
         classifier.model,
         tokenised(classifier.tokenizer, data.texts, targets),
-        num_samples=options.num_samples,
-        seed=options.seed,
+        sampling=Sampling(num_samples=options.num_samples, seed=options.seed),
         scales=options.scales,
         name=data.name,
         split=data.split,

@@ -169,7 +169,7 @@ def _of_known(num_bins: int) -> dict[str, Callable[..., float]]:
         return expected_calibration_error(probabilities, labels, num_bins=num_bins)
 
     def ece_mass(probabilities: np.ndarray, labels: np.ndarray) -> float:
-        return expected_calibration_error(probabilities, labels, num_bins=num_bins, scheme="mass")
+        return expected_calibration_error(probabilities, labels, num_bins=num_bins, scheme="quantile")
 
     def aurc(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return area_under_risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)

@@ -17,7 +17,7 @@ from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
-from swag_trainer.metrics.calibration import fit_temperature
+from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.lengths import batches_of_one_length

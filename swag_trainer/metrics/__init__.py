@@ -1,4 +1,4 @@
-"""Level 1: numbers about probabilities; numpy in, numbers out."""
+"""Metrics of probabilistic predictions: calibration, proper scores, selective prediction, OOD detection, conformal sets."""
 
 from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
 from swag_trainer.metrics.calibration import (
@@ -6,7 +6,6 @@ from swag_trainer.metrics.calibration import (
     adaptive_calibration_error,
     classwise_calibration_error,
     expected_calibration_error,
-    fit_temperature,
     maximum_calibration_error,
     reliability_bins,
 )
@@ -37,6 +36,7 @@ from swag_trainer.metrics.selective import (
     threshold_for_coverage,
     threshold_for_risk,
 )
+from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.metrics.trainer import classification_metrics, compute_metrics
 
 __all__ = [

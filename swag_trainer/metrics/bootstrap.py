@@ -1,4 +1,4 @@
-"""How far might a figure be off, had other rows been measured? Percentile intervals of the bootstrap."""
+"""Bootstrap confidence intervals of metrics (percentile method)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the limits it would stay between for most other samples of as many rows.
+    """A metric and its confidence limits: what it would be for most other samples of as many examples.
 
     Attributes:
-        value: The figure on the rows as they are.
+        value: The metric on the examples as they are.
         low: Lower limit.
         high: Upper limit.
     """
@@ -35,18 +35,18 @@ def bootstrap_interval(
     seed: int = 0,
     strata: ArrayLike | None = None,
 ) -> Interval:
-    """Return a metric and its percentile interval over rows drawn with replacement (Efron 1979; Efron and Tibshirani 1993, ch. 13).
+    """Return a metric and its percentile interval over examples drawn with replacement (Efron 1979; Efron and Tibshirani 1993, ch. 13).
 
-    The same seed and number of rows give the same resamples, so metrics and methods measured on the same rows are resampled alike. A
-    calibration error is biased upwards by few rows, and by resampled rows once more: its interval may begin above its value.
+    The same seed and number of examples give the same resamples, so metrics and methods measured on the same examples share them. A
+    calibration error is biased upwards with few examples, and once more with resampled ones: its interval may begin above its value.
 
     Args:
-        metric: Takes the arrays with their rows resampled together and returns a number.
-        arrays: Rows in the first dimension, as many in each.
-        level: Share of the resamples between the limits, in (0, 1).
+        metric: Takes the arrays, resampled together, and returns a number.
+        arrays: Examples in the first dimension, as many in each.
+        level: Fraction of the resamples between the limits, in (0, 1).
         num_resamples: How many resamples, >= 1.
         seed: Of the resamples.
-        strata: Group of each row; each group keeps its number of rows. Shape (N,).
+        strata: Group of each example; each group keeps its number of examples. Shape (N,).
 
     Raises:
         ValueError: No arrays, no rows, arrays of different lengths, or a number out of range.

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Reliability bins, the calibration errors, and one temperature."""
+"""Calibration metrics: reliability bins, expected, maximum, classwise and adaptive calibration error."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.stats import binomtest
 
-from swag_trainer.metrics.checks import checked, checked_labels, checked_numbers
+from swag_trainer.metrics.checks import checked
 
-Scheme = Literal["width", "mass"]
+Scheme = Literal["uniform", "quantile"]
 Norm = Literal["l1", "l2", "max"]
 
-_WILSON_Z = 1.959963984540054  # two-sided 95 %
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class ReliabilityBins:
         edges: Borders of the bins, the first 0 and the last 1. Shape (B + 1,).
         counts: Examples in each bin. Shape (B,).
         confidence: Mean probability of the predicted class in each bin; NaN in an empty one. Shape (B,).
-        accuracy: Share of correct predictions in each bin; NaN in an empty one. Shape (B,).
+        accuracy: Fraction of correct predictions in each bin; NaN in an empty one. Shape (B,).
     """
 
     edges: np.ndarray
@@ -36,13 +35,13 @@ class ReliabilityBins:
 
     @property
     def accuracy_low(self) -> np.ndarray:
-        """Lower 95 % confidence limit of the accuracy (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
-        return self._wilson(-1.0)
+        """Lower limit of the accuracy's 95 % confidence interval (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
+        return self._limits()[0]
 
     @property
     def accuracy_high(self) -> np.ndarray:
-        """Upper 95 % confidence limit of the accuracy (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
-        return self._wilson(1.0)
+        """Upper limit of the accuracy's 95 % confidence interval (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
+        return self._limits()[1]
 
     @property
     def calibration_error(self) -> float:
@@ -60,25 +59,27 @@ class ReliabilityBins:
         gaps = np.abs(accuracy - self.confidence[filled])
         if norm == "max":
             return float(gaps.max())
-        share = counts / counts.sum()
+        fraction = counts / counts.sum()
         if norm == "l1":
-            return float((share * gaps).sum())
+            return float((fraction * gaps).sum())
         squares = gaps**2
         if debiased:
-            # One example says nothing of its own noise; its bin counts as calibrated, as in the authors' package.
+            # The noise of a single example cannot be estimated; its bin counts as calibrated, as in the authors' package.
             squares = np.where(counts > 1, squares - accuracy * (1 - accuracy) / np.maximum(counts - 1, 1), 0.0)
-        return float(np.sqrt(max((share * squares).sum(), 0.0)))
+        return float(np.sqrt(max((fraction * squares).sum(), 0.0)))
 
-    def _wilson(self, sign: float) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            noise = _WILSON_Z**2 / self.counts
-            half = np.sqrt(noise * (self.accuracy * (1 - self.accuracy) + noise / 4))
-            limit = (self.accuracy + noise / 2 + sign * half) / (1 + noise)
-        return np.clip(limit, 0.0, 1.0)  # beyond by rounding only
+    def _limits(self) -> np.ndarray:
+        """Return the limits of every bin's accuracy. Shape (2, B)."""
+        limits = np.full((2, len(self.counts)), np.nan)
+        for index in np.flatnonzero(self.counts):
+            count = int(self.counts[index])
+            correct = round(float(self.accuracy[index]) * count)
+            limits[:, index] = binomtest(correct, count).proportion_ci(_CONFIDENCE, method="wilson")
+        return limits
 
 
 def reliability_bins(
-    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "width"
+    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "uniform"
 ) -> ReliabilityBins:
     """Group examples by the probability of the predicted class.
 
@@ -88,7 +89,7 @@ def reliability_bins(
         probabilities: Shape (N, C), rows sum to 1.
         labels: True classes. Shape (N,).
         num_bins: How many bins.
-        scheme: "width" for bins of equal width, "mass" for bins of about as many examples each, between quantiles of the probabilities.
+        scheme: "uniform" for bins of equal width, "quantile" for bins of about as many examples each, between quantiles of the probabilities.
             Equal probabilities always share a bin, so ties make some bins fuller and leave others empty.
 
     Raises:
@@ -104,13 +105,13 @@ def expected_calibration_error(
     labels: ArrayLike,
     *,
     num_bins: int = 15,
-    scheme: Scheme = "width",
+    scheme: Scheme = "uniform",
     norm: Norm = "l1",
     debiased: bool = False,
 ) -> float:
     """Return the top-label calibration error: how far apart accuracy and confidence are, over the bins of `reliability_bins`.
 
-    With share n_b / N, accuracy a_b and mean confidence c_b of bin b:
+    With fraction n_b / N, accuracy a_b and mean confidence c_b of bin b:
 
         l1       sum_b n_b / N |a_b - c_b|                                        Guo et al. 2017, eq. (3)
         l2       sqrt( sum_b n_b / N (a_b - c_b)^2 )                              Kumar et al. 2019, arXiv:1909.10155, section 5
@@ -123,7 +124,7 @@ def expected_calibration_error(
         probabilities: As in `reliability_bins`, like ``labels``, ``num_bins`` and ``scheme``, and the errors.
         labels: Shape (N,).
         num_bins: How many bins.
-        scheme: "width" or "mass".
+        scheme: "uniform" or "quantile".
         norm: "l1", "l2" or "max".
         debiased: Take off the noise of the accuracies; with "l2" only.
     """
@@ -131,25 +132,25 @@ def expected_calibration_error(
 
 
 def maximum_calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "width"
+    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "uniform"
 ) -> float:
     """Return the largest distance of accuracy and confidence in a bin: `expected_calibration_error` of norm "max"."""
     return expected_calibration_error(probabilities, labels, num_bins=num_bins, scheme=scheme, norm="max")
 
 
 def classwise_calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "width"
+    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "uniform"
 ) -> float:
     """Return the calibration error of each class's own probability against its own frequency, averaged over the classes.
 
-    Classwise-ECE of Kull et al. 2019, arXiv:1910.12656, section 2; with "width" also the static calibration error of Nixon et al. 2019,
-    arXiv:1904.01685: 1/C sum_c sum_b n_bc / N |share of class c in bin b - mean probability of class c in bin b|.
+    Classwise-ECE of Kull et al. 2019, arXiv:1910.12656, section 2; with "uniform" also the static calibration error of Nixon et al. 2019,
+    arXiv:1904.01685: 1/C sum_c sum_b n_bc / N |fraction of class c in bin b - mean probability of class c in bin b|.
 
     Args:
         probabilities: As in `reliability_bins`, like the other arguments and the errors.
         labels: Shape (N,).
         num_bins: How many bins for each class.
-        scheme: "width" or "mass".
+        scheme: "uniform" or "quantile".
     """
     probabilities, labels = checked(probabilities, labels)
     errors = [
@@ -159,49 +160,16 @@ def classwise_calibration_error(
 
 
 def adaptive_calibration_error(probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15) -> float:
-    """Return the calibration error over ranges of equal mass, class by class.
+    """Return the calibration error over ranges with equally many examples, class by class.
 
     ACE of Nixon et al. 2019, arXiv:1904.01685: 1/(C R) sum_c sum_r |acc(r, c) - conf(r, c)|. Ranges of unequal counts, which ties and
     an N that R does not divide make, are weighted by their counts rather than by 1/R.
     """
-    return classwise_calibration_error(probabilities, labels, num_bins=num_bins, scheme="mass")
-
-
-def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, prior_std: float | None = 0.5) -> float:
-    """Return the temperature T > 0 for which softmax(logits / T) has the lowest negative log-likelihood, the prior's included.
-
-    Guo et al. 2017, arXiv:1706.04599, section 4.2, plus a weak Gaussian prior on log T with mean 0, whose share of each row is
-    (log T)^2 / (2 prior_std^2 N). Without one, 100 rows that are almost all answered right ask for T near 0, and the first wrong answer
-    on other rows then costs everything: T = 0.02 once, and a test NLL of 0.695 instead of 0.278. With many rows it is not felt.
-    T lies between exp(-4) and exp(4). Fit it on validation data, never on the data it is judged on.
-
-    Args:
-        logits: Finite. Shape (N, C).
-        labels: True classes. Shape (N,).
-        prior_std: Standard deviation of log T a priori, > 0; None for no prior, which is Guo's plain fit.
-
-    Raises:
-        ValueError: No rows, shapes that do not fit, logits that are not finite, impossible labels, or a ``prior_std`` of 0 or less.
-    """
-    logits = checked_numbers("Logits", logits, ndim=2)
-    labels = checked_labels(labels, logits.shape[1])
-    if len(labels) != len(logits):
-        raise ValueError(f"Logits of shape (N, C) and N labels are needed, got {logits.shape} and {labels.shape}.")
-    if prior_std is not None and not prior_std > 0:
-        raise ValueError(
-            f"prior_std is the standard deviation of log T and must be > 0, or None for no prior; got {prior_std}."
-        )
-    precision = 0.0 if prior_std is None else 1 / (prior_std**2 * len(labels))
-
-    def loss(log_temperature: float) -> float:
-        nll = -log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean()
-        return nll + precision * log_temperature**2 / 2
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded").x))
+    return classwise_calibration_error(probabilities, labels, num_bins=num_bins, scheme="quantile")
 
 
 def _grouped(confidence: np.ndarray, correct: np.ndarray, num_bins: int, scheme: Scheme) -> ReliabilityBins:
-    """Group a probability for each example, shape (N,), and whether what it is the probability of came true, shape (N,)."""
+    """Group a probability for each example, shape (N,), and whether the event came true, shape (N,)."""
     edges = bin_edges(confidence, num_bins, scheme)
     bins = np.searchsorted(edges[1:-1], confidence, side="left")
     counts = np.bincount(bins, minlength=num_bins)
@@ -212,13 +180,13 @@ def _grouped(confidence: np.ndarray, correct: np.ndarray, num_bins: int, scheme:
 
 
 def bin_edges(confidence: np.ndarray, num_bins: int, scheme: Scheme) -> np.ndarray:
-    """Return the borders of bins of equal width or of equal mass, the first 0 and the last 1. Shape (num_bins + 1,)."""
+    """Return the borders of bins of equal width or of equal counts, the first 0 and the last 1. Shape (num_bins + 1,)."""
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    if scheme == "mass":
-        # Quantiles are cut down to the row below them, in whole numbers: rounding would push a row on a border over it.
+    if scheme == "quantile":
+        # Quantiles are cut down to the example below them, in whole numbers: rounding would push an example on a border over it.
         edges[1:-1] = np.sort(confidence)[np.arange(1, num_bins) * (len(confidence) - 1) // num_bins]
-    elif scheme != "width":
-        raise ValueError(f"The scheme of the bins is 'width' or 'mass', got {scheme!r}.")
+    elif scheme != "uniform":
+        raise ValueError(f"The scheme of the bins is 'uniform' or 'quantile', got {scheme!r}.")
     return edges

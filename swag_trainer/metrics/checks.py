@@ -1,4 +1,4 @@
-"""What every metric here asks of its input, in one place."""
+"""Checks of probabilities, labels and scores, the input of every metric."""
 
 from __future__ import annotations
 

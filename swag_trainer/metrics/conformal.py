@@ -1,7 +1,7 @@
-"""Sets of labels that hold the true one as often as promised: split conformal prediction (Vovk et al. 2005).
+"""Split conformal prediction: sets of labels with guaranteed coverage (Vovk et al. 2005; LAC, APS, RAPS).
 
-A score says how ill a label fits a row. On n rows that nothing was fitted on, the score of the true label is taken; a new row's set is
-every label whose score is at most the k-th smallest of these, k = ceil((n + 1) level). If the n rows and the new one are exchangeable,
+A nonconformity score is higher the worse a label fits an example. On n examples that nothing was fitted on, the score of the true
+label is taken; a new example's set is every label whose score is at most the k-th smallest of these, k = ceil((n + 1) level). If the n rows and the new one are exchangeable,
 the set holds the true label with probability >= level, whatever the model and however few the rows; that is an average over rows, not a
 promise for each one. Given the n rows, the coverage of scores without ties is distributed as Beta(k, n + 1 - k), see Angelopoulos &
 Bates 2021, arXiv:2107.07511, section 3.2.
@@ -25,7 +25,7 @@ class ConformalSets:
     Attributes:
         method: "lac", "aps" or "raps", see `calibrate_conformal`.
         quantile: Labels with a score up to this are in the set; infinite where there were too few rows, and then every label is.
-        level: The promised share of sets that hold the true label.
+        level: The promised fraction of sets that hold the true label.
         num_calibration: n, the rows behind the promise.
         penalty: Of "raps": added to the score for every rank beyond ``regularised_rank``.
         regularised_rank: Of "raps": how many labels are free of the penalty.
@@ -44,7 +44,7 @@ class ConformalSets:
         if self.method not in get_args(ConformalMethod):
             raise ValueError(f"method must be one of {get_args(ConformalMethod)}, got {self.method!r}.")
         if not 0 < self.level < 1:
-            raise ValueError(f"level is a share of sets between 0 and 1, got {self.level}.")
+            raise ValueError(f"level is a fraction of sets between 0 and 1, got {self.level}.")
         if math.isnan(self.quantile) or self.num_calibration < 1:
             raise ValueError(f"A quantile of at least 1 row is needed, got {self.quantile} of {self.num_calibration}.")
         if not (0 <= self.penalty < math.inf and self.regularised_rank >= 0):
@@ -66,7 +66,7 @@ class ConformalSets:
         return chosen
 
     def _scores(self, probabilities: np.ndarray, *, stream: int) -> np.ndarray:
-        """How ill every label fits every row. Shape (N, C). ``stream`` keeps a row's random number from being another row's."""
+        """Nonconformity score of every label. Shape (N, C). ``stream`` keeps a row's random number from being another row's."""
         probabilities = _checked(probabilities)
         if self.method == "lac":
             return 1 - probabilities
@@ -101,7 +101,7 @@ def calibrate_conformal(
     Args:
         probabilities: Of rows that nothing was fitted on. Shape (n, C), rows sum to 1.
         labels: Their true classes. Shape (n,).
-        level: Share of the sets that shall hold the true label, in (0, 1).
+        level: Fraction of the sets that shall hold the true label, in (0, 1).
         method: One of the above.
         penalty: Of "raps", >= 0.
         regularised_rank: Of "raps", >= 0.

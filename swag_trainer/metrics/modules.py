@@ -1,10 +1,10 @@
-"""The metrics as modules of the `evaluate` library: made without a Hub, ready for ``evaluate.combine``.
+"""Metrics as modules of the `evaluate` library, which need no Hub and can be combined.
 
 All take rows of probabilities as predictions and true classes as references, so that they combine:
 
     evaluate.combine([Accuracy(), CalibrationError(num_bins=10), Brier()]).compute(predictions=..., references=...)
 
-Options go to the constructor: ``combine`` hands what ``compute`` gets to every member.
+Options go to the constructor: ``combine`` passes the arguments of ``compute`` to every member.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _ProbabilityMetric(evaluate.Metric):
 class Accuracy(_ProbabilityMetric):
     """`swag_trainer.metrics.scores.accuracy`, of probabilities."""
 
-    key, description, function = "accuracy", "Share of rows whose most probable class is the true one.", accuracy
+    key, description, function = "accuracy", "Fraction of examples whose most probable class is the true one.", accuracy
 
 
 class MacroF1(_ProbabilityMetric):
@@ -83,7 +83,7 @@ class MacroF1(_ProbabilityMetric):
 class MatthewsCorrelation(_ProbabilityMetric):
     """`swag_trainer.metrics.scores.matthews_correlation`, of probabilities."""
 
-    key, description, function = "matthews_correlation", "Correlation of answers and labels.", matthews_correlation
+    key, description, function = "matthews_correlation", "Correlation of predictions and labels.", matthews_correlation
 
 
 class NegativeLogLikelihood(_ProbabilityMetric):
@@ -103,7 +103,7 @@ class CalibrationError(_ProbabilityMetric):
 
     key, description, function = "ece", "How far apart accuracy and confidence are.", expected_calibration_error
 
-    def __init__(self, *, num_bins: int = 15, scheme: Scheme = "width", norm: Norm = "l1", debiased: bool = False) -> None:
+    def __init__(self, *, num_bins: int = 15, scheme: Scheme = "uniform", norm: Norm = "l1", debiased: bool = False) -> None:
         super().__init__()
         self._chosen = {"num_bins": num_bins, "scheme": scheme, "norm": norm, "debiased": debiased}
 
@@ -112,11 +112,11 @@ class CalibrationError(_ProbabilityMetric):
 
 
 class ClasswiseCalibrationError(_ProbabilityMetric):
-    """`swag_trainer.metrics.calibration.classwise_calibration_error`; with "mass" the adaptive calibration error."""
+    """`swag_trainer.metrics.calibration.classwise_calibration_error`; with "quantile" the adaptive calibration error."""
 
     key, description, function = "classwise_ece", "Calibration error averaged over the classes.", classwise_calibration_error
 
-    def __init__(self, *, num_bins: int = 15, scheme: Scheme = "width") -> None:
+    def __init__(self, *, num_bins: int = 15, scheme: Scheme = "uniform") -> None:
         super().__init__()
         self._chosen = {"num_bins": num_bins, "scheme": scheme}
 

@@ -1,4 +1,4 @@
-"""How good are predicted numbers with their uncertainty? Log score, CRPS and coverage, of Gaussians and of draws."""
+"""Regression scores of predictive distributions: Gaussian NLL, CRPS and interval coverage, of Gaussians and of draws."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def ensemble_crps(draws: ArrayLike, targets: ArrayLike) -> float:
 
 
 def gaussian_coverage(mean: ArrayLike, std: ArrayLike, targets: ArrayLike, *, level: float = 0.95) -> float:
-    """Return the share of targets inside the central interval of probability ``level``, borders included; ``level`` is best."""
+    """Return the fraction of targets inside the central interval of probability ``level``, borders included; ``level`` is best."""
     mean, std, targets = _checked_gaussian(mean, std, targets)
     return float((np.abs(targets - mean) <= norm.ppf((1 + _checked_level(level)) / 2) * std).mean())
 
 
 def ensemble_coverage(draws: ArrayLike, targets: ArrayLike, *, level: float = 0.95) -> float:
-    """Return the share of targets between the draws' quantiles at (1 - level) / 2 and (1 + level) / 2, borders included.
+    """Return the fraction of targets between the draws' quantiles at (1 - level) / 2 and (1 + level) / 2, borders included.
 
     Quantiles are interpolated between draws, so few draws make intervals that are too short: the limits of 10 draws lie inside of their
     range, where only 9 of 11 targets would fall.

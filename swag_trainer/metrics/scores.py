@@ -1,4 +1,4 @@
-"""How good are probabilities and the answers they give? Proper scores, the parts of the Brier score, and scores of the answers alone."""
+"""Proper scoring rules (NLL, Brier score and its decomposition), accuracy, F1 and Matthews correlation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swag_trainer.metrics.calibration import Scheme, bin_edges
 from swag_trainer.metrics.checks import checked
 
 # scikit-learn's log_loss clips here too, so that one class of probability 0 that comes true does not make the mean infinite.
-_SMALLEST = float(np.finfo(np.float64).eps)
+_SMALLEST_LOG = float(np.log(np.finfo(np.float64).eps))
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class BrierDecomposition:
     """The Brier score in parts, each summed over the classes.
 
     Attributes:
-        reliability: How far the mean probability of a bin is from the share that came true; 0 is best.
-        resolution: How far the shares of the bins are from the share of all; more is better.
+        reliability: How far the mean probability of a bin is from the fraction that came true; 0 is best.
+        resolution: How far the fractions of the bins are from the fraction of all; more is better.
         uncertainty: Variance of the labels themselves, which no method can change.
         remainder: What probabilities that differ within a bin add: their variance less twice their covariance with the labels; may be
             negative, and is 0 where a bin holds one probability only.
@@ -40,8 +40,7 @@ class BrierDecomposition:
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Return the mean of -log(probability of the true class), in nats.
 
-    Probabilities below 2.2e-16, float64's own resolution at 1, count as that, as in scikit-learn's ``log_loss``: one row costs at most
-    36.04. What is surer than that and wrong is judged too mildly.
+    Probabilities below 2.2e-16, float64's own resolution at 1, count as that, as in scikit-learn's ``log_loss``: see `mean_nll`.
 
     Args:
         probabilities: Rows sum to 1. Shape (N, C).
@@ -51,11 +50,24 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
         ValueError: What `swag_trainer.metrics.checks.checked` refuses, here and in the functions below.
     """
     probabilities, labels = checked(probabilities, labels)
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], _SMALLEST)).mean())
+    with np.errstate(divide="ignore"):  # the logarithm of 0
+        return mean_nll(np.log(probabilities[np.arange(len(labels)), labels]))
+
+
+def mean_nll(log_likelihood: np.ndarray) -> float:
+    """Return the mean of -log(probability of the true class), in nats, of which one example costs at most 36.04.
+
+    A probability below 2.2e-16 counts as 2.2e-16: a prediction that is more certain than that, and wrong, costs no more. Every NLL of
+    this package is computed here.
+
+    Args:
+        log_likelihood: Logarithm of the true class's probability; -inf for a probability of 0. Shape (N,).
+    """
+    return float(-np.maximum(log_likelihood, _SMALLEST_LOG).mean())
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean squared distance of a row and the true class, summed over the classes: from 0 to 2.
+    """Return the mean squared distance of the probabilities and the true class, summed over the classes: from 0 to 2.
 
     Brier 1950, as he defined it; for two classes it is twice what many report for the second class alone.
     """
@@ -64,21 +76,21 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def brier_decomposition(
-    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "width"
+    probabilities: ArrayLike, labels: ArrayLike, *, num_bins: int = 15, scheme: Scheme = "uniform"
 ) -> BrierDecomposition:
     """Take the Brier score apart; the parts add up to it exactly, whatever the bins.
 
     Murphy 1973 for each class against the others, over bins of that class's probability, with the two parts within bins of Stephenson,
-    Coelho and Jolliffe 2008 (doi:10.1175/2007WAF2006116.1) as one remainder. In a bin with mean probability c and share a of N rows:
+    Coelho and Jolliffe 2008 (doi:10.1175/2007WAF2006116.1) as one remainder. In a bin with mean probability c and fraction a of N examples:
 
-        reliability  n/N (c - a)^2        resolution  n/N (a - share of all)^2
+        reliability  n/N (c - a)^2        resolution  n/N (a - fraction of all)^2
         remainder    1/N sum_i (p_i - c)^2 - 2/N sum_i (p_i - c)(y_i - a)
 
     Args:
         probabilities: Shape (N, C).
         labels: Shape (N,).
         num_bins: How many bins for each class.
-        scheme: "width" or "mass", as in `swag_trainer.metrics.calibration.reliability_bins`.
+        scheme: "uniform" or "quantile", as in `swag_trainer.metrics.calibration.reliability_bins`.
     """
     probabilities, labels = checked(probabilities, labels)
     outcomes = _one_hot(labels, probabilities.shape[1])
@@ -86,14 +98,14 @@ def brier_decomposition(
     for column, outcome in zip(probabilities.T, outcomes.T, strict=True):
         bins = np.searchsorted(bin_edges(column, num_bins, scheme)[1:-1], column, side="left")
         counts = np.maximum(np.bincount(bins, minlength=num_bins), 1)
-        # The means of a row's own bin, so that every part is a plain mean over the rows.
+        # The means of an example's own bin, so that every part is a plain mean over the examples.
         confidence = (np.bincount(bins, weights=column, minlength=num_bins) / counts)[bins]
-        share = (np.bincount(bins, weights=outcome, minlength=num_bins) / counts)[bins]
+        fraction = (np.bincount(bins, weights=outcome, minlength=num_bins) / counts)[bins]
         frequency = outcome.mean()
-        within = (column - confidence) ** 2 - 2 * (column - confidence) * (outcome - share)
+        within = (column - confidence) ** 2 - 2 * (column - confidence) * (outcome - fraction)
         parts += [
-            ((confidence - share) ** 2).mean(),
-            ((share - frequency) ** 2).mean(),
+            ((confidence - fraction) ** 2).mean(),
+            ((fraction - frequency) ** 2).mean(),
             frequency * (1 - frequency),
             within.mean(),
         ]
@@ -101,13 +113,13 @@ def brier_decomposition(
 
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of rows whose most probable class is the true one; of equally probable classes the first answers."""
+    """Return the fraction of examples whose most probable class is the true one; of equally probable classes the first counts."""
     probabilities, labels = checked(probabilities, labels)
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def macro_f1(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the F1 of each class, averaged over the classes that are true or answered somewhere.
+    """Return the F1 of each class, averaged over the classes that are true or predicted somewhere.
 
     As scikit-learn's ``f1_score(average="macro")``, where a class that is never both has an F1 of 0.
     """
@@ -118,14 +130,14 @@ def macro_f1(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def matthews_correlation(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the correlation of answers and labels, from -1 to 1; 0 where either is always the same class.
+    """Return the correlation of predictions and labels, from -1 to 1; 0 where either is always the same class.
 
     For C classes: Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006, as in scikit-learn.
     """
     confusion = _confusion(probabilities, labels).astype(np.float64)
-    total, true, answered = confusion.sum(), confusion.sum(axis=1), confusion.sum(axis=0)
-    spread = (total**2 - true @ true) * (total**2 - answered @ answered)
-    return float((np.trace(confusion) * total - true @ answered) / np.sqrt(spread)) if spread > 0 else 0.0
+    total, true, predicted = confusion.sum(), confusion.sum(axis=1), confusion.sum(axis=0)
+    spread = (total**2 - true @ true) * (total**2 - predicted @ predicted)
+    return float((np.trace(confusion) * total - true @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -133,7 +145,7 @@ def _one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _confusion(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """Count rows by true class (down) and answered class (across). Shape (C, C)."""
+    """Count examples by true class (down) and predicted class (across). Shape (C, C)."""
     probabilities, labels = checked(probabilities, labels)
     classes = probabilities.shape[1]
     return np.bincount(labels * classes + probabilities.argmax(axis=1), minlength=classes**2).reshape(classes, classes)

@@ -1,7 +1,8 @@
-"""When a model may stay silent: risk against coverage, and the thresholds at which to begin.
+"""Selective prediction (abstention): risk-coverage curves, AURC, and thresholds for a risk or a coverage.
 
-A row is *accepted* when its confidence is at or above a threshold. *Coverage* is the share of rows that are accepted, *risk* the share
-of wrong answers among those. Rows of equal confidence are accepted together or not at all: no threshold can tell them apart.
+An example is *accepted* when its confidence is at or above a threshold. *Coverage* is the fraction of examples that are accepted, *risk*
+the fraction of wrong predictions among those. Examples of equal confidence are accepted together or not at all: no threshold separates
+them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ class RiskCoverage:
     """The risk-coverage curve, one point for each of the G distinct confidences, from the most confident rows to all of them.
 
     Attributes:
-        coverage: Share of the rows that are accepted, increasing, the last 1. Shape (G,).
-        risk: Share of wrong answers among the accepted rows. Shape (G,).
-        threshold: Rows with a confidence >= this are accepted; decreasing. Shape (G,).
+        coverage: Fraction of the examples that are accepted, increasing, the last 1. Shape (G,).
+        risk: Fraction of wrong predictions among the accepted examples. Shape (G,).
+        threshold: Examples with a confidence >= this are accepted; decreasing. Shape (G,).
     """
 
     coverage: np.ndarray
@@ -34,8 +35,8 @@ def risk_coverage_curve(confidence: np.ndarray, correct: np.ndarray) -> RiskCove
     """Return the risk at every coverage that a threshold can have (El-Yaniv & Wiener 2010, Geifman & El-Yaniv 2017).
 
     Args:
-        confidence: Any score that is higher for surer rows, finite. Shape (N,).
-        correct: Whether each answer was right: truth values, or 0 and 1. Shape (N,).
+        confidence: Any score that is higher where the model is more certain, finite. Shape (N,).
+        correct: Whether each prediction was right: truth values, or 0 and 1. Shape (N,).
 
     Raises:
         ValueError: No rows, shapes that do not fit, a confidence that is not finite, or a ``correct`` that is neither 0 nor 1.
@@ -58,7 +59,7 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
 
 
 def excess_area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the E-AURC: the AURC less that of the best order there is, with every right answer before every wrong one. At least 0.
+    """Return the E-AURC: the AURC less that of the best order there is, with every right prediction before every wrong one. At least 0.
 
     The best order's area is summed for the N rows, not approximated by r + (1 - r) log(1 - r) as in arXiv:1805.08206.
     """
@@ -70,7 +71,7 @@ def excess_area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray)
 def coverage_at_risk(confidence: np.ndarray, correct: np.ndarray, risk: float) -> float:
     """Return the largest coverage whose risk on these rows is at most ``risk``; 0 where there is none.
 
-    It is the optimum for these rows, found by looking at their answers: for a promise about other rows see `threshold_for_risk`.
+    It is the optimum for these examples, found from their labels: for a guarantee on other examples see `threshold_for_risk`.
     """
     curve = risk_coverage_curve(confidence, correct)
     low = curve.risk <= _in_unit_interval(risk, "risk")
@@ -85,7 +86,7 @@ def threshold_for_risk(confidence: np.ndarray, correct: np.ndarray, risk: float,
     With ``level`` the threshold keeps, with that probability over the draw of these rows, the *true* risk at or below ``risk``, whatever
     the distribution and the model, if the rows are independent, alike, and were not used to fit or choose anything. It is Learn then
     Test (Angelopoulos et al. 2021, arXiv:2110.01052) with the exact binomial test, which is the one-sided bound of Clopper & Pearson
-    1934: ten numbers of accepted rows m are fixed before the answers are looked at; given the confidence of the row in place m + 1, the
+    1934: ten numbers of accepted rows m are fixed before the labels are looked at; given the confidence of the row in place m + 1, the
     m rows above it are independent of each other, so their errors are binomial; each m is tested at (1 - level) / 10 (Bonferroni).
     Testing them in a fixed sequence at the full 1 - level would be sharper, but these thresholds are taken from the rows themselves, and
     then it holds only where the true risk never falls as coverage grows.
@@ -93,7 +94,7 @@ def threshold_for_risk(confidence: np.ndarray, correct: np.ndarray, risk: float,
     Args:
         confidence: As in `risk_coverage_curve`.
         correct: As in `risk_coverage_curve`.
-        risk: Largest share of wrong answers among the accepted rows, in (0, 1).
+        risk: Largest fraction of wrong predictions among the accepted examples, in (0, 1).
         level: Probability with which the promise holds, in (0, 1), or None for no promise.
     """
     confidence, correct = _checked(confidence, correct)
@@ -115,10 +116,10 @@ def threshold_for_risk(confidence: np.ndarray, correct: np.ndarray, risk: float,
 
 
 def threshold_for_coverage(confidence: np.ndarray, coverage: float) -> float:
-    """Return the highest threshold at which at least the share ``coverage`` of these rows, in (0, 1], is accepted."""
+    """Return the highest threshold at which at least the fraction ``coverage`` of these examples, in (0, 1], is accepted."""
     confidence, _ = _checked(confidence, np.ones(np.shape(confidence), dtype=bool))
     if not 0 < coverage <= 1:
-        raise ValueError(f"coverage is a share of the rows in (0, 1], got {coverage}.")
+        raise ValueError(f"coverage is a fraction of the examples in (0, 1], got {coverage}.")
     # 0.07 * 100 is 7.000000000000001, and 8 rows are not what was asked for.
     count = max(1, math.ceil(coverage * len(confidence) - 1e-9))
     return float(-np.sort(-confidence)[count - 1])
@@ -128,12 +129,12 @@ def _checked(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, n
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
     if confidence.ndim != 1 or correct.shape != confidence.shape or len(confidence) == 0:
         raise ValueError(
-            f"N confidences and N answers, right or wrong, are needed, got {confidence.shape} and {correct.shape}."
+            f"N confidences and N predictions, right or wrong, are needed, got {confidence.shape} and {correct.shape}."
         )
     if not np.isfinite(confidence).all():
         raise ValueError(f"A confidence must be finite; {int((~np.isfinite(confidence)).sum())} of {len(confidence)} are not.")
     if not np.isin(correct, (0, 1)).all():
-        raise ValueError(f"correct must say of each row 0 or 1, got {np.unique(correct)[:5]}.")
+        raise ValueError(f"correct must be 0 or 1 for each example, got {np.unique(correct)[:5]}.")
     return confidence, correct.astype(bool)
 
 

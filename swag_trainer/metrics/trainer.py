@@ -1,4 +1,4 @@
-"""What ``Trainer(compute_metrics=...)`` takes."""
+"""Classification metrics for ``Trainer(compute_metrics=...)``."""
 
 from __future__ import annotations
 

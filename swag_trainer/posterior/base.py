@@ -114,6 +114,15 @@ class WeightPosterior(ABC):
         """Return what the family itself has to record, as JSON values."""
         return {}
 
+    @property
+    def title(self) -> str:
+        """Name of the family in tables, plots and model cards, such as "SWAG"."""
+        return self.kind
+
+    def last_snapshot(self) -> Tensor | None:
+        """Return the weights that training ended with. Shape (P,), float32; None where the posterior does not have them."""
+        return None
+
     def reparametrised(
         self,
         layout: WeightLayout,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError, SwagError
+from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.base import Draws, WeightPosterior
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.documents import read_dataclass
@@ -108,15 +108,17 @@ class SwagPosterior(WeightPosterior):
         """Return the mean of the weights: the SWA solution. Shape (P,), float32."""
         return self.gaussian.mean
 
-    def last_snapshot(self) -> Tensor:
+    @property
+    def title(self) -> str:
+        """SWAG."""
+        return "SWAG"
+
+    def last_snapshot(self) -> Tensor | None:
         """Return the last weights that were collected: the mean stands still after them, so they are mean + deviation. Shape (P,).
 
-        Raises:
-            SwagError: No deviations were kept.
+        None where no deviations were kept.
         """
-        if not self.rank:
-            raise SwagError("This posterior kept no deviations (rank=0), so its last snapshot is not known.")
-        return self.gaussian.mean + self.gaussian.deviations[-1]
+        return self.gaussian.mean + self.gaussian.deviations[-1] if self.rank else None
 
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors.

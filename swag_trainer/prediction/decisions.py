@@ -176,7 +176,7 @@ def _threshold(tuning: Tuning, goal: str, target: float) -> CalibratedThreshold:
         promise = "" if record.level is None else f" that can be promised with probability {record.level:g}"
         raise SwagError(
             f"No threshold has a risk of at most {target:g}{promise}: {_rows(tuning)} were too few or too often answered wrongly. "
-            "Ask for a higher risk, or tune with more rows" + (", or with risk_level=None for no promise." if promise else ".")
+            "Ask for a higher risk, or tune with more rows" + (", or with confidence=None for no promise." if promise else ".")
         )
     return record
 

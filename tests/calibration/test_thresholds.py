@@ -17,7 +17,7 @@ def rows_with_labels(count):
 def test_a_risk_is_promised_at_the_level_that_the_record_states(level):
     # Red for: a threshold of these rows alone, recorded as a promise.
     probabilities, labels = rows_with_labels(600)
-    (record,) = calibrate_thresholds(probabilities, labels, [0.1], level, [])
+    (record,) = calibrate_thresholds(probabilities, labels, risks=[0.1], confidence=level, coverages=[])
     scores, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     assert record.threshold == threshold_for_risk(scores, correct, 0.1, level=level)
     assert record.level == level
@@ -27,5 +27,5 @@ def test_a_risk_is_promised_at_the_level_that_the_record_states(level):
 def test_a_risk_out_of_reach_has_no_threshold_and_no_figures():
     # Red for: infinity, which is no JSON, or the risk of no rows.
     probabilities, labels = rows_with_labels(30)
-    (record,) = calibrate_thresholds(probabilities, labels, [0.01], 0.9, [])
+    (record,) = calibrate_thresholds(probabilities, labels, risks=[0.01], confidence=0.9, coverages=[])
     assert (record.threshold, record.coverage, record.risk) == (None, 0.0, None)

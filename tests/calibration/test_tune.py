@@ -7,15 +7,22 @@ import torch
 from conftest import WORDS, lora_model, trainer_for
 from datasets import Dataset, DatasetInfo, Split
 from lively import short_run
+from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 from transformers import BertTokenizerFast, pipeline
 
 from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, SwagPosterior
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.tune import tune
 from swag_trainer.metrics.conformal import ConformalSets
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.point import PointPosterior
+from swag_trainer.prediction.sampler import Sampling
+from swag_trainer.tasks import task_named
 
-SETTINGS = {"name": "me/texts", "split": "validation", "num_samples": 4, "seed": 3, "scales": (0.5, 4.0), "progress": False}
+SAMPLING = Sampling(num_samples=4, seed=3)
+SETTINGS = {"name": "me/texts", "split": "validation", "sampling": SAMPLING, "scales": (0.5, 4.0), "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +104,35 @@ def test_the_record_says_what_predictors_and_a_plain_forward_say_on_the_other_ha
     assert (record.dataset, record.split, record.revision) == ("me/texts", "validation", None)
     assert record.nll == pytest.approx(nll(model, tuned, calibration), abs=1e-5)
     assert record.baselines["SWA"] == pytest.approx(nll(model, posterior, calibration, scale=0), abs=1e-5)
-    swa = min(nll(model, posterior, calibration, scale=0, temperature=T) for T in np.exp(np.linspace(-2, 2, 41)))
-    assert record.baselines["SWA, temperature"] >= swa - 1e-3
 
     def logits(rows):
         inputs = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
         with torch.no_grad():
-            return model(**tokenizer.pad(inputs, return_tensors="pt")).logits.double()
+            return model(**tokenizer.pad(inputs, return_tensors="pt")).logits.double().numpy()
 
-    def plain_nll(rows, temperature):
-        return log_loss([row["labels"] for row in rows], (logits(rows) / temperature).softmax(-1).numpy(), labels=range(3))
+    def plain_nll(rows, logits, temperature):
+        return -log_softmax(logits / temperature, axis=-1)[np.arange(len(rows)), [row["labels"] for row in rows]].mean()
 
-    temperatures = np.exp(np.linspace(-3, 3, 601))
-    best = min(temperatures, key=lambda T: plain_nll(fitting, T) + np.log(T) ** 2 / (2 * 0.5**2 * len(fitting)))
-    assert record.baselines["MAP, temperature"] == pytest.approx(plain_nll(calibration, best), abs=1e-3)
+    def best(logits):
+        return min(
+            np.exp(np.linspace(-3, 3, 601)),
+            key=lambda T: plain_nll(fitting, logits, T) + np.log(T) ** 2 / (2 * 0.5**2 * len(fitting)),
+        )
+
+    expected = plain_nll(calibration, logits(calibration), best(logits(fitting)))
+    assert record.baselines["MAP, temperature"] == pytest.approx(expected, abs=1e-3)
+    mean = MonteCarloPredictor(model, posterior, scale=0, progress=False)
+    swa = {
+        rows: np.log(mean.predict(part).probabilities) for rows, part in (("fitting", fitting), ("calibration", calibration))
+    }
+    expected = plain_nll(calibration, swa["calibration"], best(swa["fitting"]))
+    assert record.baselines["SWA, temperature"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_thresholds_and_quantiles_bring_the_figures_they_have_on_the_other_half(finished, held_out):
     # Red for: figures of all rows, risk and coverage exchanged, quantiles of another temperature.
     model, posterior = finished
-    tuned = quietly(model, posterior, held_out, risks=(0.3, 0.5), risk_level=None, coverages=(0.5, 0.9), levels=(0.8, 0.99))
+    tuned = quietly(model, posterior, held_out, risks=(0.3, 0.5), confidence=None, coverages=(0.5, 0.9), levels=(0.8, 0.99))
     _, calibration = halves(held_out)
     probabilities = MonteCarloPredictor(model, tuned, num_samples=4, seed=3, progress=False).predict(calibration).probabilities
     labels = np.array([row["labels"] for row in calibration])
@@ -173,59 +189,96 @@ def test_it_warns_where_the_draws_make_it_worse_and_only_there(finished, held_ou
     # Red for: no warning; one without the names and the figures; one that always comes.
     model, posterior = finished
     with pytest.warns(
-        UserWarning, match=r"30 rows of 'me/texts', SWAG with scale 5000 .* is not better than .*SWA.*\(\d\.\d{4}\)"
+        UserWarning, match=r"30 examples of 'me/texts', SWAG with scale 5000 .* is not better than .*SWA.*\(\d\.\d{4}\)"
     ):
         worse = tune(posterior, model, held_out, **(SETTINGS | {"scales": (5000.0,)}))
     assert worse.tuning.nll > worse.tuning.baselines["SWA, temperature"]
-    # Exchange the roles: a posterior whose mean is far off, so that every draw with a wide spread is the better answer.
+    # Exchange the roles: a posterior whose mean is off by one deviation, along which its draws come back.
     gaussian = posterior.gaussian
-    lost = replace(posterior, gaussian=replace(gaussian, mean=40 * gaussian.mean))
+    off, *others = gaussian.deviations
+    lost = replace(posterior, gaussian=replace(gaussian, mean=gaussian.mean + off, deviations=torch.stack([-2 * off, *others])))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tuned = tune(lost, model, held_out, **(SETTINGS | {"scales": (0.5, 8.0, 500.0)}))
-    said = any("is not better than" in str(warning.message) for warning in caught)
+        tuned = tune(lost, model, held_out, **(SETTINGS | {"scales": (0.5, 2.0, 8.0)}))
+    is_warned = any("is not better than" in str(warning.message) for warning in caught)
     assert tuned.tuning.nll < min(tuned.tuning.baselines.values())
-    assert not said
+    assert not is_warned
 
 
-def test_the_last_snapshot_is_what_the_run_ended_with(base_folder, rows, tokenizer, tmp_path):
-    # Red for: the first deviation, or one that is taken off the mean.
-    swag = SwagCallback(rank=5, final_weights="trained")
-    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "run", callbacks=[swag])
+@pytest.fixture(scope="module")
+def two_ranks(base_folder, texts, tmp_path_factory):
+    """(trainer, callback with deviations, callback without) of one run that kept the weights it ended with."""
+    tokenizer = BertTokenizerFast.from_pretrained(base_folder)
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    swag, diagonal = SwagCallback(rank=5, final_weights="trained"), SwagCallback(rank=0, name="diagonal")
+    folder = tmp_path_factory.mktemp("two-ranks")
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=[swag, diagonal])
     trainer.train()
+    trainer.model.eval()
+    return trainer, swag, diagonal
+
+
+def test_the_last_snapshot_is_what_the_run_ended_with(two_ranks):
+    # Red for: the first deviation, or one that is taken off the mean.
+    trainer, swag, _ = two_ranks
     assert swag.posterior.collection.steps[-1] == trainer.state.global_step
     for key, weight in swag.posterior.layout.unflatten(swag.posterior.last_snapshot()).items():
         torch.testing.assert_close(weight, swag.posterior.adapter.tensors[key], rtol=1e-5, atol=1e-6)
 
 
-def test_a_posterior_without_deviations_has_no_last_snapshot_to_compare_with(base_folder, rows, tokenizer, held_out, tmp_path):
+def test_a_posterior_without_deviations_has_no_last_snapshot_to_compare_with(two_ranks, held_out):
     # Red for: deviations[-1] of an empty tensor.
-    swag = SwagCallback(rank=0)
-    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "run", callbacks=[swag])
-    trainer.train()
-    assert set(quietly(trainer.model, swag.posterior, held_out).tuning.baselines) == {"SWA", "SWA, temperature"}
+    trainer, _, diagonal = two_ranks
+    assert set(quietly(trainer.model, diagonal.posterior, held_out).tuning.baselines) == {"SWA", "SWA, temperature"}
 
 
-def test_a_data_set_from_the_hub_says_itself_what_it_is(finished, held_out):
-    # Red for: a name asked for although it is known; the name of a file format taken for the data's; a commit of other data.
+def test_a_point_estimate_has_only_a_temperature_to_choose(finished, held_out, tmp_path):
+    # Red for: seven equal passes for scales that a point has not, a scale above 0 in its record, a baseline that is itself.
     model, posterior = finished
+    point = PointPosterior.at(posterior.mean_vector(), posterior)
+    tuned = quietly(model, point, held_out)
+    assert isinstance(tuned, PointPosterior) and tuned.scale == 0
+    swag = quietly(model, posterior, held_out).tuning
+    ((scale, temperature, _),) = tuned.tuning.scale_nll
+    assert (scale, temperature) == (0, tuned.temperature)
+    assert tuned.tuning.nll == pytest.approx(swag.baselines["SWA, temperature"], abs=1e-9)
+    assert tuned.tuning.baselines == pytest.approx({"without temperature": swag.baselines["SWA"]}, abs=1e-9)
+    tuned.save_pretrained(tmp_path)
+    assert load_posterior(tmp_path).tuning == tuned.tuning
+
+
+def test_scale_and_temperature_are_not_given_to_what_looks_for_them(finished, held_out):
+    # Red for: a scale of the caller's that is silently ignored.
+    for sampling in (Sampling(scale=1.0), Sampling(temperature=2.0)):
+        with pytest.raises(SwagError, match="leave them out of sampling"):
+            quietly(*finished, held_out, sampling=sampling)
+
+
+def origin(dataset, **given):
+    """Name, split and revision that a data set is recorded with."""
+    found = HeldOut.of(dataset, task=task_named(None), num_labels=3, **given)
+    return found.name, found.split, found.revision
+
+
+def test_a_data_set_from_the_hub_has_its_name_split_and_commit(finished, held_out):
+    # Red for: the name of a file format taken for the data's; a commit of other data; a record without a name refused or left empty.
     bare = Dataset.from_list(held_out)
-    with pytest.raises(SwagError, match="pass name="):
-        quietly(model, posterior, bare, name=None)
     commit = "0123456789abcdef0123456789abcdef01234567"
     info = DatasetInfo(dataset_name="texts", download_checksums={f"hf://datasets/me/texts@{commit}/dev.jsonl": {}})
-    known = Dataset(bare.data, info=info, split=Split.VALIDATION)
-    tuning = quietly(model, posterior, known, name=None, split=None).tuning
+    loaded = Dataset(bare.data, info=info, split=Split.VALIDATION)
+    assert origin(loaded) == ("me/texts", "validation", commit)
+    assert origin(loaded, name="others") == ("others", "validation", None)
+    assert origin(loaded, split="test", revision="main") == ("me/texts", "test", "main")
+    for unnamed in (held_out, bare, Dataset(bare.data, info=DatasetInfo(dataset_name="json"))):
+        assert origin(unnamed) == ("unnamed", None, None)
+    tuning = quietly(*finished, loaded, name=None, split=None).tuning
     assert (tuning.dataset, tuning.split, tuning.revision) == ("me/texts", "validation", commit)
-    other = quietly(model, posterior, known, name="others", split=None).tuning
-    assert (other.dataset, other.revision) == ("others", None)
-    with pytest.raises(SwagError, match="pass name="):
-        quietly(model, posterior, Dataset(bare.data, info=DatasetInfo(dataset_name="json")), name=None)
+    assert quietly(*finished, held_out, name=None).tuning.dataset == "unnamed"
 
 
 @pytest.mark.parametrize("path", ["/home/me/data", "~/data", "./data", "..", "C:\\data", "C:/data", "data/me/dev.csv"])
 def test_a_path_of_this_machine_is_no_name(finished, held_out, path):
-    # Red for: somebody's home folder published in a posterior's file.
+    # Red for: a home folder published in a posterior's file.
     model, posterior = finished
     with pytest.raises(SwagError, match="not a path"):
         quietly(model, posterior, held_out, name=path)
@@ -254,7 +307,7 @@ def test_rows_that_cannot_be_tuned_on_are_refused_and_named(finished, held_out, 
 @pytest.mark.parametrize(
     "settings",
     [{"scales": ()}, {"scales": (0.0, 1.0)}, {"scales": (-1.0,)}, {"risks": (5,)}, {"levels": (90,)}, {"coverages": (1.0,)}]
-    + [{"risk_level": 1.0}],
+    + [{"confidence": 1.0}],
 )
 def test_a_number_out_of_range_is_refused_by_name_before_anything_is_computed(finished, held_out, settings):
     # Red for: levels in per cent; an error after minutes of passes.

@@ -42,7 +42,7 @@ def test_every_figure_is_that_of_its_metric():
         "macro_f1": metrics.macro_f1(p, labels),
         "nll": metrics.negative_log_likelihood(p, labels),
         "ece": metrics.expected_calibration_error(p, labels, num_bins=7),
-        "ece_mass": metrics.expected_calibration_error(p, labels, num_bins=7, scheme="mass"),
+        "ece_mass": metrics.expected_calibration_error(p, labels, num_bins=7, scheme="quantile"),
         "brier": metrics.brier_score(p, labels),
         "aurc": area_under_risk_coverage(p.max(1), p.argmax(1) == labels),
     }

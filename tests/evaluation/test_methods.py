@@ -12,7 +12,7 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.measurement import measure
 from swag_trainer.evaluation.methods import METHODS, labels_of, predict_methods
-from swag_trainer.metrics.calibration import fit_temperature
+from swag_trainer.metrics.temperature import fit_temperature
 
 
 @pytest.fixture

@@ -114,11 +114,17 @@ def test_the_risk_is_promised_at_the_level_that_was_asked_for(abstention, base_f
     monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
     task = abstention.read_task(str(abstention.DATA))
     assert abstention.tuned_posterior(task, abstention.parse_arguments()) is posterior
-    expected = {"risks": [0.25], "risk_level": promised, "levels": [abstention.LEVEL], "seed": 3, "split": "validation"}
+    expected = {
+        "risks": [0.25],
+        "confidence": promised,
+        "levels": [abstention.LEVEL],
+        "sampling": abstention.Sampling(seed=3),
+        "split": "validation",
+    }
     assert {name: asked[name] for name in expected} == expected
 
 
-@pytest.mark.filterwarnings("ignore:On .* rows of:UserWarning")
+@pytest.mark.filterwarnings("ignore:On .* examples of:UserWarning")
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: figures of an untuned pipeline, of the validation split, or of another goal than the sentence names.
     base = headless_base(base_folder, tmp_path / "base")

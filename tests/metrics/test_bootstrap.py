@@ -49,15 +49,15 @@ def test_the_same_seed_gives_the_same_resamples_whatever_is_measured():
 
 
 def test_groups_keep_their_numbers_of_rows():
-    # Red for: resamples without a single foreign row, for which there is no area.
-    scores, foreign = np.arange(60.0), np.arange(60) >= 58
+    # Red for: resamples without a single OOD example, for which there is no area.
+    scores, ood = np.arange(60.0), np.arange(60) >= 58
     counts = []
 
-    def area(drawn, is_foreign):
-        counts.append(int(is_foreign.sum()))
-        return auroc(drawn[~is_foreign], drawn[is_foreign])
+    def area(drawn, is_ood):
+        counts.append(int(is_ood.sum()))
+        return auroc(drawn[~is_ood], drawn[is_ood])
 
-    assert bootstrap_interval(area, scores, foreign, strata=foreign, num_resamples=100).low == 1
+    assert bootstrap_interval(area, scores, ood, strata=ood, num_resamples=100).low == 1
     assert set(counts) == {2}
 
 

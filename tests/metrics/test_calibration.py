@@ -4,16 +4,14 @@ import warnings
 import numpy as np
 import pytest
 from probability_cases import equal_mass, filled_bins, probability_cases
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss
 
 from swag_trainer.metrics.calibration import (
     adaptive_calibration_error,
     classwise_calibration_error,
     expected_calibration_error,
-    fit_temperature,
     maximum_calibration_error,
     reliability_bins,
 )
@@ -62,7 +60,7 @@ def test_the_calibration_errors_are_those_of_the_definitions(num_bins):
     width = [index / num_bins for index in range(num_bins + 1)]
     for probabilities, labels in probability_cases(1000):
         confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-        for scheme, edges in (("width", width), ("mass", equal_mass(confidence, num_bins))):
+        for scheme, edges in (("uniform", width), ("quantile", equal_mass(confidence, num_bins))):
             bins = reliability_bins(probabilities, labels, num_bins=num_bins, scheme=scheme)
             for norm in ("l1", "l2", "max"):
                 assert bins.error(norm) == pytest.approx(slow_error(confidence, correct, edges, norm), abs=1e-9)
@@ -71,12 +69,12 @@ def test_the_calibration_errors_are_those_of_the_definitions(num_bins):
             assert bins.error("l2", debiased=True) == pytest.approx(debiased, abs=1e-6)
 
 
-@pytest.mark.parametrize("scheme", ["width", "mass"])
+@pytest.mark.parametrize("scheme", ["uniform", "quantile"])
 def test_each_error_by_its_name_is_that_of_the_bins(scheme):
     # Red for: a scheme, a number of bins, a norm or the debiasing that is left out on the way, or the mean in place of the worst bin.
     for probabilities, labels in probability_cases(1000):
         confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-        edges = equal_mass(confidence, 6) if scheme == "mass" else [index / 6 for index in range(7)]
+        edges = equal_mass(confidence, 6) if scheme == "quantile" else [index / 6 for index in range(7)]
         options = {"num_bins": 6, "scheme": scheme}
         plain, worst = (slow_error(confidence, correct, edges, norm) for norm in ("l1", "max"))
         assert expected_calibration_error(probabilities, labels, **options) == pytest.approx(plain, abs=1e-9)
@@ -112,13 +110,13 @@ def test_torchmetrics_gives_certain_answers_a_bin_of_their_own():
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.98 - 0.5)
 
 
-@pytest.mark.parametrize(("scheme", "strategy"), [("width", "uniform"), ("mass", "quantile")])
-def test_bins_are_those_of_scikit_learn(scheme, strategy):
+@pytest.mark.parametrize("scheme", ["uniform", "quantile"])
+def test_bins_are_those_of_scikit_learn(scheme):
     # Red for: quantiles of other shares, a border in the bin above it, rows counted out by rank, so that ties are torn apart.
     for probabilities, labels in probability_cases(1000):
         correct = probabilities.argmax(axis=1) == labels
         bins = reliability_bins(probabilities, labels, num_bins=10, scheme=scheme)
-        share, confidence = calibration_curve(correct, probabilities.max(axis=1), n_bins=10, strategy=strategy, pos_label=True)
+        share, confidence = calibration_curve(correct, probabilities.max(axis=1), n_bins=10, strategy=scheme, pos_label=True)
         filled = bins.counts > 0
         np.testing.assert_allclose(bins.accuracy[filled], share, atol=1e-9)
         np.testing.assert_allclose(bins.confidence[filled], confidence, atol=1e-9)
@@ -140,7 +138,7 @@ def test_classwise_and_adaptive_errors_are_those_of_the_definitions():
 def test_ranges_of_equal_mass_have_equal_counts():
     # Red for: equal widths under another name; the definition of Nixon et al. weights every range with 1 / R.
     probabilities, labels = softmax(random_task(0)[0], axis=1), random_task(0)[1]
-    bins = reliability_bins(probabilities, labels, num_bins=8, scheme="mass")
+    bins = reliability_bins(probabilities, labels, num_bins=8, scheme="quantile")
     assert bins.counts.tolist() == [50] * 8
     assert bins.calibration_error == pytest.approx(np.abs(bins.accuracy - bins.confidence).mean())
 
@@ -202,7 +200,7 @@ def test_empty_bins_have_no_accuracy_and_no_weight():
     ("options", "message"),
     [
         ({"num_bins": 0}, "num_bins"),
-        ({"scheme": "equal"}, "'width' or 'mass'"),
+        ({"scheme": "equal"}, "'uniform' or 'quantile'"),
         ({"norm": "l3"}, "'l1', 'l2' or 'max'"),
         ({"norm": "l1", "debiased": True}, "debiased"),
     ],
@@ -211,60 +209,6 @@ def test_options_that_do_not_exist_are_refused(options, message):
     # Red for: an option that is ignored, so that a plain error is reported as a debiased one.
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(np.array([[0.9, 0.1]]), np.array([0]), **options)
-
-
-def test_the_fitted_temperature_undoes_a_scaling_of_the_logits():
-    # Red for: logits multiplied by the temperature, or its logarithm returned.
-    logits, labels = random_task(0, rows=4000)
-    once = fit_temperature(logits, labels, prior_std=None)
-    assert once == pytest.approx(1.0, abs=0.1)  # the labels were drawn from these very probabilities
-    assert fit_temperature(3 * logits, labels, prior_std=None) == pytest.approx(3 * once, rel=1e-3)
-    assert fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=1e-2)  # 4,000 rows do not feel the prior
-
-
-@pytest.mark.parametrize("prior_std", [None, 0.5, 0.1])
-def test_no_other_temperature_is_better(prior_std):
-    # Red for: a search that stops early, one that minimises something else, a penalty not divided by N or by the variance.
-    logits, labels = random_task(1)
-    best = fit_temperature(2.5 * logits, labels, prior_std=prior_std)
-
-    def loss(temperature):
-        penalty = 0 if prior_std is None else np.log(temperature) ** 2 / (2 * prior_std**2 * len(labels))
-        return log_loss(labels, softmax(2.5 * logits / temperature, axis=1)) + penalty
-
-    losses = [loss(best * factor) for factor in (0.98, 1.0, 1.02)]
-    assert losses[1] == min(losses)
-
-
-def test_the_prior_keeps_few_rows_from_asking_for_certainty():
-    # Red for: no prior by default. All of 100 rows are right, with margins of 1: the plain fit goes to the end of its range.
-    generator = np.random.default_rng(0)
-    labels = generator.integers(2, size=100)
-    logits = np.eye(2)[labels] + 0.1 * generator.normal(size=(100, 2))
-    assert fit_temperature(logits, labels, prior_std=None) < 0.02
-    careful = fit_temperature(logits, labels)
-    assert 0.1 < careful < 0.5
-    wrong = 1 - labels[:5]  # other rows, five in a hundred answered wrong
-    tested = np.concatenate([wrong, labels[5:]])
-    nll = {t: -log_softmax(logits / t, axis=1)[np.arange(100), tested].mean() for t in (0.02, careful)}
-    assert nll[careful] < nll[0.02] / 3
-
-
-@pytest.mark.parametrize("prior_std", [0.0, -1.0, float("nan")])
-def test_a_prior_without_width_is_refused(prior_std):
-    # Red for: a division by zero, or a sign that is squared away.
-    with pytest.raises(ValueError, match="prior_std"):
-        fit_temperature(np.eye(2), np.array([0, 1]), prior_std=prior_std)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels"),
-    [(np.zeros((0, 2)), np.zeros(0)), (np.zeros((3, 2)), np.zeros(2)), (np.full((1, 2), np.inf), [0]), (np.eye(2), [0, 2])],
-)
-def test_logits_without_labels_have_no_temperature(logits, labels):
-    # Red for: an index error, or a temperature of nothing.
-    with pytest.raises(ValueError):
-        fit_temperature(logits, labels)
 
 
 @pytest.mark.parametrize(

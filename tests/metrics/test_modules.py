@@ -63,13 +63,13 @@ def test_options_go_through_the_constructor():
     combined = evaluate.combine(
         {
             "wide": modules.CalibrationError(num_bins=3, norm="l2", debiased=True),
-            "full": modules.CalibrationError(scheme="mass"),
-            "classes": modules.ClasswiseCalibrationError(num_bins=5, scheme="mass"),
+            "full": modules.CalibrationError(scheme="quantile"),
+            "classes": modules.ClasswiseCalibrationError(num_bins=5, scheme="quantile"),
         }
     )
     assert combined.compute(predictions=probabilities, references=labels) == {
         "wide_ece": metrics.expected_calibration_error(probabilities, labels, num_bins=3, norm="l2", debiased=True),
-        "full_ece": metrics.expected_calibration_error(probabilities, labels, scheme="mass"),
+        "full_ece": metrics.expected_calibration_error(probabilities, labels, scheme="quantile"),
         "classwise_ece": metrics.adaptive_calibration_error(probabilities, labels, num_bins=5),
     }
 

@@ -11,53 +11,56 @@ from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 
 
 def score_cases(count=1000):
-    """Scores of known and foreign rows: plain, tied, all equal, told apart, told apart the wrong way round, very few."""
+    """Scores of in-distribution and OOD examples: plain, tied, all equal, told apart, told apart the wrong way round, very few."""
     for index in range(count):
         generator = np.random.default_rng(index)
-        known, foreign = generator.normal(size=generator.integers(1, 60)), generator.normal(0.7, size=generator.integers(1, 60))
+        id_scores, ood_scores = (
+            generator.normal(size=generator.integers(1, 60)),
+            generator.normal(0.7, size=generator.integers(1, 60)),
+        )
         kind = index % 6
         if kind == 1:
-            known, foreign = known.round(), foreign.round()
+            id_scores, ood_scores = id_scores.round(), ood_scores.round()
         elif kind == 2:
-            known, foreign = np.zeros_like(known), np.zeros_like(foreign)
+            id_scores, ood_scores = np.zeros_like(id_scores), np.zeros_like(ood_scores)
         elif kind == 3:
-            foreign = foreign + 20
+            ood_scores = ood_scores + 20
         elif kind == 4:
-            foreign = foreign - 20
+            ood_scores = ood_scores - 20
         elif kind == 5:
-            known, foreign = known[:2], foreign[:2]
-        yield known, foreign
+            id_scores, ood_scores = id_scores[:2], ood_scores[:2]
+        yield id_scores, ood_scores
 
 
 def test_areas_are_those_of_scikit_learn():
-    # Red for: known rows as the positive class, ties counted in full or not at all, a trapezium under the precision.
-    for known, foreign in score_cases():
-        is_foreign = np.repeat([0, 1], [len(known), len(foreign)])
-        scores = np.concatenate([known, foreign])
-        assert auroc(known, foreign) == pytest.approx(roc_auc_score(is_foreign, scores), abs=1e-9)
-        assert aupr(known, foreign) == pytest.approx(average_precision_score(is_foreign, scores), abs=1e-9)
+    # Red for: in-distribution as the positive class, ties counted in full or not at all, a trapezium under the precision.
+    for id_scores, ood_scores in score_cases():
+        is_ood = np.repeat([0, 1], [len(id_scores), len(ood_scores)])
+        scores = np.concatenate([id_scores, ood_scores])
+        assert auroc(id_scores, ood_scores) == pytest.approx(roc_auc_score(is_ood, scores), abs=1e-9)
+        assert aupr(id_scores, ood_scores) == pytest.approx(average_precision_score(is_ood, scores), abs=1e-9)
 
 
 def test_areas_are_those_of_torchmetrics():
     # Red for: what scikit-learn and we could both be wrong about. Their scores must be probabilities, hence the logistic function.
     torch, functional = pytest.importorskip("torch"), pytest.importorskip("torchmetrics.functional.classification")
-    for known, foreign in score_cases():
-        is_foreign = torch.tensor(np.repeat([0, 1], [len(known), len(foreign)]))
-        scores = torch.tensor(np.concatenate([known, foreign])).sub(10).div(15).sigmoid()
-        ours = scores.numpy()[: len(known)], scores.numpy()[len(known) :]
+    for id_scores, ood_scores in score_cases():
+        is_ood = torch.tensor(np.repeat([0, 1], [len(id_scores), len(ood_scores)]))
+        scores = torch.tensor(np.concatenate([id_scores, ood_scores])).sub(10).div(15).sigmoid()
+        ours = scores.numpy()[: len(id_scores)], scores.numpy()[len(id_scores) :]
         # Their sums run in float32.
-        assert auroc(*ours) == pytest.approx(float(functional.binary_auroc(scores, is_foreign, validate_args=False)), abs=2e-6)
-        theirs = functional.binary_average_precision(scores, is_foreign, validate_args=False)
+        assert auroc(*ours) == pytest.approx(float(functional.binary_auroc(scores, is_ood, validate_args=False)), abs=2e-6)
+        theirs = functional.binary_average_precision(scores, is_ood, validate_args=False)
         assert aupr(*ours) == pytest.approx(float(theirs), abs=2e-6)
 
 
 def test_the_false_alarms_are_those_of_the_first_threshold_that_finds_enough():
-    # Red for: a threshold one foreign row too strict or too lax, > for >=, the two classes exchanged.
-    for known, foreign in score_cases():
-        is_foreign = np.repeat([0, 1], [len(known), len(foreign)])
-        alarms, found, _ = roc_curve(is_foreign, np.concatenate([known, foreign]), drop_intermediate=False)
+    # Red for: a threshold one OOD example too strict or too lax, > for >=, the two classes exchanged.
+    for id_scores, ood_scores in score_cases():
+        is_ood = np.repeat([0, 1], [len(id_scores), len(ood_scores)])
+        alarms, found, _ = roc_curve(is_ood, np.concatenate([id_scores, ood_scores]), drop_intermediate=False)
         for tpr in (0.05, 0.5, 0.95, 1.0):
-            assert fpr_at_tpr(known, foreign, tpr) == pytest.approx(alarms[found >= tpr - 1e-9][0], abs=1e-9)
+            assert fpr_at_tpr(id_scores, ood_scores, tpr) == pytest.approx(alarms[found >= tpr - 1e-9][0], abs=1e-9)
 
 
 def test_a_share_that_is_a_whole_number_of_rows_is_not_rounded_up():
@@ -71,11 +74,11 @@ SCORES = arrays(np.float64, st.integers(1, 30), elements=st.integers(-4, 4).map(
 
 @settings(max_examples=200, deadline=None)
 @given(SCORES, SCORES)
-def test_the_area_is_turned_round_with_the_classes_and_blind_to_the_unit(known, foreign):
+def test_the_area_is_turned_round_with_the_classes_and_blind_to_the_unit(id_scores, ood_scores):
     # Red for: ties given to one side.
-    assert auroc(known, foreign) + auroc(foreign, known) == pytest.approx(1)
-    assert auroc(np.exp(known), np.exp(foreign)) == auroc(known, foreign)
-    assert aupr(np.exp(known), np.exp(foreign)) == aupr(known, foreign)
+    assert auroc(id_scores, ood_scores) + auroc(ood_scores, id_scores) == pytest.approx(1)
+    assert auroc(np.exp(id_scores), np.exp(ood_scores)) == auroc(id_scores, ood_scores)
+    assert aupr(np.exp(id_scores), np.exp(ood_scores)) == aupr(id_scores, ood_scores)
 
 
 def test_the_scores_of_random_rows_are_those_of_their_definitions():
@@ -98,11 +101,11 @@ def test_scores_are_higher_where_a_method_is_less_sure():
 
 
 @pytest.mark.parametrize("measure", [auroc, aupr, fpr_at_tpr])
-@pytest.mark.parametrize(("known", "foreign"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0]), ([[1.0]], [1.0])])
-def test_scores_that_cannot_be_are_refused(measure, known, foreign):
+@pytest.mark.parametrize(("id_scores", "ood_scores"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0]), ([[1.0]], [1.0])])
+def test_scores_that_cannot_be_are_refused(measure, id_scores, ood_scores):
     # Red for: a figure from nothing, or a NaN sorted to the end as if it were the surest alarm.
     with pytest.raises(ValueError, match="Scores of"):
-        measure(known, foreign)
+        measure(id_scores, ood_scores)
 
 
 def test_shares_and_lengths_that_cannot_be_are_refused():

@@ -113,7 +113,7 @@ def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherw
     [
         ({"risk": 0.03}, r"risk=0\.03; there are: 0\.05, 0\.01"),
         ({"coverage": 0.5}, r"coverage=0\.5; there are: 0\.9"),
-        ({"risk": 0.01}, r"at most 0\.01 that can be promised with probability 0\.9.*risk_level=None"),
+        ({"risk": 0.01}, r"at most 0\.01 that can be promised with probability 0\.9.*confidence=None"),
         ({"prediction_set": 0.8}, r"prediction_set=0\.8.*0\.9 \(aps\), 0\.9 \(lac\)"),
         ({"prediction_set": 0.9, "prediction_set_method": "best"}, "'best'"),
         ({"risk": 0.05, "coverage": 0.9}, "risk and coverage both"),
