@@ -13,8 +13,9 @@ from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.decisions import Decision, Request, confidence, decide
-from swag_trainer.prediction.predictive import Predictive, link_of
+from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.tasks import task_named
 
 if TYPE_CHECKING:
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
@@ -71,7 +72,7 @@ class Answering:
     def __init__(self, classify: SwagTextClassificationPipeline) -> None:
         model, self.posterior = classify.model, classify.posterior
         config = base_model(adapted_model(model)).config
-        if link_of(config.problem_type, config.num_labels) != "softmax":
+        if task_named(self.posterior.record.task).link(config) != "softmax":
             raise SwagError(
                 "The page is for classes that exclude each other; this model is for several labels or a regression."
             )

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 from transformers import default_data_collator
 
 from swag_trainer.adapters.keys import adapted_model, base_model
-from swag_trainer.adapters.weights import AdapterWeights, private_copy
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.prediction.lengths import batches_of_one_length
-from swag_trainer.prediction.predictive import Predictive, link_of
+from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
-from swag_trainer.prediction.sequential import logits_of
+from swag_trainer.tasks import task_named
 
 Method = Literal["MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout"]
 METHODS: tuple[Method, ...] = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout")
@@ -80,13 +77,14 @@ def predict_methods(
     """
     if methods is None:
         methods = [method for method in METHODS if method != "MAP, temperature" or validation is not None]
-    _check(model, rows, foreign, validation, methods, num_samples)
+    _check(model, posterior, rows, foreign, validation, methods, num_samples)
     _check_weights(model, posterior)
     settings: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "seed": seed, "progress": progress}
     answers: dict[str, MethodPredictions] = {}
     for method in methods:
         if method == "MC dropout":
-            answer: _Answer = _DropoutPredictor(model, posterior, num_samples=num_samples, **settings).predict
+            point = _point_of(model, posterior)
+            answer: _Answer = MonteCarloPredictor(model, point, num_samples=num_samples, dropout=True, **settings).predict
         else:
             gaussian = _point_of(model, posterior) if method.startswith("MAP") else posterior
             scale = posterior.scale if method == "SWAG" else 0.0
@@ -122,6 +120,7 @@ def labels_of(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def _check(
     model: nn.Module,
+    posterior: SwagPosterior,
     rows: Sequence[Any],
     foreign: Sequence[Any] | None,
     validation: Sequence[Any] | None,
@@ -138,15 +137,14 @@ def _check(
     for name, given in {"rows": rows, "foreign": foreign, "validation": validation}.items():
         if given is not None and len(given) == 0:
             raise SwagError(f"There is nothing to answer: {name} has no rows.")
-    if _link(model) != "softmax":
+    if _link(model, posterior) != "softmax":
         raise SwagError(
             "Methods are measured on classes that exclude each other; this model is for several labels or a regression."
         )
 
 
-def _link(model: nn.Module) -> str:
-    config: Any = getattr(base_model(adapted_model(model)), "config", None)
-    return link_of(getattr(config, "problem_type", None), getattr(config, "num_labels", 2))
+def _link(model: nn.Module, posterior: SwagPosterior) -> str:
+    return task_named(posterior.record.task).link(getattr(base_model(adapted_model(model)), "config", None))
 
 
 def _check_weights(model: nn.Module, posterior: SwagPosterior) -> None:
@@ -176,51 +174,3 @@ def _tempered(answer: _Answer, temperature: float) -> _Answer:
         return Predictive.from_logits(torch.from_numpy(logits)[None], "softmax")
 
     return tempered
-
-
-class _DropoutPredictor:
-    """Averages passes of a private copy that drops out as in training."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        posterior: SwagPosterior,
-        *,
-        num_samples: int,
-        seed: int,
-        batch_size: int,
-        data_collator: Callable[[list[Any]], Mapping[str, Any]],
-        progress: bool,
-    ) -> None:
-        weights = private_copy(model, None, posterior.layout.keys)
-        self._model, self._device = weights.model, weights.parameters()[0].device
-        self._num_samples, self._seed, self._batch_size, self._collate = num_samples, seed, batch_size, data_collator
-        self._progress = progress
-        self._inputs = set(inspect.signature(base_model(self._model).forward).parameters) - set(_LABELS)
-        # The whole copy, not its Dropout modules alone: attention asks itself whether it trains before it drops anything out.
-        self._model.train()
-        for module in self._model.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.eval()  # would take the batch's statistics, and write them into tensors shared with the user's model
-
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> Predictive:
-        """Answer rows of one length together, as `MonteCarloPredictor` does: padding would change what is measured."""
-        taken = [{name: value for name, value in rows[index].items() if name in self._inputs} for index in range(len(rows))]
-        batches, order = batches_of_one_length(taken, self._batch_size)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
-            torch.manual_seed(self._seed)
-            shown = tqdm(batches, desc="Predicting", delay=2, disable=not self._progress)
-            logits = [self._logits([taken[index] for index in batch]) for batch in shown]
-        if self._num_samples > 1 and all(torch.equal(part, part[:1].expand_as(part)) for part in logits):
-            raise SwagError(
-                "MC dropout gave the same answer in every pass: nothing in this model drops out. Was it trained with dropout 0? Leave "
-                'the method out, as methods=("MAP", "SWA", "SWAG").'
-            )
-        return Predictive.from_batches([Predictive.from_logits(part, "softmax") for part in logits], order)
-
-    def _logits(self, rows: list[Any]) -> Tensor:
-        batch = {name: value.to(self._device) for name, value in self._collate(rows).items() if isinstance(value, Tensor)}
-        logits = torch.stack([logits_of(self._model(**batch)).float().cpu() for _ in range(self._num_samples)])
-        if not torch.isfinite(logits).all():
-            raise SwagError("A pass with dropout gave NaN or infinite logits. Is the base model's precision too low?")
-        return logits

@@ -17,7 +17,7 @@ from swag_trainer.metrics.conformal import ConformalSets
 from swag_trainer.posterior.gaussian import checked_scale
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
-from swag_trainer.prediction.predictor import temperature_of
+from swag_trainer.prediction.sampler import Sampling
 
 _WAYS_TO_ABSTAIN = ("abstain_below", "risk", "coverage")
 
@@ -62,7 +62,7 @@ class Request:
             num_samples=self.num_samples or (10 if tuning is None else tuning.num_samples),
             seed=self.seed if self.seed is not None else (0 if tuning is None else tuning.seed),
             scale=posterior.scale if self.scale is None else float(self.scale),
-            temperature=temperature_of(posterior, scale=self.scale, temperature=self.temperature),
+            temperature=Sampling(scale=self.scale, temperature=self.temperature).temperature_for(posterior),
         )
 
 

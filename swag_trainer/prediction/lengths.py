@@ -31,22 +31,23 @@ def batches_of_one_length(rows: Sequence[Mapping[str, Any]], batch_size: int) ->
     return batches, order
 
 
-def rows_of_one_length(inputs: dict[str, Tensor]) -> list[tuple[Tensor | slice, dict[str, Tensor]]]:
+def rows_of_one_length(inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Take a batch apart into the rows of each length, without their padding; as it is where nothing is padded on the right.
 
     Args:
         inputs: What a collator made, with its ``attention_mask`` of shape (B, T) if anything is padded.
 
     Returns:
-        For each length the places of its rows, and these rows as a batch.
+        For each length the places of its rows, on the CPU, and these rows as a batch.
     """
+    whole = [(torch.arange(len(next(iter(inputs.values())))), dict(inputs))]
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim != 2 or bool(mask.all()):
-        return [(slice(None), inputs)]
+        return whole
     width, lengths = mask.shape[1], mask.sum(dim=1)
     if not torch.equal(mask.bool(), torch.arange(width, device=mask.device) < lengths[:, None]) or not lengths.all():
-        return [(slice(None), inputs)]
-    groups: list[tuple[Tensor | slice, dict[str, Tensor]]] = []
+        return whole
+    groups: list[tuple[Tensor, dict[str, Tensor]]] = []
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero().flatten()
         parts = {name: value[rows] for name, value in inputs.items()}

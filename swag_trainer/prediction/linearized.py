@@ -14,7 +14,8 @@ weights within the posterior's width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,50 +23,49 @@ from torch import Tensor
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.design import draw_noise
-from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.prediction.sequential import logits_of
+from swag_trainer.prediction.sequential import event_logits
+from swag_trainer.tasks.base import Task
 
 LOGIT_DRAWS = 1024
 
 
 class LinearizedSampler:
-    """Draws from the Gaussian over the logits of each row of a batch. Not for several threads at once.
+    """Draws from the Gaussian over the logits of each event of a batch. Not for several threads at once.
 
-    Each row costs one forward and C backward passes, and is answered by itself: its derivatives are not to be mixed with another row's.
+    Each row costs one forward, and C backward passes for each of its events: derivatives of two rows are not to be mixed.
 
     Args:
         weights: The weights in a private copy of the model, which is written to.
-        gaussian: The posterior over them.
-        scale: Factor of its covariance, > 0.
-        seed: The draws of logits depend on this alone, and are the same for each row.
+        mean: Mean of the posterior. Shape (P,).
+        factors: d and L of its covariance diag(d) + L^T L, see `GaussianPosterior.factors`. Shapes (P,) and (K, P).
+        task: What of the model's outputs is predicted.
+        seed: The draws of logits depend on this alone, and are the same for each event.
     """
 
-    def __init__(self, weights: AdapterWeights, gaussian: LowRankGaussian, *, scale: float, seed: int) -> None:
+    def __init__(self, weights: AdapterWeights, mean: Tensor, factors: tuple[Tensor, Tensor], *, task: Task, seed: int) -> None:
         self._weights = weights
+        self._task = task
         self._seed = seed
         device = weights.parameters()[0].device
-        # Sigma = diag(self._variance) + self._directions^T self._directions, eq. (1) of Maddox et al. 2019, arXiv:1902.02476
-        rank = gaussian.rank
-        self._variance = (gaussian.variance * (scale / 2 if rank else scale)).to(device)
-        self._directions = (gaussian.deviations * (scale / (2 * (rank - 1))) ** 0.5 if rank else gaussian.deviations).to(device)
+        self._variance, self._directions = (factor.to(device) for factor in factors)
         with torch.inference_mode(False), torch.no_grad():
-            weights.write(weights.layout.unflatten(gaussian.mean))
+            weights.write(weights.layout.unflatten(mean))
         for parameter in weights.parameters():
             parameter.requires_grad_(True)
 
     def __call__(self, batch: Mapping[str, Tensor], draws: Tensor | None = None) -> Tensor:
-        """Return draws of the logits, whose mean and covariance are those of `gaussian`. Shape (1,024, B, C), CPU, float64.
+        """Return draws of the logits, whose mean and covariance are those of `gaussian`. Shape (1,024, E, C), CPU, float64.
 
         Args:
             batch: What the model takes: tensors with the rows in their first dimension.
-            draws: Draws of weights have no place here.
+            draws: Not used: no weights are drawn.
         """
         mean, covariance = self.gaussian(batch)
         noise = logit_noise(mean.shape[1], seed=self._seed)
         return mean + torch.einsum("sd,ncd->snc", noise, symmetric_root(covariance))
 
     def gaussian(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return mean and covariance of each row's logits. Shapes (B, C) and (B, C, C), CPU, float64.
+        """Return mean and covariance of each event's logits. Shapes (E, C) and (E, C, C), CPU, float64.
 
         Raises:
             SwagError: The model cannot be differentiated by the adapter's weights.
@@ -75,23 +75,33 @@ class LinearizedSampler:
         with torch.inference_mode(False):
             batch = {name: value.clone() if value.is_inference() else value for name, value in batch.items()}
             for row in range(len(next(iter(batch.values())))):
-                logits, jacobian = self._derivatives({name: value[row : row + 1] for name, value in batch.items()})
-                projected = (jacobian @ self._directions.T).cpu().double()
-                diagonal = ((jacobian * self._variance) @ jacobian.T).cpu().double()
-                means.append(logits.cpu().double())
-                covariances.append(diagonal + projected @ projected.T)
+                for logits in self._logits({name: value[row : row + 1] for name, value in batch.items()}):
+                    jacobian = self._jacobian(logits)
+                    projected = (jacobian @ self._directions.T).cpu().double()
+                    diagonal = ((jacobian * self._variance) @ jacobian.T).cpu().double()
+                    means.append(logits.detach().cpu().double())
+                    covariances.append(diagonal + projected @ projected.T)
         return torch.stack(means), torch.stack(covariances)
 
-    def _derivatives(self, row: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits of one row at the mean, and their derivatives by the weights. Shapes (C,) and (C, P), float32."""
+    def _logits(self, row: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the events of one row at the mean, which can be differentiated. Shape (E, C), float32."""
+        with self._differentiating(), torch.enable_grad():
+            return event_logits(self._task, self._weights.model, row).float()
+
+    def _jacobian(self, logits: Tensor) -> Tensor:
+        """Derivatives of one event's logits, of shape (C,), by the weights. Shape (C, P), float32."""
         parameters = self._weights.parameters()
+        with self._differentiating(), torch.enable_grad():
+            gradients = [
+                torch.autograd.grad(logit, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+                for logit in logits
+            ]
+        return torch.stack([torch.cat([part.flatten().float() for part in parts]) for parts in gradients])
+
+    @contextmanager
+    def _differentiating(self) -> Iterator[None]:
         try:
-            with torch.enable_grad():
-                logits = logits_of(self._weights.model(**row))[0].float()
-                gradients = [
-                    torch.autograd.grad(logit, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-                    for logit in logits
-                ]
+            yield
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as problem:  # of a kernel without a backward, say, or of inference tensors
@@ -99,7 +109,6 @@ class LinearizedSampler:
                 f"The model could not be differentiated by the weights of the adapter {self._weights.adapter_name!r}: "
                 f'{str(problem).splitlines()[0]} Use method="monte_carlo", which needs no derivatives.'
             ) from problem
-        return logits.detach(), torch.stack([torch.cat([part.flatten().float() for part in parts]) for parts in gradients])
 
 
 def logit_noise(num_classes: int, *, seed: int) -> Tensor:

@@ -1,23 +1,25 @@
-"""What S draws say about N examples, averaged. Pure: numbers in, numbers out."""
+"""Averaged predictions of weight draws, and their uncertainty: entropy, mutual information, standard error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swag_trainer.prediction.monte_carlo import standard_error
-
-Link = Literal["softmax", "sigmoid", "identity"]
+from swag_trainer.prediction.monte_carlo import standard_error, weighted_mean
+from swag_trainer.tasks.base import Link
 
 
 @dataclass(frozen=True, eq=False)
 class Predictive:
     """Averaged class probabilities and how uncertain they are. Entropies are in nats; all arrays are float64.
+
+    N counts the events of the data: its examples, or where a task has several events in an example (the tokens of a text), all of them,
+    one example after the other. Means over the draws are weighted where the posterior gives its draws weights (a mixture).
 
     Total uncertainty splits into what the draws agree is unclear and what they disagree about (Depeweg et al. 2018,
     arXiv:1710.07283): ``entropy = aleatoric + mutual_information``.
@@ -27,13 +29,13 @@ class Predictive:
             classes do not exclude each other (multi-label).
         entropy: Entropy of the mean probabilities: total uncertainty. For several labels at once, summed over them. Shape (N,).
         aleatoric: Mean over the draws of each draw's entropy. Shape (N,).
-        mutual_information: Between the answer and the weights: epistemic uncertainty, >= 0. Shape (N,).
-        variation_ratio: Share of the draws that do not vote with the majority; for several labels, averaged over them. (N,).
+        mutual_information: Between the class and the weights: epistemic uncertainty, >= 0. Shape (N,).
+        variation_ratio: Fraction of the draws that do not vote with the majority; for several labels, averaged over them. (N,).
         std: Standard deviation of each probability over the draws (divisor S). Shape (N, C).
         standard_error: Monte-Carlo standard error of each mean probability: how far it is from that of infinitely many draws, root mean
             square. From the spread of independent blocks of draws, see `standard_error`; NaN from a single block, which one set of
             matched draws is. Shape (N, C).
-        num_draws: How many draws each row was answered with. Shape (N,).
+        num_draws: How many draws each example was predicted with. Shape (N,).
         draw_probabilities: Each draw's probabilities, if they were asked for. Shape (S, N, C).
     """
 
@@ -53,9 +55,16 @@ class Predictive:
 
     @classmethod
     def from_logits(
-        cls, logits: Tensor, link: Link, *, temperature: float = 1.0, keep_draws: bool = False, draws_per_block: int = 1
+        cls,
+        logits: Tensor,
+        link: Link,
+        *,
+        temperature: float = 1.0,
+        keep_draws: bool = False,
+        draws_per_block: int = 1,
+        weights: Tensor | None = None,
     ) -> Predictive:
-        """Average the answers of S draws.
+        """Average the predictions of S draws.
 
         Args:
             logits: Shape (S, N, C).
@@ -63,27 +72,32 @@ class Predictive:
             temperature: What each draw's logits are divided by before the link, > 0.
             keep_draws: Keep the probabilities of each draw.
             draws_per_block: See `standard_error`.
+            weights: What each draw counts in every mean over the draws. Shape (S,), sums to 1; None where all count the same.
         """
         draws = answers(logits, link, temperature)
-        mean = draws.mean(dim=0)
+        mean = weighted_mean(draws, weights)
         entropy = _entropy(mean, link)
-        aleatoric = _entropy(draws, link).mean(dim=0)
+        aleatoric = weighted_mean(_entropy(draws, link), weights)
         return cls(
             probabilities=mean.numpy(),
             entropy=entropy.numpy(),
             aleatoric=aleatoric.numpy(),
             mutual_information=(entropy - aleatoric).clamp_min(0).numpy(),  # Jensen; below 0 by rounding only
-            variation_ratio=_variation_ratio(draws, link).numpy(),
-            std=draws.std(dim=0, correction=0).numpy(),
-            standard_error=standard_error(draws, draws_per_block).numpy(),
+            variation_ratio=_variation_ratio(draws, link, weights).numpy(),
+            std=_spread(draws, mean, weights).numpy(),
+            standard_error=standard_error(draws, draws_per_block, weights).numpy(),
             num_draws=np.full(draws.shape[1], len(draws)),
             draw_probabilities=draws.numpy() if keep_draws else None,
         )
 
     @classmethod
     def from_batches(cls, parts: Sequence[Predictive], order: Sequence[int]) -> Predictive:
-        """Put the predictives of batches together; ``order[i]`` is the place of the i-th row in the result."""
+        """Put the predictives of batches together; ``order[i]`` is the place of the i-th event in the result."""
         return cls(**_put_together(parts, order, draws="draw_probabilities"))
+
+    def select(self, events: np.ndarray) -> Predictive:
+        """Return some of the N events, by their numbers or by a mask of shape (N,)."""
+        return type(self)(**_select(self, events, draws="draw_probabilities"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +108,7 @@ class RegressionPredictive:
         mean: Mean over the draws. Shape (N, C), C outputs.
         std: Standard deviation over the draws (divisor S): epistemic only, the noise of the targets is not in it. Shape (N, C).
         standard_error: As in `Predictive`. Shape (N, C).
-        num_draws: How many draws each row was answered with. Shape (N,).
+        num_draws: How many draws each example was predicted with. Shape (N,).
         draw_values: Each draw's outputs, if they were asked for. Shape (S, N, C).
     """
 
@@ -109,43 +123,45 @@ class RegressionPredictive:
         return len(self.mean)
 
     @classmethod
-    def from_outputs(cls, outputs: Tensor, *, keep_draws: bool = False, draws_per_block: int = 1) -> RegressionPredictive:
+    def from_outputs(
+        cls, outputs: Tensor, *, keep_draws: bool = False, draws_per_block: int = 1, weights: Tensor | None = None
+    ) -> RegressionPredictive:
         """Average the outputs of S draws, as `Predictive.from_logits` does. Shape (S, N, C)."""
         draws = answers(outputs, "identity")
+        mean = weighted_mean(draws, weights)
         return cls(
-            mean=draws.mean(dim=0).numpy(),
-            std=draws.std(dim=0, correction=0).numpy(),
-            standard_error=standard_error(draws, draws_per_block).numpy(),
+            mean=mean.numpy(),
+            std=_spread(draws, mean, weights).numpy(),
+            standard_error=standard_error(draws, draws_per_block, weights).numpy(),
             num_draws=np.full(draws.shape[1], len(draws)),
             draw_values=draws.numpy() if keep_draws else None,
         )
 
     @classmethod
     def from_batches(cls, parts: Sequence[RegressionPredictive], order: Sequence[int]) -> RegressionPredictive:
-        """Put the predictives of batches together; ``order[i]`` is the place of the i-th row in the result."""
+        """Put the predictives of batches together; ``order[i]`` is the place of the i-th event in the result."""
         return cls(**_put_together(parts, order, draws="draw_values"))
 
-
-def link_of(problem_type: str | None, num_labels: int) -> Link:
-    """Return transformers' own rule for turning a classifier's outputs into answers (`TextClassificationPipeline`)."""
-    if problem_type == "regression":
-        return "identity"
-    if problem_type == "multi_label_classification" or num_labels == 1:
-        return "sigmoid"
-    return "softmax"
+    def select(self, events: np.ndarray) -> RegressionPredictive:
+        """Return some of the N events, by their numbers or by a mask of shape (N,)."""
+        return type(self)(**_select(self, events, draws="draw_values"))
 
 
-def summarise(
-    logits: Tensor, link: Link, *, temperature: float = 1.0, keep_draws: bool = False, draws_per_block: int = 1
-) -> Predictive | RegressionPredictive:
-    """Average the outputs of S draws, shape (S, N, C), into the kind of predictive that the link asks for."""
+def summarise(logits: Tensor, link: Link, *, temperature: float = 1.0, **averaging: Any) -> Predictive | RegressionPredictive:
+    """Average the outputs of S draws into the kind of predictive that the link asks for.
+
+    Args:
+        logits: Shape (S, N, C).
+        link, temperature: As in `Predictive.from_logits`; a regression ("identity") ignores the temperature.
+        averaging: ``keep_draws``, ``draws_per_block`` and ``weights``, as in `Predictive.from_logits`.
+    """
     if link == "identity":
-        return RegressionPredictive.from_outputs(logits, keep_draws=keep_draws, draws_per_block=draws_per_block)
-    return Predictive.from_logits(logits, link, temperature=temperature, keep_draws=keep_draws, draws_per_block=draws_per_block)
+        return RegressionPredictive.from_outputs(logits, **averaging)
+    return Predictive.from_logits(logits, link, temperature=temperature, **averaging)
 
 
 def answers(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
-    """What each draw answers: probabilities, or the outputs themselves for a regression, which knows no temperature.
+    """Return the prediction of each draw: probabilities, or the outputs themselves for a regression, which has no temperature.
 
     Float64, in the shape of the logits.
     """
@@ -164,11 +180,17 @@ def _entropy(probabilities: Tensor, link: Link) -> Tensor:
     return entropy.sum(-1)
 
 
-def _variation_ratio(draws: Tensor, link: Link) -> Tensor:
+def _spread(draws: Tensor, mean: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return draws.std(dim=0, correction=0)
+    return weighted_mean((draws - mean).square(), weights).sqrt()
+
+
+def _variation_ratio(draws: Tensor, link: Link, weights: Tensor | None) -> Tensor:
     if link == "sigmoid":
-        share = (draws > 0.5).double().mean(dim=0)
-        return torch.minimum(share, 1 - share).mean(-1)
-    votes = torch.nn.functional.one_hot(draws.argmax(-1), draws.shape[-1]).double().mean(dim=0)
+        fraction = weighted_mean((draws > 0.5).double(), weights)
+        return torch.minimum(fraction, 1 - fraction).mean(-1)
+    votes = weighted_mean(torch.nn.functional.one_hot(draws.argmax(-1), draws.shape[-1]).double(), weights)
     return 1 - votes.amax(-1)
 
 
@@ -181,4 +203,12 @@ def _put_together(
         values = [getattr(part, item.name) for part in parts]
         axis = 1 if item.name == draws else 0
         result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis).take(places, axis=axis)
+    return result
+
+
+def _select(whole: Predictive | RegressionPredictive, events: np.ndarray, *, draws: str) -> dict[str, np.ndarray | None]:
+    result: dict[str, np.ndarray | None] = {}
+    for item in fields(whole):
+        value = getattr(whole, item.name)
+        result[item.name] = value if value is None else value[:, events] if item.name == draws else value[events]
     return result

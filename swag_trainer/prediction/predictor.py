@@ -1,93 +1,95 @@
-"""MonteCarloPredictor: model x posterior x data -> averaged answers."""
+"""MonteCarloPredictor: averaged predictions of a model under weight draws of a posterior."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
-import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from dataclasses import astuple, replace
+from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
-from swag_trainer.adapters.initialisation import check_base
-from swag_trainer.adapters.keys import base_model
-from swag_trainer.adapters.weights import private_copy
 from swag_trainer.distributed import Processes, digest
-from swag_trainer.errors import AdapterMismatchError, SwagError
-from swag_trainer.posterior.design import Design
-from swag_trainer.posterior.gaussian import checked_scale
-from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.prediction.lengths import batches_of_one_length, length_of, rows_of_one_length
-from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedSampler
-from swag_trainer.prediction.monte_carlo import block_seed, error_limit
-from swag_trainer.prediction.packed.sampler import PackedSampler
-from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, link_of, summarise
-from swag_trainer.prediction.sequential import SequentialSampler
+from swag_trainer.errors import SwagError
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.draw_logits import DrawLogits, Method
+from swag_trainer.prediction.lengths import batches_of_one_length, length_of
+from swag_trainer.prediction.monte_carlo import error_limit
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, summarise
+from swag_trainer.prediction.sampler import Sampling, SamplingChanges
+from swag_trainer.tasks import task_named
+from swag_trainer.tasks.base import Link, Task
 
-Method = Literal["monte_carlo", "linearized"]
-
-_LABELS = {"label", "labels", "label_ids"}
 _MOST_BLOCKS = 10
+_ADVICE = (
+    "Call predict() in every process with the whole data set, and MonteCarloPredictor with the same posterior and settings; or pass "
+    "across_processes=False to it, and each process predicts what it was given."
+)
 
 
 class MonteCarloPredictor:
-    """Averages the answers of weights drawn from a posterior.
+    """Averages a model's predictions over weights drawn from a posterior.
 
-    The draws are made once and serve every call, so the answer for a row depends neither on its batch nor on the order. They go
-    into a private copy of the adapter that shares the base model's tensors: the model itself is never written, and may answer
-    plain forwards meanwhile. Calls from several threads wait for each other. Many draws are answered in one forward where the adapter
-    allows it (`PackedSampler`), and otherwise one after the other; the answers are the same.
+    The draws are made once and serve every call, so the prediction for an example depends neither on its batch nor on the order. They go
+    into a private copy of the adapter that shares the base model's tensors: the model itself is never written, and may run plain
+    forwards meanwhile. Calls from several threads wait for each other. Many draws go into one forward where the adapter allows it
+    (`PackedSampler`), and otherwise one after the other; the predictions are the same.
+
+    The fields of `Sampling` may be given as keywords: ``MonteCarloPredictor(model, posterior, num_samples=10, seed=0)``.
 
     Args:
         model: The PEFT model, on the device to predict on.
-        posterior: The posterior of its active adapter.
-        num_samples: How many draws.
-        seed: The draws depend on this and on nothing else.
-        scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
-        temperature: What each draw's logits are divided by before they become probabilities; not for a regression. None for the one that
-            `SwagPosterior.tune` chose, which belongs to the posterior's own scale: 1 at any other, or where it was not tuned.
-        design: "matched" (10 draws do the work of 30 independent ones) or "iid".
-        num_blocks: How many independent blocks of ``num_samples`` draws, one by default. The Monte-Carlo standard error of matched draws
-            can be told from two blocks or more; one block of S draws is more exact than two of S / 2.
+        posterior: A posterior of its active adapter, of any kind. A `PointPosterior` costs one pass, as ``scale=0`` does.
+        sampling: How to draw and average. With ``dropout=True`` masks depend on which rows share a batch, and in a launched run each
+            process predicts all rows itself.
+        task: What of the model's outputs is predicted; default: the task in the posterior's record, sequence classification if it has none.
+        method: "monte_carlo" draws weights. "linearized" takes the model as linear in its weights around the mean, which makes the logits
+            normal in closed form, see `LinearizedSampler`: one forward and a backward pass for each class, for few classes, and for a
+            Gaussian posterior. Then ``num_samples`` and ``design`` are not used: predictions are averaged over 1,024 draws of the logits.
+            They have a bias, which grows with the posterior's width and is no Monte-Carlo error.
+        num_blocks: How many independent blocks of ``num_samples`` draws; default: 1. The Monte-Carlo standard error of matched draws can
+            be estimated from two blocks or more; one block of S draws is more exact than two of S / 2.
         max_error: Go on drawing blocks for a row until, with 95 % confidence, the standard error of each of its probabilities (of its
             outputs, in a regression) is below this, up to ``num_blocks``, which is then 10 by default; a row that has all of them in its
             ``num_draws`` may be further off. The confidence is that of a single look at a row, by a limit that takes the blocks'
-            means for normal; it is not a promise for all rows at once, and says nothing of how well the posterior itself fits.
-        method: "monte_carlo" draws weights. "linearized" takes the model as linear in its weights around the mean, which makes the logits
-            normal in closed form, see `LinearizedSampler`: one forward and a backward pass for each class, for few classes. Then
-            ``num_samples`` and ``design`` say nothing: rows are averaged over 1,024 draws of their logits. Its answers have a bias,
-            which grows with the posterior's width and is no Monte-Carlo error.
+            means for normal; it is not a promise for all rows at once, and does not measure how well the posterior itself fits.
         adapter_name: The adapter's name, if another than the active one is a mistake.
         batch_size: Rows per forward when a data set is given.
         data_collator: Makes a batch of rows; the default takes rows as tokenizers make them.
         progress: Show a bar when a data set takes more than two seconds.
         across_processes: Under ``torchrun`` or ``accelerate launch``, share the rows of a data set among the processes; each of them
-            has to call `predict`, and gets all answers. False: each process answers what it was given, and need not be in step.
+            has to call `predict`, and gets all predictions. False: each process predicts what it was given, and need not be in step.
         max_tokens: Most draws x rows x tokens in one forward; None for 1,024 on a CPU and what the memory holds on a GPU.
         compile: Run forwards through ``torch.compile``: for GPUs and many batches of few shapes.
+        changes: Fields of `Sampling`, which replace those of ``sampling``.
+
+    Attributes:
+        sampling: The settings, with the posterior's scale and temperature in the place of None.
+        task: What is predicted.
+        link: How logits become predictions: "softmax", "sigmoid" or "identity".
+        num_blocks, max_error: As they are used; at scale 0 there is no Monte-Carlo error to bring down.
 
     Raises:
         AdapterMismatchError: The posterior has other weights than the adapter.
-        SwagError: A number is out of range, a setting does not go with the method, or the adapter is merged, switched off or not active.
+        SwagError: A setting is unknown or out of range, or does not go with the method; the adapter is merged, switched off or not active.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        posterior: SwagPosterior,
+        posterior: WeightPosterior,
+        sampling: Sampling | None = None,
         *,
-        num_samples: int = 10,
-        seed: int = 0,
-        scale: float | None = None,
-        temperature: float | None = None,
-        design: Design = "matched",
+        task: Task | None = None,
+        method: Method = "monte_carlo",
         num_blocks: int | None = None,
         max_error: float | None = None,
-        method: Method = "monte_carlo",
         adapter_name: str | None = None,
         batch_size: int = 32,
         data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
@@ -95,209 +97,186 @@ class MonteCarloPredictor:
         across_processes: bool = True,
         max_tokens: int | None = None,
         compile: bool = False,
+        **changes: Unpack[SamplingChanges],
     ) -> None:
+        own = inspect.signature(MonteCarloPredictor).parameters
+        self.sampling = (sampling or Sampling()).changed(changes, also=own).resolved(posterior)
         _check_at_least_1(num_blocks=num_blocks, batch_size=batch_size, max_tokens=max_tokens)
         if max_error is not None and not 0 < max_error < float("inf"):
             raise SwagError(f"max_error is a standard error to stay below and must be finite and > 0, got {max_error}.")
-        if method not in get_args(Method):
-            raise SwagError(f"method must be one of {get_args(Method)}, got {method!r}.")
-        if method == "linearized" and (compile or max_error is not None or num_blocks not in (None, 1)):
-            raise SwagError(
-                'method="linearized" draws no weights: num_blocks, max_error and compile are for method="monte_carlo".'
-            )
+        if method == "linearized" and (max_error is not None or num_blocks not in (None, 1)):
+            raise SwagError('method="linearized" draws no weights: num_blocks and max_error are for method="monte_carlo".')
         self.method = method
-        self.num_samples = num_samples
-        self.seed = seed
-        self.scale = posterior.scale if scale is None else checked_scale(scale)
-        self.temperature = temperature_of(posterior, scale=self.scale, temperature=temperature)
+        self.task = task or task_named(posterior.record.task)
         self.batch_size = batch_size
         self.progress = progress
         self.across_processes = across_processes
         self._collate = data_collator
-        # At scale 0 every draw is the mean: one pass, no Monte-Carlo error, and a mutual information of exactly 0.
-        self.max_error = None if self.scale == 0 else max_error
-        self.num_blocks = 1 if self.scale == 0 else num_blocks or (1 if max_error is None else _MOST_BLOCKS)
-        self._draws_per_block = 1 if design == "iid" or self.scale == 0 else num_samples
         self._posterior = posterior
-        self._design = design
-        with torch.inference_mode(False):  # tensors made in inference mode would never have derivatives
-            weights = private_copy(model, adapter_name, posterior.layout.keys)
-        difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
-        if difference:
-            raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
-        if posterior.record.base_fingerprint:
-            check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
-        self._device = weights.parameters()[0].device
-        self._blocks: list[Tensor] = []
-        if method == "linearized" and self.scale > 0:
-            self._draws_per_block = LOGIT_DRAWS
-            self._forward = LinearizedSampler(weights, posterior.gaussian, scale=self.scale, seed=seed)
-        else:
-            self._draw_blocks(self.num_blocks if self.max_error is None else 1)
-            draws = self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
-            if len(draws) > 1:
-                self._forward = PackedSampler(weights, draws, max_tokens=max_tokens, compile=compile)
-            else:
-                self._forward = SequentialSampler(weights, draws)
-        base = base_model(weights.model)
-        self._inputs = set(inspect.signature(base.forward).parameters) - _LABELS
-        self.link = link_of(getattr(base.config, "problem_type", None), getattr(base.config, "num_labels", 2))
-        if self.link == "identity" and self.temperature != 1:
-            raise SwagError(
-                f"A regression has no temperature, got {self.temperature}: its outputs do not become probabilities."
-            )
-        self._lock = threading.Lock()
+        # At scale 0 every draw is the mean: one pass, no Monte-Carlo error, and a mutual information of exactly 0.
+        is_mean = self.scale == 0 and not self.sampling.dropout
+        self.max_error = None if is_mean else max_error
+        self.num_blocks = 1 if is_mean else num_blocks or (1 if max_error is None else _MOST_BLOCKS)
+        self._logits = DrawLogits(
+            model,
+            posterior,
+            self.sampling,
+            task=self.task,
+            method=method,
+            num_blocks=self.num_blocks if self.max_error is None else 1,
+            adapter_name=adapter_name,
+            max_tokens=max_tokens,
+            compile=compile,
+        )
+        self.link = self.task.link(self._logits.base.config)
+        self._check_temperature()
+
+    @property
+    def scale(self) -> float:
+        """Factor of the covariance that is drawn with."""
+        return float(self.sampling.scale or 0.0)
+
+    @property
+    def temperature(self) -> float:
+        """What each draw's logits are divided by."""
+        return float(self.sampling.temperature or 1.0)
+
+    def with_output(self, *, link: Link | None = None, temperature: float | None = None) -> MonteCarloPredictor:
+        """Return a predictor with the same draws and the same copy of the model, but another link or temperature.
+
+        Raises:
+            SwagError: The temperature is out of range, or not 1 for the link "identity".
+        """
+        other = copy.copy(self)
+        other.link = link or self.link
+        if temperature is not None:
+            other.sampling = replace(self.sampling, temperature=temperature)
+        other._check_temperature()
+        return other
 
     def predict(self, data: Any, *, return_draws: bool = False) -> Predictive | RegressionPredictive:
-        """Answer for a data set or a batch.
+        """Predict a data set or a batch.
 
         Args:
             data: A batch (a mapping of tensors, as a tokenizer returns it with ``return_tensors="pt"``), or a data set: a sequence of
                 rows as the Trainer takes them. Labels and columns that the model does not know are left out. The processes of a
                 launched run share the batches of a data set, which are those that one process would make: on equal machines, with as
-                many threads each, the answers are the same bit for bit. Each process answers a batch by itself.
-            return_draws: Keep each draw's answer as well; not with ``max_error``, where rows differ in how many they have.
+                many threads each, the predictions are the same bit for bit. Each process predicts a batch by itself.
+            return_draws: Keep each draw's prediction as well; not with ``max_error``, where rows differ in how many they have.
 
         Returns:
             A `Predictive`, or a `RegressionPredictive` if the model's ``problem_type`` is "regression".
 
         Raises:
-            SwagError: No rows, or an answer that is not finite; also in another process, or other rows there.
+            SwagError: No rows, a prediction that is not finite, or a model of another task; also in another process, or other rows there.
         """
         if return_draws and self.max_error is not None:
             raise SwagError("return_draws needs as many draws for every row; leave max_error out, or return_draws.")
-        if isinstance(data, Mapping):
-            return self._answer(data, return_draws)
-        processes = Processes.of_this_run() if self.across_processes else Processes()
-        rows = processes.assert_identical(
-            lambda: self._rows(data),
-            self._digests,
-            advice="Call predict() in every process with the whole data set, and MonteCarloPredictor with the same posterior and "
-            "settings; or pass across_processes=False to it, and each process predicts what it was given.",
-        )
-        batches, order = batches_of_one_length(rows, self.batch_size)
-        mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
-        shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
-        answered = processes.all_gather(
-            lambda: [
-                (number, self._answer(self._collate([rows[index] for index in batches[number]]), return_draws))
-                for number in shown
-            ]
-        )
-        parts = dict(itertools.chain.from_iterable(answered))
-        return type(parts[0]).from_batches([parts[number] for number in range(len(batches))], order)
+        with self._logits.first_masks():
+            if isinstance(data, Mapping):
+                return self._predict_batch(data, return_draws)[0]
+            processes = Processes.of_this_run() if self.across_processes and not self.sampling.dropout else Processes()
+            rows = processes.assert_identical(lambda: self._rows(data), self._digests, advice=_ADVICE)
+            batches, _ = batches_of_one_length(rows, self.batch_size)
+            mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
+            shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
+            predicted = processes.all_gather(
+                lambda: [
+                    (number, self._predict_batch(self._collate([rows[index] for index in batches[number]]), return_draws))
+                    for number in shown
+                ]
+            )
+        by_number = dict(itertools.chain.from_iterable(predicted))
+        parts = [by_number[number][0] for number in range(len(batches))]
+        places = [np.asarray(batch)[by_number[number][1]] for number, batch in enumerate(batches)]
+        return type(parts[0]).from_batches(parts, _event_order(places))
+
+    def predict_rows(self, batch: Mapping[str, Any]) -> list[Predictive | RegressionPredictive]:
+        """Predict a batch, and return the prediction of each row (of all its events) as one of its own, as a pipeline needs it."""
+        inputs = self._logits.tensors(batch)
+        num_rows = len(next(iter(inputs.values())))
+        with self._logits.first_masks():
+            if self.max_error is None:
+                logits, rows = self._logits(inputs)
+                return [self._summary(logits[:, rows == row]) for row in range(num_rows)]
+            whole, places = self._predict_within_error(inputs)
+        return [whole.select(places == row) for row in range(num_rows)]
+
+    def logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the logits of every draw for one batch; with ``max_error``, of the first block. Shape (S, E, C), CPU, float32.
+
+        E counts the events of the batch, usually its B rows. With ``method="linearized"`` they are the 1,024 draws of logits.
+
+        Raises:
+            SwagError: They are not finite, or not those of the task.
+        """
+        with self._logits.first_masks():
+            return self._logits(self._logits.tensors(batch))[0]
+
+    def _check_temperature(self) -> None:
+        if self.link == "identity" and self.temperature != 1:
+            raise SwagError(
+                f"A regression has no temperature, got {self.temperature}: its outputs do not become probabilities."
+            )
 
     def _rows(self, data: Any) -> list[dict[str, Any]]:
         # By index where there is a length: a torch Dataset need not say where it ends otherwise.
         source = (data[index] for index in range(len(data))) if hasattr(data, "__len__") else data
-        rows = [{name: value for name, value in row.items() if name in self._inputs} for row in source]
+        rows = [self._logits.columns(row) for row in source]
         if not rows:
             raise SwagError("predict() got a data set without rows.")
         return rows
 
     def _digests(self, rows: list[dict[str, Any]]) -> dict[str, str]:
-        """What processes that answer together must have in common."""
-        gaussian, limits = self._posterior.gaussian, (self.num_blocks, self.max_error or 0.0)
-        numbers = (
-            self.method,
-            self.num_samples,
-            self.seed,
-            self.scale,
-            self._design,
-            self.temperature,
-            *limits,
-            self.batch_size,
-        )
+        """What processes that predict together must have in common."""
+        one_draw = self._posterior.draw(1, seed=0, scale=1.0).vectors  # depends on every parameter of the posterior
+        limits = (self.num_blocks, self.max_error or 0.0, self.batch_size)
         return {
             "the rows": digest(rows),
-            "the posterior's weights": digest(gaussian.mean, gaussian.variance),
-            "the settings": digest(*numbers),
+            "the posterior's weights": digest(self._posterior.mean_vector(), one_draw),
+            "the settings": digest(self.task.name, self.method, *astuple(self.sampling), *limits),
         }
 
-    def logits(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the logits of every draw for one batch; with ``max_error``, of the first block. Shape (S, B, C), CPU, float32.
-
-        With ``method="linearized"`` they are the 1,024 draws of logits.
-
-        Padding on the right is taken off and rows of one length answered together: with padding the float32 sums of attention run
-        in another order, and answers of MiniLM differed by up to 7e-6 in the logits between one batch and another, 1e-6 without.
-
-        Raises:
-            SwagError: They are not finite.
-        """
-        return self._logits(self._tensors(batch))
-
-    def _tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: value for name, value in batch.items() if name in self._inputs and isinstance(value, Tensor)}
-
-    def _logits(self, inputs: dict[str, Tensor], block: int | None = None) -> Tensor:
-        groups = rows_of_one_length(inputs)
-        with self._lock:
-            draws = None
-            if block is not None:
-                self._draw_blocks(block + 1)
-                draws = self._blocks[block]
-            parts = [
-                self._forward({name: value.to(self._device) for name, value in part.items()}, draws).float().cpu()
-                for _, part in groups
-            ]
-        logits = torch.empty(parts[0].shape[0], sum(part.shape[1] for part in parts), parts[0].shape[2])
-        for (rows, _), part in zip(groups, parts, strict=True):
-            logits[:, rows] = part
-        if not torch.isfinite(logits).all():
-            raise SwagError(
-                "A draw of the weights gave NaN or infinite logits. Is the scale too large, or the base model's precision too low?"
-            )
-        return logits
-
-    def _draw_blocks(self, count: int) -> None:
-        while len(self._blocks) < count:
-            seed = block_seed(self.seed, len(self._blocks))
-            draws = self._posterior.draw(self.num_samples, seed=seed, scale=self.scale, design=self._design).vectors
-            self._blocks.append(draws[: 1 if self.scale == 0 else None].to(self._device))
-
-    def _answer(self, batch: Mapping[str, Any], return_draws: bool) -> Predictive | RegressionPredictive:
-        inputs = self._tensors(batch)
-        if self.max_error is None:
-            logits = self._logits(inputs)
-            return self._summary(logits, keep_draws=return_draws)
-        return self._answer_within_error(inputs)
+    def _predict_batch(
+        self, batch: Mapping[str, Any], keep_draws: bool
+    ) -> tuple[Predictive | RegressionPredictive, np.ndarray]:
+        """Return the prediction for a batch, and which row each of its events belongs to. Shape (E,)."""
+        inputs = self._logits.tensors(batch)
+        if self.max_error is not None:
+            return self._predict_within_error(inputs)
+        logits, rows = self._logits(inputs)
+        return self._summary(logits, keep_draws=keep_draws), rows.numpy()
 
     def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
-        return summarise(
-            logits, self.link, temperature=self.temperature, keep_draws=keep_draws, draws_per_block=self._draws_per_block
-        )
+        averaging = self._logits.averaging(len(logits))
+        return summarise(logits, self.link, temperature=self.temperature, keep_draws=keep_draws, **averaging)
 
-    def _answer_within_error(self, inputs: dict[str, Tensor]) -> Predictive | RegressionPredictive:
-        """Answer each row with as many blocks as it needs; a row's number depends on its own answers alone."""
-        logits = self._logits(inputs, 0)
-        rows = torch.arange(logits.shape[1])
-        parts, order = [], []
+    def _predict_within_error(self, inputs: dict[str, Tensor]) -> tuple[Predictive | RegressionPredictive, np.ndarray]:
+        """As `_predict_batch`, each row with as many blocks as it needs; that number depends on the row's own predictions alone."""
+        logits, rows = self._logits(inputs, 0)
+        num_rows = len(next(iter(inputs.values())))
+        parts, finished = [], []
         for block in range(1, self.num_blocks + 1):
-            limit = error_limit(answers(logits, self.link, self.temperature), self._draws_per_block)
-            done = (limit <= self.max_error) | (block == self.num_blocks)
+            limit = error_limit(answers(logits, self.link, self.temperature), **self._logits.averaging(len(logits)))
+            is_open = torch.zeros(num_rows, dtype=torch.bool)
+            if block < self.num_blocks:
+                is_open[rows[~(limit <= self.max_error)]] = True
+            done = ~is_open[rows]
             if done.any():
                 parts.append(self._summary(logits[:, done]))
-                order += rows[done].tolist()
+                finished.append(rows[done].numpy())
             if done.all():
                 break
             logits, rows = logits[:, ~done], rows[~done]
-            more = self._logits({name: value[rows.to(value.device)] for name, value in inputs.items()}, block)
+            places = rows.unique()
+            more, _ = self._logits({name: value[places.to(value.device)] for name, value in inputs.items()}, block)
             logits = torch.cat([logits, more])
-        return type(parts[0]).from_batches(parts, order)
+        return type(parts[0]).from_batches(parts, _event_order(finished)), np.sort(np.concatenate(finished))
 
 
-def temperature_of(posterior: SwagPosterior, *, scale: float | None, temperature: float | None) -> float:
-    """Return the temperature to answer with: the one asked for, or the posterior's own at the posterior's own scale, or 1.
-
-    Raises:
-        SwagError: It is not above 0, or not finite.
-    """
-    if temperature is None:
-        return posterior.temperature if scale is None or scale == posterior.scale else 1.0
-    if not 0 < temperature < float("inf"):
-        raise SwagError(f"temperature divides the logits and must be finite and > 0, got {temperature}.")
-    return float(temperature)
+def _event_order(rows: list[np.ndarray]) -> np.ndarray:
+    """Return the place of each event among all events, which are in the order of their rows, from the rows of each batch's events."""
+    return np.argsort(np.argsort(np.concatenate(rows), kind="stable"), kind="stable")
 
 
 def _check_at_least_1(**numbers: int | None) -> None:

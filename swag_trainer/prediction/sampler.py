@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypedDict, get_args
 
 from torch import Tensor
 
@@ -14,20 +15,33 @@ from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 
 
+class SamplingChanges(TypedDict, total=False):
+    """The fields of `Sampling` as keywords of a call."""
+
+    num_samples: int
+    seed: int
+    scale: float | None
+    temperature: float | None
+    design: Design
+    dropout: bool
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a posterior is drawn from and its draws are averaged: one value for predictor, pipeline, tuning, cards and command line.
 
     Attributes:
         num_samples: S, how many draws.
-        seed: The draws depend on this and on nothing else.
+        seed: The draws, and the masks of dropout, depend on this and on nothing else.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean.
         temperature: What each draw's logits are divided by before they become probabilities; not for a regression. None for the one
             that `swag_trainer.tune` chose, which belongs to the posterior's own scale: 1 at any other, or where it was not tuned.
         design: "matched" (10 draws do the work of 30 independent ones) or "iid".
+        dropout: Drop out while drawing, one mask per draw (Gal and Ghahramani 2016, arXiv:1506.02142). Over a `PointPosterior`, or with
+            ``scale=0``, this is MC dropout.
 
     Raises:
-        SwagError: A number is out of range.
+        SwagError: A value is out of range.
     """
 
     num_samples: int = 10
@@ -35,6 +49,7 @@ class Sampling:
     scale: float | None = None
     temperature: float | None = None
     design: Design = "matched"
+    dropout: bool = False
 
     def __post_init__(self) -> None:
         checked_num_samples(self.num_samples)
@@ -42,6 +57,31 @@ class Sampling:
             checked_scale(self.scale)
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise SwagError(f"temperature divides the logits and must be finite and > 0, got {self.temperature}.")
+        if self.design not in get_args(Design):
+            raise SwagError(f"design must be one of {get_args(Design)}, got {self.design!r}.")
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names of all settings."""
+        return [item.name for item in fields(cls)]
+
+    def changed(self, changes: Mapping[str, Any], *, also: Iterable[str] = ()) -> Sampling:
+        """Return the settings with some of them changed.
+
+        Args:
+            changes: New values by field.
+            also: Further names that the caller takes, to suggest one of them where a name is misspelt.
+
+        Raises:
+            SwagError: No field has that name, or a value is out of range.
+        """
+        names = self.field_names()
+        for name in changes:
+            if name not in names:
+                close = difflib.get_close_matches(name, [*names, *also], n=1)
+                hint = f"Did you mean {close[0]!r}?" if close else f"The settings of Sampling are {', '.join(names)}."
+                raise SwagError(f"There is no setting {name!r}. {hint}")
+        return replace(self, **changes)
 
     def scale_for(self, posterior: WeightPosterior) -> float:
         """Return the scale to draw with."""
@@ -53,9 +93,18 @@ class Sampling:
             return float(self.temperature)
         return posterior.temperature if self.scale_for(posterior) == posterior.scale else 1.0
 
+    def resolved(self, posterior: WeightPosterior) -> Sampling:
+        """Return the settings with the posterior's scale and temperature in the place of None."""
+        return replace(self, scale=self.scale_for(posterior), temperature=self.temperature_for(posterior))
+
 
 class LogitSampler(Protocol):
-    """Logits of a batch under S weight draws: packed, sequential, linearised."""
+    """Logits of a batch under S weight draws: packed, sequential, linearised, with dropout. Not for several threads at once."""
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the logits of every draw. Shape (S, E, C): E events, usually the B rows of the batch."""
+    def __call__(self, batch: Mapping[str, Tensor], draws: Tensor | None = None) -> Tensor:
+        """Return the logits of every draw. Shape (S, E, C): E events, usually the B rows of the batch.
+
+        Args:
+            batch: What the model takes: tensors with the rows in their first dimension.
+            draws: Other draws than those the sampler was made with. Shape (S', P).
+        """

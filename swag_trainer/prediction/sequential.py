@@ -1,14 +1,15 @@
-"""The plain way to the logits of S draws: one forward each. Right for every adapter that PEFT has."""
+"""Sequential sampling: one forward for each weight draw. Right for every adapter that PEFT has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.tasks import task_named
+from swag_trainer.tasks.base import Task
 
 
 class SequentialSampler:
@@ -17,14 +18,16 @@ class SequentialSampler:
     Args:
         weights: The weights in a private copy of the model, which is written to.
         draws: Shape (S, P).
+        task: What of the model's outputs is predicted; default: sequence classification.
     """
 
-    def __init__(self, weights: AdapterWeights, draws: Tensor) -> None:
+    def __init__(self, weights: AdapterWeights, draws: Tensor, *, task: Task | None = None) -> None:
         self._weights = weights
         self._draws = draws
+        self._task = task_named(None) if task is None else task
 
-    def __call__(self, batch: Mapping[str, Any], draws: Tensor | None = None) -> Tensor:
-        """Return the logits of every draw. Shape (S, B, C), on the model's device.
+    def __call__(self, batch: Mapping[str, Tensor], draws: Tensor | None = None) -> Tensor:
+        """Return the logits of every draw. Shape (S, E, C), on the model's device.
 
         Args:
             batch: What the model takes.
@@ -34,10 +37,16 @@ class SequentialSampler:
         with torch.inference_mode():
             for draw in self._draws if draws is None else draws:
                 self._weights.write(self._weights.layout.unflatten(draw))
-                logits.append(logits_of(self._weights.model(**batch)))
+                logits.append(event_logits(self._task, self._weights.model, batch))
         return torch.stack(logits)
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in what a model returned. Shape (B, C)."""
-    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+def event_logits(task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return a model's logits for the events of a batch. Shape (E, C).
+
+    Raises:
+        SwagError: The model is for another task.
+    """
+    logits = task.read(model(**batch, **task.constants(model)), batch)
+    task.check_logits(logits, batch, model)
+    return logits

@@ -13,9 +13,10 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.prediction.predictive import Link, Predictive, RegressionPredictive
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.tasks.base import Link
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -46,16 +47,16 @@ class SwagEvaluationMixin(_Base):
     in another order and does not say which.
     """
 
-    _posterior: SwagPosterior | None = None
+    _posterior: WeightPosterior | None = None
     _settings: Mapping[str, Any] = {}
     _predictor: MonteCarloPredictor | None = None
 
-    def use_posterior(self, posterior: SwagPosterior | None, **settings: Any) -> None:
+    def use_posterior(self, posterior: WeightPosterior | None, **settings: Any) -> None:
         """Answer with a posterior from now on, also in evaluations during training; with None by the model itself again.
 
         Args:
             posterior: Of the model's active adapter.
-            settings: Further arguments of `MonteCarloPredictor`: ``num_samples``, ``seed``, ``scale``, ``temperature``, ...
+            settings: Further arguments of `MonteCarloPredictor`: ``sampling``, or its fields ``num_samples``, ``seed``, ``scale``, ...
 
         Raises:
             AdapterMismatchError: The posterior has other weights than the adapter.

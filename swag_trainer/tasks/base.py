@@ -1,4 +1,4 @@
-"""The interface of a task: what of a model's inputs costs time, what of its outputs is predicted, and how logits become answers.
+"""The interface of a task: what of a model's inputs costs time, what of its outputs is predicted, and how logits become predictions.
 
 A new task is one file: a class that inherits from `Task`. Predictor, samplers and tuning know nothing else of it.
 """
@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from swag_trainer.errors import SwagError
 
 Link = Literal["softmax", "sigmoid", "identity"]
 
@@ -49,16 +51,31 @@ class Task(ABC):
         return max((value.shape[0] * value.shape[1] if value.ndim > 1 else value.shape[0]) for value in batch.values())
 
     def events(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return which row of the batch each event belongs to. Shape (E,); one event a row unless a task says otherwise."""
+        """Return which row of the batch each event belongs to, in ascending order. Shape (E,), on the CPU; default: one event per row."""
         return torch.arange(len(next(iter(batch.values()))))
 
     @abstractmethod
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the events. Shape (E, C); of packed outputs, S * B rows draw by draw, (S * E, C)."""
 
+    def check_logits(self, logits: Tensor, batch: Mapping[str, Tensor], model: nn.Module) -> None:
+        """Check what `read` returned for a plain forward.
+
+        Raises:
+            SwagError: It is not C logits for each event: the model is for another task.
+        """
+        num_events = len(self.events(batch))
+        if logits.ndim != 2 or len(logits) != num_events:
+            raise SwagError(
+                f"The task {self.name!r} needs C logits for each of the {num_events} events of a batch, but {type(model).__name__} gives "
+                f"a tensor of shape {tuple(logits.shape)}: it is for another task. Supported tasks: {', '.join(sorted(TASKS))}. For another "
+                "one write a class that inherits from swag_trainer.tasks.base.Task and pass MonteCarloPredictor(task=...), or draw weights "
+                "with posterior.sample(...), and average the model's predictions under each of them."
+            )
+
     @abstractmethod
     def link(self, config: Any) -> Link:
-        """Return how logits become answers: "softmax", "sigmoid" (labels that do not exclude each other) or "identity" (regression)."""
+        """Return how logits become predictions: "softmax", "sigmoid" (labels that do not exclude each other) or "identity" (regression)."""
 
     @abstractmethod
     def labels(self, rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndarray:

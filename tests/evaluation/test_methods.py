@@ -107,7 +107,7 @@ class EagerBar(tqdm):
 @pytest.mark.parametrize("progress", [True, False])
 def test_the_passes_of_dropout_show_a_bar_where_one_is_wanted(moved, rows, progress, monkeypatch, capsys):
     # Red for: the slowest method without a sign of life, or a bar although progress=False.
-    monkeypatch.setattr("swag_trainer.evaluation.methods.tqdm", EagerBar)
+    monkeypatch.setattr("swag_trainer.prediction.predictor.tqdm", EagerBar)
     predict_methods(*moved, rows, num_samples=2, methods=["MC dropout"], progress=progress)
     assert ("Predicting: 100%" in capsys.readouterr().err) is progress
 

@@ -13,6 +13,7 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.prediction.linearized import LinearizedSampler, logit_noise, symmetric_root
 from swag_trainer.prediction.sequential import SequentialSampler
+from swag_trainer.tasks import task_named
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,10 @@ def some_gaussian(size, rank, *, seed=0):
     return LowRankGaussian(0.3 * noise[0], 0.2 * noise[1] ** 2, 0.3 * noise[2:])
 
 
+def sampler(weights, gaussian, *, scale=1.0, seed=0):
+    return LinearizedSampler(weights, gaussian.mean, gaussian.factors(scale), task=task_named(None), seed=seed)
+
+
 def features_of(weights, batch):
     """What the classifier multiplies with its weight. Shape (B, H), float64."""
     seen = []
@@ -57,8 +62,7 @@ def test_logits_of_a_linear_model_have_the_mean_and_covariance_of_the_dense_form
     # another row or class, the one-half of the low-rank formula at rank 0.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, rank)
-    linearized = LinearizedSampler(weights, gaussian, scale=1.7, seed=0)
-    mean, covariance = linearized.gaussian(batch)
+    mean, covariance = sampler(weights, gaussian, scale=1.7).gaussian(batch)
 
     features = features_of(weights, batch)
     jacobian = torch.zeros(6, 3, weights.layout.size, dtype=torch.float64)
@@ -81,7 +85,7 @@ def test_averages_of_a_linear_model_are_those_of_very_many_draws(base_folder, ba
     # Red for: probabilities at the mean, a root of the covariance on the wrong side, noise of another variance.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, 4)
-    logits = LinearizedSampler(weights, gaussian, scale=1.7, seed=0)(batch)
+    logits = sampler(weights, gaussian, scale=1.7)(batch)
     count = 20_000
     drawn = weights.layout.unflatten(gaussian.sample(count, seed=1, scale=1.7, design="iid").double())
     (bias,) = (tensor for key, tensor in drawn.items() if key.endswith("bias"))
@@ -97,10 +101,10 @@ def test_averages_of_a_linear_model_are_those_of_very_many_draws(base_folder, ba
 def test_derivatives_are_those_of_finite_differences_of_the_whole_adapter(run, batch):
     # Red for: weights that take part and get no derivative, such as the LoRA matrices of one layer; padding that takes part.
     model, posterior, _ = run
-    ours = MonteCarloPredictor(model, posterior, method="linearized")._forward
+    ours = MonteCarloPredictor(model, posterior, method="linearized")._logits.sampler
     weights, mean = ours._weights, posterior.gaussian.mean
     row = {name: value[:1, : int(batch["attention_mask"][0].sum())] for name, value in batch.items()}
-    logits, jacobian = ours._derivatives(row)
+    jacobian = ours._jacobian(ours._logits(row)[0])
     direction = torch.randn(len(mean), generator=torch.Generator().manual_seed(0))
     step = 1e-3
     around = torch.stack([mean + step * direction, mean - step * direction])
@@ -113,7 +117,7 @@ def test_the_draws_of_the_logits_are_those_of_the_seed(base_folder, batch):
     # Red for: a seed that is taken and not used, or a process's own random state.
     weights = head_only(base_folder)
     gaussian = some_gaussian(weights.layout.size, 4)
-    first, again, other = (LinearizedSampler(weights, gaussian, scale=1.0, seed=seed)(batch) for seed in (3, 3, 4))
+    first, again, other = (sampler(weights, gaussian, seed=seed)(batch) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert (first - other).abs().max() > 0.1
     torch.testing.assert_close(first.mean(0), other.mean(0), rtol=0, atol=1e-5)
@@ -123,7 +127,7 @@ def test_weights_that_take_no_part_add_nothing(base_folder, batch):
     # Red for: a derivative that is missing, and with it an error or the derivatives of the weights after it in their places.
     def linearized(model):
         weights = AdapterWeights(model.eval())
-        return LinearizedSampler(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0), weights.layout
+        return sampler(weights, some_gaussian(weights.layout.size, 0)), weights.layout
 
     plain = lora_model(base_folder)
     base = lora_model(base_folder).unload()
@@ -131,7 +135,7 @@ def test_weights_that_take_no_part_add_nothing(base_folder, batch):
     torch.manual_seed(0)
     config = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["query", "value", "aside"])
     (forward, layout), row = linearized(get_peft_model(base, config)), {name: value[:1] for name, value in batch.items()}
-    parts = layout.unflatten(forward._derivatives(row)[1])
+    parts = layout.unflatten(forward._jacobian(forward._logits(row)[0]))
     unused = {key for key, part in parts.items() if part.abs().max() == 0}
     assert unused == {key for key in layout.keys if "aside" in key} and len(unused) == 2
     assert len(layout.keys) == len(linearized(plain)[1].keys) + 2
@@ -142,9 +146,10 @@ def test_a_model_in_bfloat16_has_the_covariance_of_the_same_weights_in_float32(b
     model = lora_model(base_folder).eval()
     gaussian = some_gaussian(AdapterWeights(model).layout.size, 4)
     rounded = LowRankGaussian(gaussian.mean.bfloat16().float(), gaussian.variance, gaussian.deviations)
-    wide = LinearizedSampler(AdapterWeights(model.bfloat16().float()), rounded, scale=0.1, seed=0).gaussian(batch)
-    narrow = LinearizedSampler(AdapterWeights(model.bfloat16()), rounded, scale=0.1, seed=0)
-    assert all(part.dtype == torch.float32 for part in narrow._derivatives({name: value[:1] for name, value in batch.items()}))
+    wide = sampler(AdapterWeights(model.bfloat16().float()), rounded, scale=0.1).gaussian(batch)
+    narrow = sampler(AdapterWeights(model.bfloat16()), rounded, scale=0.1)
+    logits = narrow._logits({name: value[:1] for name, value in batch.items()})[0]
+    assert logits.dtype == narrow._jacobian(logits).dtype == torch.float32
     for one, other in zip(narrow.gaussian(batch), wide, strict=True):
         # Sixteen-bit products of two layers: some per cent of the largest number.
         assert (one - other).abs().max() < 0.1 * other.abs().max()
@@ -155,7 +160,7 @@ def test_rows_from_inference_mode_reach_trained_embeddings_too(base_folder, batc
     # the derivatives, here the numbers of the words.
     model = lora_model(base_folder, target_modules=["word_embeddings"]).eval()
     weights = AdapterWeights(model)
-    forward = LinearizedSampler(weights, some_gaussian(weights.layout.size, 0), scale=1.0, seed=0)
+    forward = sampler(weights, some_gaussian(weights.layout.size, 0))
     expected = forward.gaussian(batch)
     with torch.inference_mode():
         found = forward.gaussian({name: value.clone() for name, value in batch.items()})
@@ -168,7 +173,7 @@ def test_the_predictor_averages_the_gaussian_over_the_logits_and_leaves_the_mode
     before = {name: (parameter, parameter.requires_grad) for name, parameter in model.named_parameters()}
     predictor = MonteCarloPredictor(model, posterior, method="linearized", temperature=2.0)
     answer = predictor.predict(batch)
-    mean, covariance = predictor._forward.gaussian(
+    mean, covariance = predictor._logits.sampler.gaussian(
         {name: value[:1, : int(batch["attention_mask"][0].sum())] for name, value in batch.items()}
     )
     generator = np.random.default_rng(0)
@@ -213,7 +218,7 @@ def test_a_regression_has_exactly_the_mean_and_the_spread_of_the_formula(run, ba
         answer = predictor.predict({name: value[:1, :4] for name, value in batch.items()})
     finally:
         config.problem_type = kind
-    mean, covariance = predictor._forward.gaussian({name: value[:1, :4] for name, value in batch.items()})
+    mean, covariance = predictor._logits.sampler.gaussian({name: value[:1, :4] for name, value in batch.items()})
     np.testing.assert_allclose(answer.mean, mean, rtol=0, atol=1e-5)
     np.testing.assert_allclose(answer.std, covariance.diagonal(dim1=1, dim2=2).sqrt(), rtol=1e-5)
 
@@ -247,7 +252,7 @@ def test_what_cannot_be_linearised_is_refused(run, batch, monkeypatch):
     with pytest.raises(SwagError, match="'linearised'"):
         MonteCarloPredictor(model, posterior, method="linearised")
     predictor = MonteCarloPredictor(model, posterior, method="linearized")
-    monkeypatch.setattr(type(predictor._forward._weights.model), "forward", torch.no_grad()(type(model).forward))
+    monkeypatch.setattr(type(predictor._logits.sampler._weights.model), "forward", torch.no_grad()(type(model).forward))
     with pytest.raises(SwagError, match='could not be differentiated.*method="monte_carlo"'):
         predictor.predict(batch)
 
@@ -260,6 +265,6 @@ def test_a_device_that_is_full_is_not_a_model_that_cannot_be_differentiated(run,
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("the device is full")
 
-    monkeypatch.setattr(type(predictor._forward._weights.model), "forward", full)
+    monkeypatch.setattr(type(predictor._logits.sampler._weights.model), "forward", full)
     with pytest.raises(torch.OutOfMemoryError, match="the device is full"):
         predictor.predict(batch)

@@ -1,11 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from oracles import entropy
 
-from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, link_of, summarise
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, summarise
+from swag_trainer.tasks import task_named
 
 S, N, C = 7, 5, 3
 
@@ -102,4 +104,5 @@ def test_batches_come_back_in_the_order_of_the_rows():
 )
 def test_the_link_follows_transformers(problem_type, num_labels, link):
     # Red for: a regression squeezed through a sigmoid because it has one output.
-    assert link_of(problem_type, num_labels) == link
+    config = SimpleNamespace(problem_type=problem_type, num_labels=num_labels)
+    assert task_named(None).link(config) == link

@@ -114,7 +114,7 @@ def test_an_interrupt_in_the_middle_leaves_the_model_and_the_next_answer_alone(t
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    handle = ours._forward._weights.model.get_base_model().bert.register_forward_pre_hook(interrupt)
+    handle = ours._logits.sampler._weights.model.get_base_model().bert.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         ours.predict(rows)
     handle.remove()
@@ -171,7 +171,7 @@ def test_padding_does_not_reach_the_model(trained, rows, texts, tokenizer):
     # Red for: a padded batch answered as it is; the padded rows and the rows alone then differ in their last digits.
     ours = predictor(trained, tokenizer)
     seen = []
-    bert = ours._forward._weights.model.get_base_model().bert
+    bert = ours._logits.sampler._weights.model.get_base_model().bert
     bert.register_forward_pre_hook(
         lambda module, arguments, keywords: seen.append(keywords["attention_mask"]), with_kwargs=True
     )
@@ -187,7 +187,7 @@ def test_padding_on_the_left_is_left_alone(trained, texts, tokenizer):
     ours, right = predictor(trained, tokenizer), tokenizer(texts[:5], padding=True, return_tensors="pt")
     turned = {name: value.flip(1) for name, value in right.items()}
     seen = []
-    bert = ours._forward._weights.model.get_base_model().bert
+    bert = ours._logits.sampler._weights.model.get_base_model().bert
     bert.register_forward_pre_hook(
         lambda module, arguments, keywords: seen.append(keywords["attention_mask"].shape[1]), with_kwargs=True
     )
@@ -274,12 +274,12 @@ def test_draws_are_packed_and_say_what_single_draws_say(trained, rows, tokenizer
     # Red for: a predictor that never packs, a number of forwards that grows with that of the draws.
     ours, calls = predictor(trained, tokenizer), []
     packed = ours.predict(rows, return_draws=True).draw_probabilities
-    ours._forward._weights.model.get_base_model().register_forward_pre_hook(lambda module, arguments: calls.append(1))
+    ours._logits.sampler._weights.model.get_base_model().register_forward_pre_hook(lambda module, arguments: calls.append(1))
     ours.predict(rows)
     lengths = {len(row["input_ids"]) for row in rows}
     # What comes before the adapter, and then all ten draws, for the rows of each length.
-    assert ours._forward.obstacle is None and len(calls) == 2 * len(lengths)
-    ours._forward._give_up("to see the plain path")
+    assert ours._logits.sampler.obstacle is None and len(calls) == 2 * len(lengths)
+    ours._logits.sampler._give_up("to see the plain path")
     np.testing.assert_allclose(ours.predict(rows, return_draws=True).draw_probabilities, packed, rtol=0, atol=1e-6)
 
 

@@ -69,7 +69,7 @@ class PackedSampler:
         self._task = task_named(None) if task is None else task
         self._constants = self._task.constants(weights.model)
         self._draws = draws
-        self._sequential = SequentialSampler(weights, draws)
+        self._sequential = SequentialSampler(weights, draws, task=self._task)
         self._chunks = Chunks(max_tokens)
         self._packing = Packing()
         self._model = torch.compile(weights.model) if compile else weights.model

@@ -18,8 +18,10 @@ from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.decisions import Request, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
-from swag_trainer.prediction.predictive import Link, RegressionPredictive, link_of, summarise
+from swag_trainer.prediction.predictive import RegressionPredictive, summarise
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.tasks import task_named
+from swag_trainer.tasks.base import Link
 
 TEXT_CLASSIFICATION_TASK = "swag-text-classification"
 
@@ -143,7 +145,7 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         draws = {"num_samples": request.num_samples, "seed": request.seed, "scale": request.scale}
         with self._lock:
             kept = self._predictor
-            if kept is None or any(getattr(kept, name) != value for name, value in draws.items()):
+            if kept is None or any(getattr(kept.sampling, name) != value for name, value in draws.items()):
                 kept = self._predictor = MonteCarloPredictor(self.model, self.posterior, **draws)
             return kept
 
@@ -157,7 +159,7 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
     ) -> Any:
         """Average the draws of one input and put the answer into transformers' form."""
         config = self.model.config
-        link = _LINKS[function_to_apply] if function_to_apply in _LINKS else link_of(config.problem_type, config.num_labels)
+        link = _LINKS[function_to_apply] if function_to_apply in _LINKS else task_named(self.posterior.record.task).link(config)
         logits: torch.Tensor = model_outputs["logits"].transpose(0, 1)  # (S, 1, C)
         decision = decide(request, self.posterior)
         if decision and link != "softmax":
