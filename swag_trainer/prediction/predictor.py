@@ -179,6 +179,8 @@ class MonteCarloPredictor:
             rows = processes.assert_identical(lambda: self._rows(data), self._digests, advice=_ADVICE)
             batches, _ = batches_of_one_length(rows, self.batch_size)
             mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
+            if self.sampling.dropout:
+                mine.sort()  # masks follow each other from the longest rows to the shortest, whatever a batch costs
             shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
             predicted = processes.all_gather(
                 lambda: [
