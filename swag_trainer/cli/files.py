@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.atomic import write_together
 from swag_trainer.posterior.folder import POSTERIOR_FILE
-from swag_trainer.posterior.storage import write_together
 
 
 def refuse_existing(*paths: str | Path | None, overwrite: bool) -> None:

@@ -33,6 +33,7 @@ from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import InitialWeights, SavedAdapter
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
+from swag_trainer.posterior.tensor_file import check_names
 from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class SwagCollector:
         self._base = _base_metadata(self.weights)
         self._problem_type: str | None = None  # as a checkpoint tells it
         self.layout = self.weights.layout
+        check_names(self.layout.keys)
         self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
         self.snapshots = Snapshots()
         self.num_skipped = 0
@@ -137,7 +139,7 @@ class SwagCollector:
             AdapterMismatchError: The adapter was changed.
             SwagError: The processes have different weights.
         """
-        row = self.moments.slot if self._row is None else self._row
+        row = self.moments.next_row if self._row is None else self._row
         pieces = self._pieces_of.get(row.data_ptr())
         if pieces is None:
             pieces = self._pieces_of[row.data_ptr()] = list(self.layout.unflatten(row).values())

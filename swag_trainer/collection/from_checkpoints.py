@@ -33,8 +33,9 @@ from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
-from swag_trainer.posterior.storage import check_finite, content_digest
+from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
+from swag_trainer.posterior.tensor_file import check_finite
 from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def posterior_from_checkpoints(
     moments = RunningMoments(layout.size, rank)
     lengths: dict[_Checkpoint, float] = {}
     for checkpoint, look in kept:
-        layout.flatten(_read_again(checkpoint, look).tensors, out=moments.slot)
+        layout.flatten(_read_again(checkpoint, look).tensors, out=moments.next_row)
         length = moments.update_from_row()
         if length is not None:  # else no more than rounding lies between this one and the last
             lengths[checkpoint] = length

@@ -19,7 +19,7 @@ from swag_trainer.metrics.checks import checked
 from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.scores import accuracy, brier_score, macro_f1, negative_log_likelihood
 from swag_trainer.metrics.selective import area_under_risk_coverage
-from swag_trainer.posterior.storage import write_bytes
+from swag_trainer.posterior.atomic import write_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

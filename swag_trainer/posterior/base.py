@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError, SwagError
+from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.hub import upload
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.folder import POSTERIOR_FILE, Contents, check_pair, find_folder, read_folder, write_folder
@@ -240,7 +240,7 @@ class WeightPosterior(ABC):
         kind = KINDS.get(contents.kind)
         if kind is None or not issubclass(kind, cls):
             raise PosteriorFormatError(
-                f"{name!r} holds a posterior of kind {contents.kind!r}, {cls.__name__} reads kind "
+                f"{POSTERIOR_FILE} in {name!r} holds a posterior of kind {shortened(repr(contents.kind))}, {cls.__name__} reads kind "
                 f"{getattr(cls, 'kind', sorted(KINDS))!r}. swag_trainer.load_posterior reads every kind that has been imported."
             )
         posterior = kind.from_tensors(

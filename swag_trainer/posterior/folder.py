@@ -11,10 +11,12 @@ from torch import Tensor
 
 from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.hub import download
+from swag_trainer.posterior.atomic import write_together
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
-from swag_trainer.posterior.storage import check_finite, encode, read_file, write_together
+from swag_trainer.posterior.storage import encode, read_file
+from swag_trainer.posterior.tensor_file import check_finite
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 

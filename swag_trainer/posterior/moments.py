@@ -1,4 +1,4 @@
-"""The streaming statistics of SWAG: what is kept of the weight vectors that a training run throws off."""
+"""Running mean, variance and deviations of SWAG, updated with every collected weight vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RunningMoments:
 
     The one statistic of this package that changes in place: a collection touches P numbers a handful of times, and copying
     K * P of them to leave an old value intact would cost more than the collection itself. Its owner is the collector.
-    The latest K deviations lie in a ring of K + 1 rows; the vector to come is written into the row that is free (`slot`) and
+    The latest K deviations lie in a ring of K + 1 rows; the vector to come is written into the row that is free (`next_row`) and
     becomes a deviation there.
 
     The update is Welford's (1962): the shorter ``mean(w**2) - mean(w)**2`` cancels, and for a weight of 0.5 that moves by
@@ -69,17 +69,17 @@ class RunningMoments:
                 f"fold() got weights of shape {list(weights.shape)} after {self.count} vectors of {self.size}. "
                 "Was the adapter changed between two collections?"
             )
-        self.slot.copy_(weights)
+        self.next_row.copy_(weights)
         return self.update_from_row()
 
     @property
-    def slot(self) -> Tensor:
+    def next_row(self) -> Tensor:
         """The free row of the ring: where to write the next vector before `update_from_row`. Shape (P,), float32."""
         return self._ring[self.count % len(self._ring)]
 
     def update_from_row(self) -> float | None:
-        """Do what `fold` does with the vector that was written into `slot`. No memory is asked for, which is half of the time."""
-        row = self.slot
+        """Do what `fold` does with the vector that was written into `next_row`. No memory is asked for, which is half of the time."""
+        row = self.next_row
         if self.count == 0:
             return self._begin(row)
         step = row.sub_(self._origin).sub_(self._shift)
@@ -91,11 +91,11 @@ class RunningMoments:
         if isclose(length, self._latest_length, rel_tol=1e-4) and self._is_rounding(step - latest, latest):
             return None
         self.count += 1
-        share = (self.count - 1) / self.count
-        self._scatter.addcmul_(step, step, value=share)
+        fraction = (self.count - 1) / self.count
+        self._scatter.addcmul_(step, step, value=fraction)
         self._shift.add_(step, alpha=1.0 / self.count)
-        row.mul_(share)  # the distance to the new mean
-        self._latest_length = length * share
+        row.mul_(fraction)  # the distance to the new mean
+        self._latest_length = length * fraction
         return self._latest_length
 
     def _begin(self, row: Tensor) -> float:

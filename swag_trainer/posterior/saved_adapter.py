@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
-from swag_trainer.posterior.storage import content_digest, read_tensors, write_together
+from swag_trainer.posterior.atomic import Content, write_together
+from swag_trainer.posterior.storage import content_digest
+from swag_trainer.posterior.tensor_file import file_content, read_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -62,6 +63,7 @@ class InitialWeights:
                 f"{where} should hold the initial weights of its adapter in float32 and the fingerprints of their base in float64; "
                 f"{str(wrong[:1] or 'one of the two')[:200]} is not as expected."
             )
+        initial = {key: tensor.clone() for key, tensor in initial.items()}  # not a view that keeps the whole file in memory
         return cls(initial, {name: tensor.tolist() for name, tensor in pristine.items()}) if initial else None
 
 
@@ -116,11 +118,10 @@ class SavedAdapter:
         tensors, _ = read_tensors(folder / ADAPTER_WEIGHTS)
         return cls(config, tensors)
 
-    def files(self) -> dict[str, bytes]:
-        """Return what the adapter's two files shall hold, by their names."""
-        weights = {key: tensor.contiguous() for key, tensor in self.tensors.items()}
+    def files(self) -> dict[str, Content]:
+        """Return the content of the adapter's two files, by their names; it can be written once."""
         return {
-            ADAPTER_WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
+            ADAPTER_WEIGHTS: file_content(self.tensors, {"format": "pt"}),
             ADAPTER_CONFIG: json.dumps(self.config, indent=2, sort_keys=True).encode(),
         }
 

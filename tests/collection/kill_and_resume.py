@@ -52,7 +52,8 @@ from transformers import (  # noqa: E402
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior  # noqa: E402
 from swag_trainer.collection.checkpoints import last_complete_checkpoint  # noqa: E402
 from swag_trainer.posterior.folder import POSTERIOR_FILE  # noqa: E402
-from swag_trainer.posterior.storage import read_file, read_tensors  # noqa: E402
+from swag_trainer.posterior.storage import read_file  # noqa: E402
+from swag_trainer.posterior.tensor_file import read_tensors  # noqa: E402
 
 MAX_STEPS = 12  # two epochs
 SAVES = [(1, 2), (2, None), (1, 1), (1, None), (2, 1)]  # save_steps, save_total_limit: one for each run, in turn

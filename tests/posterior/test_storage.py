@@ -7,9 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
-from swag_trainer.posterior import storage
-from swag_trainer.posterior.storage import content_digest, read_file, read_tensors, write_bytes, write_file
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.posterior import storage, tensor_file
+from swag_trainer.posterior.atomic import write_bytes
+from swag_trainer.posterior.storage import content_digest, read_file, write_file
+from swag_trainer.posterior.tensor_file import check_names, file_content, read_tensors
 
 TENSORS = {"mean/a": torch.arange(6.0).reshape(2, 3), "mean/b": torch.tensor(1.5), "deviations/a": torch.zeros(0, 2, 3)}
 DOCUMENT = {"scale": 1.0, "labels": ["ä", "b"]}
@@ -39,6 +41,51 @@ def test_tensors_document_and_digest_come_back(path):
 def test_safetensors_itself_opens_the_file(path):
     # Red for: a format of our own.
     assert torch.equal(safetensors.torch.load_file(path)["mean/a"], TENSORS["mean/a"])
+
+
+def test_the_file_is_byte_for_byte_what_safetensors_writes():
+    # Red for: another order, padding or header than the format's own library has; views written in the order of their memory.
+    whole = torch.randn(4, 6)
+    tensors = {"b": whole[:, 1:3], "a": whole.T, "c": torch.tensor(2.5), "d": torch.zeros(0, 3), "é: 1": torch.arange(3.0)}
+    expected = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"}
+    )
+    assert b"".join(file_content(tensors, {"format": "pt"})) == expected
+
+
+def test_every_dtype_of_an_adapter_comes_back(tmp_path):
+    # Red for: a dtype missing from the table, or tensors that are not aligned after narrower ones.
+    dtypes = (torch.bool, torch.int8, torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+    tensors = {f"a{index}": torch.tensor([1, 0, 1]).to(dtype) for index, dtype in enumerate(dtypes)}
+    write_bytes(tmp_path / "x", file_content(tensors, {}))
+    found, _ = read_tensors(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_tensors_that_another_writer_did_not_align_are_read(tmp_path):
+    # Red for: an error of torch, whose views must be aligned.
+    header = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]},
+    }
+    (tmp_path / "x").write_bytes(raw(header, b"\7" + struct.pack("<f", 1.5)))
+    tensors, _ = read_tensors(tmp_path / "x")
+    assert (tensors["a"].item(), tensors["b"].item()) == (7, 1.5)
+
+
+@pytest.mark.parametrize("key", ["head:main.weight", "ä b.weight", "x" * 501])
+def test_a_printable_name_can_be_saved(tmp_path, key):
+    # Red for: names refused that a ModuleDict may have.
+    check_names([key])
+    write_file(tmp_path / "x", {f"deviations/{key}": torch.ones(1)}, {})
+    assert list(read_file(tmp_path / "x")[0]) == [f"deviations/{key}"]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\u202eb", "..", "x" * 502, "\ud800", ""])
+def test_a_name_that_no_file_can_have_is_refused_beforehand(key):
+    # Red for: a check that accepts what reading refuses.
+    with pytest.raises(SwagError, match="could not be saved"):
+        check_names([key])
 
 
 def test_every_flipped_byte_is_noticed(path):
@@ -71,16 +118,29 @@ def test_a_truncated_file_is_refused(path, length):
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         {"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
         {"a\x1b[31m": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {"a\u202eb": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
         {"x" * 600: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}},
         {"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "more": 1}},
+        {"a": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}},
+        {"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}},
+        {name: {"dtype": "U8", "shape": [3], "data_offsets": list(span)} for name, span in {"a": (0, 3), "b": (1, 4)}.items()},
+        {"__metadata__": {"a": 1}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": [], "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
         b"[]",
         b"[" * 5000,
         b"\xff\xfe",
     ],
 )
 def test_a_hostile_header_is_refused_in_one_short_sentence(path, content):
-    # Red for: duplicate names (the last wins in safetensors), names that are paths or escape codes, a TypeError on huge shapes.
+    # Red for: duplicate names (the last wins in safetensors), names that are paths or escape codes, a TypeError on huge shapes, and
+    # for each check of an entry left out: tensors that overlap, leave holes or end early, other types than the format has.
     path.write_bytes(raw(content, bytes(4)))
     with pytest.raises(PosteriorFormatError) as caught:
         read_tensors(path)
@@ -90,7 +150,7 @@ def test_a_hostile_header_is_refused_in_one_short_sentence(path, content):
 
 def test_a_large_header_is_refused_before_it_is_parsed(path, monkeypatch):
     # Red for: parsing first; 13 MB of empty tensors took 3.4 s and 277 MB.
-    monkeypatch.setattr(storage, "MAX_HEADER_BYTES", 20)
+    monkeypatch.setattr(tensor_file, "MAX_HEADER_BYTES", 20)
     monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("parsed"))
     with pytest.raises(PosteriorFormatError, match="header of"):
         read_tensors(path)
@@ -108,15 +168,15 @@ def test_a_newer_format_is_refused_with_both_versions(path, monkeypatch):
     monkeypatch.setattr(storage, "FORMAT_VERSION", 7)
     write_file(path, TENSORS, DOCUMENT)
     monkeypatch.undo()
-    with pytest.raises(PosteriorFormatError, match=r"version 7.*reads version 1"):
+    with pytest.raises(PosteriorFormatError, match=r"version 7.*reads version 2"):
         read_file(path)
 
 
-def test_a_foreign_safetensors_file_and_a_missing_one_are_told_apart(tmp_path):
+def test_a_safetensors_file_of_another_program_and_a_missing_one_are_told_apart(tmp_path):
     # Red for: "does not exist" said of a file that does.
-    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(PosteriorFormatError, match="did not write"):
-        read_file(tmp_path / "foreign.safetensors")
+        read_file(tmp_path / "other.safetensors")
     with pytest.raises(PosteriorNotFoundError, match="missing"):
         read_file(tmp_path / "missing.safetensors")
 

@@ -1,0 +1,238 @@
+"""Safetensors files, written tensor by tensor and read with limits on what an untrusted file may claim.
+
+The format: https://huggingface.co/docs/safetensors. It carries no checksum; `swag_trainer.posterior.storage` adds one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
+
+MAX_FILE_BYTES = 32 * 1024**3
+MAX_HEADER_BYTES = 16 * 1024**2
+MAX_NAME_LENGTH = 512
+_PREFIX_LENGTH = len("deviations/")
+_BLOCK = 2**22
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def check_names(keys: Iterable[str]) -> None:
+    """Refuse weights whose names no file could carry, before anything is trained for it.
+
+    Raises:
+        SwagError: A name has characters that cannot be printed, has "..", or is too long.
+    """
+    for key in keys:
+        if len(key) > MAX_NAME_LENGTH - _PREFIX_LENGTH or not is_acceptable_name(key):
+            raise SwagError(
+                f"The weight {shortened(repr(key))} could not be saved: names in a posterior's file consist of printable characters "
+                f'without "..", at most {MAX_NAME_LENGTH - _PREFIX_LENGTH} of them. Rename the module, or do not train it.'
+            )
+
+
+def is_acceptable_name(name: str) -> bool:
+    """Return whether a tensor may have this name in a file.
+
+    Names never become paths, and messages show them with `repr`; what cannot be printed (control characters, bidirectional overrides,
+    surrogates) and ".." are refused all the same.
+    """
+    return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and ".." not in name
+
+
+def tensor_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor in row-major order, without a copy where its rows are contiguous."""
+    tensor = tensor.detach().cpu()
+    by_row = tensor.dim() > 0 and len(tensor) > 0 and not tensor.is_contiguous() and tensor[0].is_contiguous()
+    for part in tensor if by_row else (tensor,):
+        yield memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def file_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[memoryview | bytes]:
+    """Yield the content of a safetensors file piece by piece, so that no copy of the whole is ever in memory.
+
+    Args:
+        tensors: What to write.
+        metadata: Text by key, for the header.
+    """
+    # The widest dtypes first: then every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end = start + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield from tensor_bytes(tensors[name])
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read any safetensors file with limits on what it may claim, and return its tensors and its metadata.
+
+    The bytes are read into memory once, and the tensors are views of them. They are not mapped: a mapped file that is truncated later
+    kills the process.
+
+    Raises:
+        PosteriorNotFoundError: There is no such file.
+        PosteriorFormatError: It is not a well-formed safetensors file with names and sizes that are accepted.
+    """
+    path = Path(path)
+    buffer = _read_bytes(path)
+    header, start = _parse_header(buffer, path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PosteriorFormatError(f"{shown(path)} has a damaged header: its metadata is not text by key.")
+    data = buffer[start:]
+    try:
+        ranges = {name: _checked_entry(entry) for name, entry in header.items()}
+        _check_coverage(ranges, len(data))
+        tensors = {name: _view(data, *ranges[name]) for name in ranges}
+    except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+        raise PosteriorFormatError(f"{shown(path)} is not a readable safetensors file: {shortened(str(error))}.") from error
+    return tensors, metadata
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        PosteriorFormatError: A tensor has some; the error names ``path``, the tensor and how many.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            bad = sum(int((~torch.isfinite(block)).sum()) for block in tensor.reshape(-1).split(_BLOCK))
+            if bad:
+                raise PosteriorFormatError(f"{shown(path)}: {bad} of {tensor.numel()} values of {name!r} are not finite.")
+
+
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of the members of a JSON object, for ``json.loads(..., object_pairs_hook=...)``.
+
+    Raises:
+        ValueError: A key occurs twice; safetensors itself lets the last one win.
+    """
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def shown(path: Path) -> str:
+    """Return a path for a message."""
+    return shortened(repr(str(path)))
+
+
+def _read_bytes(path: Path) -> Tensor:
+    """The file's bytes, uint8, in memory of torch's own, which is aligned for every dtype."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PosteriorFormatError(f"{shown(path)} is not a regular file.")
+            if status.st_size > MAX_FILE_BYTES:
+                raise PosteriorFormatError(
+                    f"{shown(path)} has {status.st_size} bytes; more than {MAX_FILE_BYTES} are not read."
+                )
+            buffer = torch.empty(status.st_size, dtype=torch.uint8)
+            length = file.readinto(buffer.numpy())
+            if length < status.st_size or file.read(1):
+                raise PosteriorFormatError(f"{shown(path)} changed while it was read. Read it again.")
+            return buffer
+    except FileNotFoundError as error:
+        raise PosteriorNotFoundError(f"There is no file {shown(path)}.") from error
+    except IsADirectoryError as error:
+        raise PosteriorFormatError(f"{shown(path)} is a folder; a safetensors file was expected.") from error
+
+
+def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:
+    """The header as JSON and where the data starts; refused before anything is allocated for it."""
+    size = len(buffer)
+    length = int.from_bytes(buffer[:8].numpy().tobytes(), "little")
+    if size < 8 or length > size - 8:
+        raise PosteriorFormatError(
+            f"{shown(path)} is truncated or not a safetensors file: its header does not fit in its {size} bytes."
+        )
+    if length > MAX_HEADER_BYTES:
+        raise PosteriorFormatError(f"{shown(path)} has a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read.")
+    try:
+        header = json.loads(buffer[8 : 8 + length].numpy().tobytes(), object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise PosteriorFormatError(f"{shown(path)} has a damaged header: {shortened(repr(error))}.") from error
+    if not isinstance(header, dict):
+        raise PosteriorFormatError(f"{shown(path)} has a damaged header: it is not a JSON object.")
+    for name in header:
+        if not is_acceptable_name(name):
+            raise PosteriorFormatError(
+                f"{shown(path)} has a tensor with the name {shortened(repr(name))}; up to {MAX_NAME_LENGTH} printable characters "
+                'without ".." are accepted.'
+            )
+    return header, 8 + length
+
+
+def _checked_entry(entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """Dtype, shape, start and end of a tensor.
+
+    Raises:
+        ValueError: They do not fit each other, or are not numbers.
+    """
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError("a tensor needs dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers) or len(offsets) != 2 or len(shape) > 64:
+        raise ValueError("invalid shape or data_offsets")
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"unknown dtype {entry['dtype']!r}")
+    dtype, (start, end) = _DTYPES[entry["dtype"]], offsets
+    if end - start != prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor's shape and dtype do not ask for as many bytes as its data_offsets span")
+    return dtype, tuple(shape), start, end
+
+
+def _check_coverage(ranges: Mapping[str, tuple[Any, Any, int, int]], size: int) -> None:
+    """Refuse tensors that overlap, leave holes, or do not end with the file.
+
+    Raises:
+        ValueError: They do.
+    """
+    position = 0
+    for _, _, start, end in sorted(ranges.values(), key=lambda item: item[2:]):
+        if start != position:
+            raise ValueError("tensors overlap or leave a hole")
+        position = end
+    if position != size:
+        raise ValueError(f"the tensors span {position} bytes, the file has {size} for them")
+
+
+def _view(data: Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int, end: int) -> Tensor:
+    piece = data[start:end]
+    if piece.storage_offset() % dtype.itemsize:  # a writer that did not align its tensors
+        piece = piece.clone()
+    return piece.view(dtype).reshape(shape)
