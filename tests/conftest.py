@@ -5,7 +5,10 @@ The Hugging Face libraries read HF_ENDPOINT once, at import: the loopback Hub mu
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,6 +23,10 @@ os.environ |= {
     "HF_TOKEN": "hf_test",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# torchao warns about each of its kernels for GPUs when it is imported, and torch about torchao.
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -81,6 +88,11 @@ def texts() -> list[str]:
 @pytest.fixture
 def rows(texts: list[str], tokenizer: BertTokenizerFast) -> list[dict]:
     """The texts as the Trainer takes them, with three classes."""
+    return labelled(texts, tokenizer)
+
+
+def labelled(texts: list[str], tokenizer: BertTokenizerFast) -> list[dict]:
+    """Texts as the Trainer takes them, with the labels 0, 1 and 2 by turns."""
     return [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
 
 
@@ -129,13 +141,26 @@ def trainer_for(model: PeftModel, rows: list, tokenizer, folder: Path, *, callba
     )
 
 
-@pytest.fixture
-def trained(base_folder: Path, rows: list, tokenizer, tmp_path: Path):
-    """A finished run: (trainer, callback)."""
+@pytest.fixture(scope="session")
+def finished_run(base_folder: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory):
+    """A finished run, trained once for all tests of the process: (trainer, callback). Tests take `trained`."""
     from swag_trainer import SwagCallback
 
-    swag = SwagCallback(rank=5)
-    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "run", callbacks=[swag])
+    swag, tokenizer = SwagCallback(rank=5), BertTokenizerFast.from_pretrained(base_folder)
+    trainer = trainer_for(
+        lora_model(base_folder), labelled(texts, tokenizer), tokenizer, tmp_path_factory.mktemp("run"), callbacks=[swag]
+    )
     trainer.train()
     trainer.model.eval()
+    return trainer, swag
+
+
+@pytest.fixture
+def trained(finished_run, tokenizer, tmp_path: Path):
+    """A finished run: (trainer, callback). Model, tokenizer and output folder are the test's own, to change as it likes."""
+    trainer, swag = map(copy.copy, finished_run)
+    trainer.model = trainer.model_wrapped = copy.deepcopy(trainer.model)
+    trainer.processing_class = tokenizer
+    trainer.args = copy.copy(trainer.args)
+    trainer.args.output_dir = shutil.copytree(trainer.args.output_dir, str(tmp_path / "run"))
     return trainer, swag
