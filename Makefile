@@ -1,7 +1,7 @@
 # Every target builds its own virtual environment, from the package index and the lock in constraints.txt alone.
 PYTHON ?= python3
 BIN := .venv/bin
-# The CPU build that `make lock`, `make latest` and `make oldest` keep to: a bare torch would pull gigabytes of CUDA.
+# What `make lock` and `make latest` keep to: a newer torch would pull gigabytes of CUDA.
 TORCH := 2.13.0
 PIP := -m pip --quiet --disable-pip-version-check
 OLDEST_PYTHON := 3.11
@@ -58,7 +58,7 @@ clean:
 	touch $@
 
 .venv-oldest/.dev: pyproject.toml | .venv-oldest/.python
-	$(PYTHON) tests/lower_bounds.py --torch $(TORCH) > .venv-oldest/constraints.txt
+	$(PYTHON) tests/lower_bounds.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(PIP) install --constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	touch $@
 
