@@ -1,1 +1,1 @@
-"""Level 2: the only code that knows how PEFT spells a weight."""
+"""Adapters in models: weights, their names, precision, sharding, initialisation. The only package that knows PEFT's layers."""

@@ -1,4 +1,4 @@
-"""What an adapter rests on: is every weight it needs in the base model's checkpoint, or in the adapter's own file?"""
+"""Missing weights: modules that are neither in the base model's checkpoint nor in the adapter's file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import json
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
 
 from swag_trainer.adapters.keys import base_model
+from swag_trainer.adapters.peft_layers import AuxiliaryTrainingWrapper, adapter_layers, base_name, inserted_modules
 
 _CHECKPOINT_FILES = ("model.safetensors.index.json", "model.safetensors")
 
 
 def find_unsaved_modules(model: nn.Module, adapter_name: str) -> list[str]:
-    """Return the modules whose weights stand neither in the base checkpoint nor in the adapter's file: random at every load.
+    """Return the modules whose weights are neither in the base checkpoint nor in the adapter's file: random at every load.
 
-    transformers initialises a pooler or pre-classifier that the checkpoint lacks at random, PEFT saves only the last layer of a
-    head by itself, and two loads of such an adapter answer differently. A module counts as missing when a part of its name occurs
-    nowhere in the checkpoint, so that weights which transformers renames while loading do not count.
+    transformers initialises a pooler or pre-classifier that the checkpoint lacks at random. PEFT saves only the last layer of a head
+    unless ``modules_to_save`` names more. Two loads of such an adapter then predict differently. A module counts as missing when a
+    part of its name occurs nowhere in the checkpoint, so that weights which transformers renames while loading do not count.
 
     Returns:
         Names of modules in the base model; empty too where the base checkpoint is not on this machine as safetensors.
@@ -30,13 +29,13 @@ def find_unsaved_modules(model: nn.Module, adapter_name: str) -> list[str]:
     checkpoint_keys = _checkpoint_keys(config.base_model_name_or_path, config.revision)
     if checkpoint_keys is None:
         return []
-    known = {part for key in checkpoint_keys for part in key.split(".")}
-    known |= {getattr(base_model(model), "base_model_prefix", "")}
+    found = {part for key in checkpoint_keys for part in key.split(".")}
+    found |= {getattr(base_model(model), "base_model_prefix", "")}
     missing: list[str] = []
     for name in base_parameters(model):
-        parts = [part for part in name.removeprefix("base_model.model.").split(".")[:-1] if part != "base_layer"]
-        unknown = next((index for index, part in enumerate(parts) if not part.isdigit() and part not in known), None)
-        if unknown is not None and (module := ".".join(parts[: unknown + 1])) not in missing:
+        parts = base_name(name).split(".")[:-1]
+        absent = next((index for index, part in enumerate(parts) if not part.isdigit() and part not in found), None)
+        if absent is not None and (module := ".".join(parts[: absent + 1])) not in missing:
             missing.append(module)
     return missing
 
@@ -44,11 +43,11 @@ def find_unsaved_modules(model: nn.Module, adapter_name: str) -> list[str]:
 def base_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that are the base model's own: not those PEFT put beside a layer or in the place of a module."""
     inserted: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
+    for name, layer in adapter_layers(model):
+        if isinstance(layer, AuxiliaryTrainingWrapper):
             inserted.append(f"{name}.")
-        elif isinstance(module, BaseTunerLayer):
-            inserted += [f"{name}.{child}." for child, _ in module.named_children() if child != "base_layer"]
+        else:
+            inserted += [f"{name}.{child}." for child in inserted_modules(layer)]
     return [name for name, _ in model.named_parameters() if not name.startswith(tuple(inserted))]
 
 

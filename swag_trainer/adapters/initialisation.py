@@ -1,4 +1,4 @@
-"""Initialisations that change the base weights in memory: which they are, whether two processes made the same change, A0 and B0.
+"""Initialisations that change the base weights in memory: detection, fingerprints of the changed base, initial weights A0 and B0.
 
 An adapter of such a kind is only half of what was trained. The other half, the changed base, is saved nowhere; it has to come about
 again in every process that uses the adapter.
@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import base_model, parameter_names
+from swag_trainer.adapters.peft_layers import LoraLayer, base_layer, base_weight, is_merged, lora_layers
 from swag_trainer.adapters.plain_lora import (
     base_changed_by,
     is_reproducible,
@@ -44,7 +43,7 @@ def base_changing_initialisation(config: object) -> str | None:
     """Return the initialisation of an adapter if it changes the base weights in memory, else None.
 
     Args:
-        config: A PEFT config, or what adapter_config.json says.
+        config: A PEFT config, or the contents of adapter_config.json.
     """
     return base_changed_by(config if isinstance(config, Mapping) else vars(config))
 
@@ -197,30 +196,28 @@ def _reason(initialisation: str | None) -> str:
 
 
 def _lora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and adapter_name in module.r:
-            yield name.removeprefix("base_model.model."), module
+    for name, layer in lora_layers(model, adapter_name):
+        yield name.removeprefix("base_model.model."), layer
 
 
 def _base_weight(name: str, layer: LoraLayer) -> Tensor:
-    if getattr(layer, "merged", False):
+    if is_merged(layer):
         raise SwagError(f"The base weight {name!r} has an adapter merged into it. Call model.unmerge_adapter() first.")
     if _is_elsewhere(layer):
         raise SwagError(
-            f"The base weight {name!r} is not in this process as a whole (offloaded or sharded), so nobody can say whether the "
-            "initialisation changed it as it should. Load the base into memory, without offloading."
+            f"The base weight {name!r} is not in this process as a whole (offloaded or sharded), so whether the "
+            "initialisation changed it as it should cannot be determined. Load the base into memory, without offloading."
         )
-    return dequantize_module_weight(layer.get_base_layer()).detach()
+    return base_weight(layer).detach()
 
 
 def _is_elsewhere(layer: LoraLayer) -> bool:
-    weight = layer.get_base_layer().weight
+    weight = base_layer(layer).weight
     return weight.device.type == "meta" or weight.numel() == 0
 
 
 def _is_quantised(layer: LoraLayer) -> bool:
-    base = layer.get_base_layer()
-    return dequantize_module_weight(base) is not base.weight
+    return base_weight(layer) is not base_layer(layer).weight
 
 
 def _pristine_numbers(name: str, layer: LoraLayer, adapter_name: str, initialisation: str) -> list[float]:
@@ -293,7 +290,7 @@ def _checkpoint_weights(model: nn.Module, config: PeftConfig, layers: Mapping[st
                 spellings = (f"{name}.weight", f"{name.removeprefix(f'{prefix}.')}.weight")
                 key = next((key for key in spellings if key in keys), None)
                 weight = file.get_tensor(key) if key else None
-                if weight is not None and weight.shape == layer.get_base_layer().weight.shape and weight.dtype in _FLOATING:
+                if weight is not None and weight.shape == base_layer(layer).weight.shape and weight.dtype in _FLOATING:
                     yield name, weight
 
 

@@ -1,8 +1,8 @@
-"""Every spelling of a weight -> the one in the adapter's own file.
+"""Names of an adapter's weights: keys of adapter_model.safetensors and the parameters behind them.
 
 PEFT spells one weight three ways: ``base_model.model.head.modules_to_save.default.weight`` in the model,
-``base_model.model.head.weight`` in adapter_model.safetensors, and with wrappers of FSDP or torch.compile in between. Above this
-room everybody says *key* and means the spelling in the file.
+``base_model.model.head.weight`` in adapter_model.safetensors, and with wrappers of FSDP or torch.compile in between. In this
+package *key* always means the spelling in the file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from swag_trainer.adapters.peft_layers import is_adapted
 from swag_trainer.errors import SwagError
 
 _FILE_PREFIX = "base_model.model."
@@ -24,7 +25,7 @@ def adapted_model(model: nn.Module) -> nn.Module:
         SwagError: There is none, or more than one.
     """
     inner = model
-    while isinstance(inner, nn.Module) and not _is_adapted(inner):
+    while isinstance(inner, nn.Module) and not is_adapted(inner):
         # torch.compile, DDP; and DeepSpeed's engine. A part of a model may be called "module" too, and is then looked into below.
         wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(wrapped, nn.Module):
@@ -61,7 +62,7 @@ def active_adapter(model: nn.Module) -> str:
 def file_entries(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """Return what the adapter's file would hold: for each key the parameter or buffer itself, not a copy of its values.
 
-    PEFT itself says what goes into the file, so no rule about LoRA, DoRA, IA3 or ``modules_to_save`` is repeated here.
+    PEFT itself decides what goes into the file, so no rule about LoRA, DoRA, IA3 or ``modules_to_save`` is repeated here.
 
     Raises:
         SwagError: The model has no such adapter.
@@ -104,13 +105,9 @@ def parameter_names(model: nn.Module, adapter_name: str) -> dict[str, str]:
     return names
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    return isinstance(module, PeftModel) or getattr(module, "_hf_peft_config_loaded", False)
-
-
 def _outermost_adapted(module: nn.Module) -> list[nn.Module]:
     if not isinstance(module, nn.Module):
         return []
-    if _is_adapted(module):
+    if is_adapted(module):
         return [module]
     return [found for child in module.children() for found in _outermost_adapted(child)]

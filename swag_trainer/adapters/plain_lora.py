@@ -1,4 +1,4 @@
-"""Adapters whose initialisation changed the base weights -> plain LoRA of twice the rank, which fits the base as it is on disk.
+"""Conversion to plain LoRA of twice the rank, for adapters whose initialisation changed the base weights (OLoRA, PiSSA, CorDA, LoRA-GA).
 
 OLoRA, PiSSA, CorDA and LoRA-GA put W - s B0 A0 in the place of the base weight W, in memory only. What such an adapter means on the
 untouched base is plain LoRA again:
@@ -48,7 +48,7 @@ def base_changed_by(config: Mapping[str, Any]) -> str | None:
     >>> base_changed_by({"init_lora_weights": "gaussian"})
 
     Args:
-        config: What adapter_config.json says.
+        config: The contents of adapter_config.json.
     """
     initialisation = config.get("init_lora_weights")
     changes = isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING)
@@ -65,7 +65,7 @@ def is_reproducible(initialisation: str) -> bool:
 
 
 def needs_lift(config: Mapping[str, Any]) -> bool:
-    """Must this adapter be saved as plain LoRA, because its own file gives other answers in the next process?"""
+    """Must this adapter be saved as plain LoRA, because its own file gives other predictions in the next process?"""
     initialisation = base_changed_by(config)
     return initialisation is not None and not is_reproducible(initialisation)
 
@@ -88,7 +88,7 @@ def plain_lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of the plain LoRA that an adapter which changed its base is lifted to.
 
     Args:
-        config: What adapter_config.json says, or the fields of a PEFT config.
+        config: The contents of adapter_config.json, or the fields of a PEFT config.
 
     Raises:
         SwagError: The adapter did not change its base, or is of a kind that plain LoRA cannot express.

@@ -1,7 +1,7 @@
-"""What a private copy of a model shares with it: all tensors but the ones that will be written.
+"""Tensors that a private copy shares with its model, quantised layers included: all but those that will be written.
 
-Plain parameters and buffers are shared as they are, and so are torchao's. Layers of bitsandbytes need more: their parameters copy
-the weights whatever ``copy.deepcopy`` is told, their scales lie in objects beside the parameters, and a forward moves or repacks both
+Plain parameters and buffers are shared as they are, and so are torchao's. Layers of bitsandbytes need more: their parameters ignore
+the memo of ``copy.deepcopy`` and copy the weights, their scales lie in objects beside the parameters, and a forward moves or repacks both
 in place. An 8-bit layer does so in its first forward, a 4-bit one in its first without gradients in evaluation mode on a CPU with
 AVX512-BF16, after which it cannot train. Seen in bitsandbytes 0.50, ``nn/modules.py``.
 """

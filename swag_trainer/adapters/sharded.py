@@ -1,7 +1,7 @@
-"""Whole weights out of parameters that are cut up over processes, and back into them.
+"""Sharded parameters (FSDP2, tensor parallelism, DeepSpeed): gathering whole weights and writing them back.
 
-Whoever trains with FSDP2 or DeepSpeed has a part of every weight in each process, and perhaps only a 16-bit copy of it. A reader
-puts together the adapter's weights alone, never the base. Its methods are collectives: every process calls them, in the same
+Under FSDP2 and DeepSpeed each process holds a part of every weight, and perhaps only a 16-bit copy of it. A reader gathers the
+adapter's weights alone, never the base. Its methods are collectives: every process calls them, in the same
 order, with the same parameters; so they have no place in a hook that only the first process runs.
 """
 
@@ -61,8 +61,8 @@ class DTensorReader:
     """Parameters that are DTensors, some of them or all: FSDP2 (``fully_shard``), tensor parallelism.
 
     After a forward without a backward, an evaluation say, FSDP2 leaves the outermost weights whole in the modules, beside the pieces
-    that the optimizer steps: what is then written into the pieces is not seen by the next forward. So the modules are told to cut up
-    first, which sends nothing.
+    that the optimizer steps: what is then written into the pieces is not seen by the next forward. So the modules are
+    resharded first, which sends nothing.
 
     Args:
         model: The outermost module.
@@ -75,7 +75,7 @@ class DTensorReader:
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """See `WeightReader.shape`."""
-        return tuple(parameter.shape)  # a DTensor tells the shape of the whole
+        return tuple(parameter.shape)  # of a DTensor this is the shape of the whole
 
     def read(self, parameters: Sequence[Parameter]) -> list[Tensor]:
         """See `WeightReader.read`."""

@@ -1,4 +1,4 @@
-"""Get an adapter's weights out of a model, into a model, and into a private copy of the model that may be written."""
+"""Reading and writing an adapter's weights in a model, and private copies of a model for predictions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
+from swag_trainer.adapters.peft_layers import adapter_layers, is_disabled, is_merged
 from swag_trainer.adapters.precision import upcast_to_float32
 from swag_trainer.adapters.quantised import shared_tensors
 from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flattened
@@ -58,11 +57,9 @@ class AdapterWeights:
                 f"The first the adapter lacks is {missing[0]!r}."
             )
         self._parameters = {key: self.model.get_parameter(names[key]) for key in sorted(keys)}
-        self._strategies = {key: _way_to(self.model, names[key]) for key in self._parameters}
-        # Every step once: most ways share their beginning, and this is looked at in every collection.
-        steps = {
-            (id(members), name): (members, name, child) for way in self._strategies.values() for members, name, child in way
-        }
+        self._paths = {key: _path_to(self.model, names[key]) for key in self._parameters}
+        # Every step once: most paths share their beginning, and this is checked in every collection.
+        steps = {(id(members), name): (members, name, child) for path in self._paths.values() for members, name, child in path}
         self._members, self._names, self._children = zip(*steps.values(), strict=True)
         self._reader = reader_for(self.parameters(), model)
         self.layout = WeightLayout(
@@ -94,7 +91,7 @@ class AdapterWeights:
         return {key: weight.detach() for key, weight in zip(self._parameters, whole, strict=True)}
 
     def copy_into(self, pieces: Sequence[Tensor]) -> None:
-        """Copy the weights as they are now into tensors in the order of the layout, cast to their dtypes: `read` in a hurry."""
+        """Copy the weights as they are now into tensors in the order of the layout, cast to their dtypes: a faster `read`."""
         whole = self._reader.read(self.parameters())
         self._check_unchanged()
         with torch.no_grad():
@@ -104,9 +101,7 @@ class AdapterWeights:
         # map runs in C: the walk would otherwise cost a fifth of a collection.
         if not all(map(operator.is_, map(dict.get, self._members, self._names), self._children)):
             changed = next(
-                key
-                for key, way in self._strategies.items()
-                if any(members.get(name) is not child for members, name, child in way)
+                key for key, path in self._paths.items() if any(members.get(name) is not child for members, name, child in path)
             )
             raise AdapterMismatchError(
                 f"The adapter {self.adapter_name!r} was changed while its weights were being collected: {changed!r} is another "
@@ -147,7 +142,7 @@ class AdapterWeights:
         Where they are cut up over processes, every process has to call this.
 
         Raises:
-            SwagError: The temporary folder, through which PEFT hands it out, is full or cannot be written.
+            SwagError: The temporary folder, into which PEFT writes it, is full or cannot be written.
         """
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
             if self.is_sharded:
@@ -184,11 +179,11 @@ class AdapterWeights:
 def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]) -> AdapterWeights:
     """Copy a model so that the weights ``keys`` may be written, in evaluation mode; every other tensor is shared, not copied.
 
-    The user's model is never written to predict: swapping weights in and out answers wrongly under threads and leaves a draw
-    behind when interrupted inside ``finally``.
+    The user's model is never written to predict: swapping weights in and out gives wrong predictions under threads and leaves a draw
+    in the model when interrupted inside ``finally``.
 
     Raises:
-        SwagError: The adapter is merged into the base or switched off, so its weights would not take part in the answer.
+        SwagError: The adapter is merged into the base or switched off, so its weights would not take part in the prediction.
         AdapterMismatchError: The adapter lacks one of ``keys``.
     """
     original = AdapterWeights(model, adapter_name, keys=keys)
@@ -202,12 +197,9 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
         raise SwagError(
             f"The adapter {original.adapter_name!r} is not the active one: call model.set_adapter({original.adapter_name!r}) first."
         )
-    for name, module in original.model.named_modules():
-        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            continue
-        merged = getattr(module, "merged", False)
-        if merged or module.disable_adapters:
-            state = "merged into the base" if merged else "switched off"
+    for name, layer in adapter_layers(original.model):
+        if is_merged(layer) or is_disabled(layer):
+            state = "merged into the base" if is_merged(layer) else "switched off"
             raise SwagError(f"The adapter is {state} at {name!r}: draws of its weights would change nothing. Undo that first.")
     own = {id(parameter) for parameter in original.parameters()}
     copied = copy.deepcopy(original.model, shared_tensors(original.model, own))
@@ -240,12 +232,12 @@ def _trained_keys(model: nn.Module, adapted: nn.Module, names: Mapping[str, str]
     return [key for key, name in names.items() if name in trained]
 
 
-def _way_to(model: nn.Module, parameter_name: str) -> list[tuple[Mapping[str, object], str, object]]:
+def _path_to(model: nn.Module, parameter_name: str) -> list[tuple[Mapping[str, object], str, object]]:
     """The dictionaries, names and members that lead from the model to a parameter. Asking the modules costs thirty times more."""
-    way: list[tuple[Mapping[str, object], str, object]] = []
+    path: list[tuple[Mapping[str, object], str, object]] = []
     module = model
     *modules, last = parameter_name.split(".")
     for name in modules:
-        way.append((module._modules, name, module._modules[name]))
+        path.append((module._modules, name, module._modules[name]))
         module = module._modules[name]
-    return [*way, (module._parameters, last, module._parameters[last])]
+    return [*path, (module._parameters, last, module._parameters[last])]

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from swag_trainer.adapters.peft_layers import LoraLayer, ModulesToSaveWrapper, copies, is_disabled, is_merged, lora_obstacle
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.prediction.packed.tracing import NO_TENSOR, Call
-
-# Layers of PEFT that are base(x) + scaling * B A x: by name, since some of them exist only where their library is installed.
-_LORA_LAYERS = ("layer.Linear", "bnb.Linear8bitLt", "bnb.Linear4bit", "torchao.TorchaoLoraLinear")
 
 
 class NotPacked(Exception):
@@ -97,18 +93,14 @@ def sampled_modules(weights: AdapterWeights) -> list[SampledModule]:
         kind: Literal["lora", "linear", "any"] | None = None
         if isinstance(layer, LoraLayer):
             kind, module = "lora", layer
-        elif isinstance(layer, ModulesToSaveWrapper) and weights.adapter_name in layer.modules_to_save:
-            module = layer.modules_to_save[weights.adapter_name]
+        elif isinstance(layer, ModulesToSaveWrapper) and weights.adapter_name in copies(layer):
+            module = copies(layer)[weights.adapter_name]
             kind = "linear" if type(module) is nn.Linear else "any"
         if kind is None:
             continue
         keys = {inner: key_of[id(parameter)] for inner, parameter in module.named_parameters() if id(parameter) in key_of}
         if keys:
-            if (
-                list(layer.active_adapters) != [weights.adapter_name]
-                or layer.disable_adapters
-                or getattr(layer, "merged", False)
-            ):
+            if list(layer.active_adapters) != [weights.adapter_name] or is_disabled(layer) or is_merged(layer):
                 raise NotPacked(f"{name!r} is merged, switched off or has several active adapters")
             if kind == "lora":
                 _check_lora(name, layer, weights.adapter_name, keys)
@@ -148,13 +140,9 @@ def promote_to_parent(
 
 
 def _check_lora(name: str, layer: Any, adapter: str, keys: Mapping[str, str]) -> None:
-    kind = type(layer)
-    if f"{kind.__module__.removeprefix('peft.tuners.lora.')}.{kind.__name__}" not in _LORA_LAYERS:
-        raise NotPacked(f"{name!r} is a {kind.__module__}.{kind.__name__}")
-    if adapter in layer.lora_variant or layer.use_dora.get(adapter) or layer.lora_bias.get(adapter):
-        raise NotPacked(f"{name!r} is more than B A x (DoRA, a bias or another variant)")
-    if type(layer.lora_dropout[adapter]) not in (nn.Identity, nn.Dropout):
-        raise NotPacked(f"{name!r} has a dropout of type {type(layer.lora_dropout[adapter]).__name__}")
+    obstacle = lora_obstacle(layer, adapter)
+    if obstacle is not None:
+        raise NotPacked(f"{name!r} {obstacle}")
     matrices = {f"lora_{letter}.{adapter}.weight" for letter in "AB"}
     other = next((inner for inner in keys if inner not in matrices), None)
     if other is not None:
