@@ -1,0 +1,93 @@
+"""pyproject.toml, the lock in constraints.txt and the Makefile agree about versions."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from lower_bounds import EXTRAS_OF_USERS, lower_bounds
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+LINES = (ROOT / "constraints.txt").read_text().splitlines()
+LOCK = {
+    canonicalize_name(name): Version(version)
+    for name, _, version in (line.partition("==") for line in LINES if not line.startswith("#"))
+}
+
+
+def required(*extras):
+    """The requirements of the package and of the named extras, the package itself left out."""
+    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != PROJECT["name"]]
+
+
+def test_the_lock_holds_versions_and_nothing_of_the_machine_it_was_made_on():
+    # Red for: a URL, a path, a host, an editable install, or the "+cpu" of a wheel that only this machine has.
+    assert LINES[0].startswith("#")
+    wrong = [line for line in LINES[1:] if not re.fullmatch(r"[\w.-]+==\d+(\.\d+)*(\.?(post|rc|a|b)\d+)?", line)]
+    assert not wrong and len(LOCK) == len(LINES) - 1
+
+
+def test_every_dependency_stands_in_the_lock_within_its_bounds():
+    # Red for: a bound that moved and a lock that did not, so that `make test` cannot be installed.
+    for requirement in [*required(*PROJECT["optional-dependencies"]), *map(Requirement, PYPROJECT["build-system"]["requires"])]:
+        assert LOCK.get(canonicalize_name(requirement.name), Version("0")) in requirement.specifier, str(requirement)
+    assert "pip" in LOCK  # installs them, and resolves the extras
+
+
+def test_the_lock_is_complete():
+    # Red for: `pip freeze` without --all, or a dependency of a dependency that floats and breaks an installation of tomorrow.
+    if importlib.metadata.version("transformers") != str(LOCK["transformers"]):
+        pytest.skip("this environment was not made from the lock")
+    open_, seen = [(requirement.name, requirement.extras) for requirement in required(*PROJECT["optional-dependencies"])], set()
+    while open_:
+        name, extras = open_.pop()
+        if (key := (canonicalize_name(name), frozenset(extras))) in seen:
+            continue
+        seen.add(key)
+        assert key[0] in LOCK, name
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            environments = [{**default_environment(), "extra": extra} for extra in ("", *extras)]
+            if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
+                open_.append((requirement.name, requirement.extras))
+
+
+@pytest.mark.parametrize("name", ["transformers", "peft"])
+def test_what_breaks_within_days_is_capped_below_the_next_minor_version(name):
+    # Red for: transformers 5.24, which asks for a PEFT that does not exist, on a user's machine.
+    specifier = next(requirement.specifier for requirement in required() if requirement.name == name)
+    major, minor = LOCK[name].release[:2]
+    assert f"<{major}.{minor + 1}" in str(specifier)
+
+
+def test_whatever_users_install_has_a_lower_bound_that_make_oldest_takes():
+    # Red for: a dependency without a lower bound, or one that the pattern in lower_bounds.py does not read.
+    bounds = lower_bounds()
+    assert set(bounds) == {requirement.name for requirement in required(*EXTRAS_OF_USERS)}
+    for requirement in required(*EXTRAS_OF_USERS):
+        assert f">={bounds[requirement.name]}" in str(requirement.specifier)
+
+
+def test_one_oldest_python_is_named_everywhere():
+    # Red for: a Makefile that lets an older Python begin, and pip fail in the middle.
+    major, minor = re.fullmatch(r">=(\d+)\.(\d+)", PROJECT["requires-python"]).groups()
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"OLDEST_PYTHON := {major}.{minor}\n" in makefile and f"sys.version_info < ({major}, {minor})" in makefile
+    assert f"Python {major}.{minor} and later" in LINES[0]
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{major}{minor}"
+    for name, version in LOCK.items():
+        try:
+            metadata = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if Version(metadata["Version"]).public == version.public:
+            assert f"{major}.{minor}.0" in SpecifierSet(metadata["Requires-Python"] or ""), name
