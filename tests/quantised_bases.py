@@ -55,6 +55,7 @@ def write_wide_base(folder, tokenizer):
         num_attention_heads=2,
         intermediate_size=128,
         max_position_embeddings=64,
+        num_labels=3,  # as load_base asks for: transformers 5.18 keeps a quantised checkpoint's head whatever num_labels is
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
