@@ -11,7 +11,7 @@ def test_the_interval_of_a_mean_is_that_of_scipy():
     values = np.random.default_rng(0).exponential(size=200)
     ours = bootstrap_interval(np.mean, values, level=0.9, num_resamples=20_000)
     theirs = stats.bootstrap(
-        (values,), np.mean, confidence_level=0.9, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+        (values,), np.mean, confidence_level=0.9, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(1)
     ).confidence_interval
     assert ours.value == values.mean()
     # 20,000 resamples know a 5 % quantile to 0.0015 of 20,000, which is 1.5 % of the standard error here.
