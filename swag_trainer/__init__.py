@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
     from swag_trainer.collection.schedule import Evenly, Every
+    from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
@@ -43,6 +44,7 @@ __all__ = [
     "SwagEvaluationMixin",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
+    "SwagTrainerMixin",
     "TooFewCollectionsError",
     "WeightPosterior",
     "__version__",
@@ -66,6 +68,7 @@ _MODULES = {
     "SwagEvaluationMixin": "prediction.trainer_evaluation",
     "SwagPosterior": "posterior.swag",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
+    "SwagTrainerMixin": "collection.trainer_mixin",
     "WeightPosterior": "posterior.base",
     "last_complete_checkpoint": "collection.checkpoints",
     "load_posterior": "posterior",

@@ -12,7 +12,7 @@ from swag_trainer.errors import SwagError
 
 
 class Decision(Enum):
-    """What becomes of a candidate."""
+    """Decision about a candidate."""
 
     SOFT = "soft"  # it joins the average
     HARD = "hard"  # the average begins anew with it
@@ -34,7 +34,8 @@ class Adaptive:
     <Decision.REJECT: 'reject'>
 
     Attributes:
-        metric: A metric of the Trainer's evaluation, "eval_loss" or whatever ``compute_metrics`` returns.
+        metric: A metric of the Trainer's evaluation, "eval_loss" or one that ``compute_metrics`` returns. Where ``eval_dataset`` is a
+            dictionary its name begins with that of a data set: "eval_dev_loss".
         greater_is_better: As in `TrainingArguments`: by default False if the metric's name ends in "loss", else True.
     """
 
@@ -42,7 +43,7 @@ class Adaptive:
     greater_is_better: bool | None = None
 
     def decide(self, *, running: float, averaged: float, accepted: float | None) -> Decision:
-        """Say what becomes of a candidate. A score that is not a number never wins.
+        """Decide about a candidate. A score that is not a number never wins.
 
         Args:
             running: Score of the candidate itself.
@@ -67,18 +68,46 @@ class Adaptive:
             raise SwagError(f"Adaptive(metric={self.metric!r}) is not among the metrics of the evaluation: {sorted(metrics)}.")
         return float(metrics[self.metric])
 
+    def data_set_of(self, eval_dataset: Any) -> str | None:
+        """Return the name of the evaluation set that the metric is measured on; None where there is one set only, or none of this name.
+
+        Args:
+            eval_dataset: The Trainer's; a dictionary if it has several.
+        """
+        if not isinstance(eval_dataset, dict):
+            return None
+        return max((name for name in eval_dataset if self.metric.startswith(f"eval_{name}_")), key=len, default=None)
+
+    def is_measured_in(self, metrics: Mapping[str, float], eval_dataset: Any) -> bool:
+        """Are these the metrics of the evaluation set that decides, and not of another one?"""
+        name = self.data_set_of(eval_dataset)
+        prefix = "eval" if name is None else f"eval_{name}"
+        return self.metric in metrics or f"{prefix}_runtime" in metrics  # the Trainer adds its runtime to every evaluation
+
     def check(self, args: Any, trainer: Any) -> None:
-        """Refuse a run in which nothing would ever be proposed.
+        """Refuse a run in which no weights would ever be proposed.
 
         Raises:
-            SwagError: The run has no evaluations, or the Trainer cannot be reached to make them.
+            SwagError: The run has no evaluations, the Trainer cannot be found to make them, or the metric names none of several
+                evaluation sets.
         """
         if trainer is None:
-            raise SwagError(f"{self} evaluates the average through the Trainer, and no Trainer called this callback.")
-        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no" or trainer.eval_dataset is None:
+            raise SwagError(
+                f"{self} evaluates the average through the Trainer, and no Trainer was found that called this callback. Let your Trainer "
+                "inherit from swag_trainer.SwagTrainerMixin, or call swag.attach(trainer) before trainer.train()."
+            )
+        if str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no" or trainer.eval_dataset in (None, {}):
             raise SwagError(
                 f"{self} decides at evaluations, and this run has none: pass eval_dataset=... to the Trainer and "
                 'eval_strategy="steps" or "epoch" to TrainingArguments.'
+            )
+        if isinstance(trainer.eval_dataset, dict) and self.data_set_of(trainer.eval_dataset) is None:
+            losses = [f"eval_{name}_loss" for name in trainer.eval_dataset]
+            raise SwagError(
+                f"Adaptive(metric={self.metric!r}) belongs to none of the evaluation sets {sorted(trainer.eval_dataset)}, whose metrics "
+                f"have their names in them. Choose the one that decides: Adaptive(metric={losses[0]!r})"
+                + "".join(f" or {loss!r}" for loss in losses[1:])
+                + ", or another metric of theirs in place of the loss."
             )
 
     def _better(self, one: float, other: float) -> bool:
@@ -99,7 +128,7 @@ def propose(
 
     Args:
         collector: What holds the average; changed unless the decision is to reject.
-        acceptance: Who decides.
+        acceptance: The rule that decides.
         running: Score of the weights as they are.
         evaluate: Gives the score of what the model holds when it is called.
         step: Number of the optimizer step, for the record.

@@ -1,9 +1,10 @@
-"""SwagCallback: the Trainer's events -> the collector, the file in every checkpoint, the posterior beside the adapter."""
+"""SwagCallback: collects a SWAG posterior during Trainer.train, through checkpoints, resumption and pushes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,43 +15,44 @@ from transformers.trainer_callback import ExportableState
 
 from swag_trainer.adapters.initialisation import initial_lora_if_needed
 from swag_trainer.adapters.keys import adapted_model
-from swag_trainer.adapters.plain_lora import to_plain_lora
 from swag_trainer.adapters.precision import low_precision_warning, upcast_to_float32
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
+from swag_trainer.collection.checkpoints import adapters_digest
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
 from swag_trainer.collection.log_metrics import CollectionMetrics
-from swag_trainer.collection.records import claim, moments_file, store
+from swag_trainer.collection.output_folder import delete_stale_posterior, save_portable, warn_about_plain_lora
+from swag_trainer.collection.records import moments_file, register, store
 from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
-from swag_trainer.collection.schedule import Evenly, Schedule, due_steps
+from swag_trainer.collection.schedule import Evenly, Schedule, collection_steps
 from swag_trainer.collection.trainer_access import (
+    TrainerAware,
     TrainerLogMetrics,
     asked_by_a_new_state,
-    calling_trainer,
-    evaluate_quietly,
+    evaluate_without_logging,
     output_folder,
-    remove_from_hub,
     wait_for_uploads,
+    warn_without_trainer,
 )
+from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
 from swag_trainer.distributed import count_processes, is_first
 from swag_trainer.errors import SwagError, TooFewCollectionsError
-from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.saved_adapter import InitialWeights
 from swag_trainer.posterior.swag import SwagPosterior
 
 logger = logging.getLogger(__name__)
 
 
-class SwagCallback(TrainerCallback, ExportableState):
+class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
     """Collects a SWAG posterior over a PEFT adapter's weights while the Trainer trains it.
 
     >>> from swag_trainer import Every, SwagCallback
     >>> swag = SwagCallback()                                                     # good as it is; or:
     >>> swag = SwagCallback(schedule=Every(steps=50, start=0.5), rank=20, learning_rate=2e-4)
 
-    Put it into ``Trainer(callbacks=[swag])``. When training is over, ``swag.posterior`` is the posterior, the adapter in the model
+    Put it into ``Trainer(callbacks=[swag])``; a Trainer that inherits from `SwagTrainerMixin` hands itself over, any other is found. When training is over, ``swag.posterior`` is the posterior, the adapter in the model
     holds its mean (the SWA solution), and both lie in ``args.output_dir``, so that ``trainer.push_to_hub()`` takes them along.
     Every ``checkpoint-N`` holds the moments so far; a resumed run ends with the posterior of an uninterrupted one, bit for bit.
 
@@ -70,14 +72,14 @@ class SwagCallback(TrainerCallback, ExportableState):
         final_weights: What the adapter holds after training: the posterior "mean", or what the Trainer left ("trained": the last
             iterate, or the best one under ``load_best_model_at_end``).
         acceptance: `Adaptive` lets the evaluations decide which weights are collected (ASWA): the schedule then says only when this
-            begins, and every evaluation from there on proposes the weights it saw.
-        low_precision: What to do about trained weights below float32, a head on a bfloat16 base for instance: "warn", or "upcast" to
+            begins, and every evaluation from there on proposes the weights that it evaluated.
+        low_precision: Treatment of trained weights below float32, a head on a bfloat16 base for instance: "warn", or "upcast" to
             hold them in float32 from the moment the Trainer is made. LoRA's own matrices are float32 already.
-        adapter_name: Which adapter to collect; the active one by default.
+        adapter_name: Which adapter to collect; default: the active one.
         name: Tells several SwagCallbacks of one Trainer apart. The one called "default" saves beside the adapter in ``output_dir``;
             another saves adapter and posterior in a folder of its name there, and never writes into the model.
         resume_from: Folder of the checkpoint that training resumes from, where that is not ``output_dir/checkpoint-N``: the
-            Trainer does not tell a callback.
+            Trainer does not pass it to a callback.
         device: Where the statistics live.
     """
 
@@ -123,7 +125,8 @@ class SwagCallback(TrainerCallback, ExportableState):
         self._prepared: Any = None  # the model that `_prepare` saw, and what it found
         self._stay_low: list[str] = []
         self._initial: InitialWeights | None = None
-        self._figures: TrainerLogMetrics | None = None
+        self._log_metrics: CollectionMetrics | None = None
+        self._log_callback: TrainerLogMetrics | None = None
 
     @property
     def posterior(self) -> SwagPosterior:
@@ -143,21 +146,21 @@ class SwagCallback(TrainerCallback, ExportableState):
 
     @property
     def num_collected(self) -> int:
-        """How many weight vectors were collected so far; in a distributed run the first process knows, and all of them at the end."""
+        """How many weight vectors were collected so far; in a distributed run in the first process, and in all of them at the end."""
         return 0 if self._collector is None else len(self._collector.snapshots.steps)
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
         """Look at the model before the Trainer makes its optimizer and before it loads a checkpoint."""
-        with contextlib.suppress(SwagError):  # what is wrong is said when training begins
+        with contextlib.suppress(SwagError):  # raised when training begins
             self._prepare(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **kwargs: Any
     ) -> None:
         """Check everything that would otherwise fail late, take over the learning rate, and read the moments of a resumed run."""
-        record = claim(state, callback=type(self).__name__, name=self.name)
+        record = register(state, callback=type(self).__name__, name=self.name)
         self._posterior, self._run = None, None
         if adapted_model(model) is not self._prepared:  # ``model_init`` made it anew
             self._prepare(model)
@@ -168,68 +171,77 @@ class SwagCallback(TrainerCallback, ExportableState):
         low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
         if low and is_first():
             logger.warning("%s", low)
-        due = due_steps(
+        steps = collection_steps(
             self.schedule,
             max_steps=state.max_steps,
             steps_per_epoch=steps_per_epoch(kwargs.get("train_dataloader"), args),
         )
-        if len(due) < 2:
+        if len(steps) < 2:
             raise TooFewCollectionsError(
-                f"A posterior needs at least 2 collections: {self.schedule} is due at {len(due)} of the {state.max_steps} steps of this run. "
+                f"A posterior needs at least 2 collections: {self.schedule} collects at {len(steps)} of the {state.max_steps} steps of this run. "
                 "Collect more often or start earlier; SwagCallback() without arguments fits any length."
             )
-        trainer = calling_trainer()
+        trainer = self.find_trainer(state)
         if self.acceptance is not None:
             self.acceptance.check(args, trainer)
+        if trainer is None and is_first():
+            warn_without_trainer()
         scheduler = kwargs["lr_scheduler"]
-        self._rate_falls = apply_collection_rate(scheduler, self.learning_rate, first=due[0], last=due[-1])
+        self._rate_falls = apply_collection_rate(scheduler, self.learning_rate, first=steps[0], last=steps[-1])
         settings = {"rank": self.rank, **choice, "max_steps": state.max_steps, "world_size": count_processes()}
-        run = TrainingRun(args, state, scheduler, frozenset(due), settings, output_folder(trainer, args))
+        run = TrainingRun(args, state, scheduler, frozenset(steps), settings, output_folder(trainer, args))
         if state.global_step > 0:
             run.resume(self._collector, record, filename=self.moments_file, resume_from=self.resume_from)
         self._run = run
         self.on_step_end(args, state, control)  # for a checkpoint that was made before this callback came to its step
-        if trainer is not None:
-            if self._figures is not None:  # of a run that was interrupted
-                self._figures.leave(trainer)
-            self._figures = TrainerLogMetrics(CollectionMetrics(self._collector, self.name))
-            self._figures.stand_first_in(trainer)
+        self._log_metrics = CollectionMetrics(self._collector, self.name)
+        if trainer is not None and not isinstance(trainer, SwagTrainerMixin):
+            if self._log_callback is not None:  # of a run that was interrupted
+                self._log_callback.remove(trainer)
+            self._log_callback = TrainerLogMetrics(self.log_metrics)
+            self._log_callback.insert_first(trainer)
+
+    def log_metrics(self) -> Mapping[str, float]:
+        """Return the metrics of the collection for the next training log; empty outside of a training run."""
+        return {} if self._run is None or self._log_metrics is None else self._log_metrics()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Collect if this step is due: once per optimizer step, after the scheduler."""
+        """Collect if the schedule says so: once per optimizer step, after the learning rate's scheduler."""
         run = self._run
-        if run is None or self.acceptance is not None or state.global_step == run.handled:
+        if run is None or self.acceptance is not None or state.global_step == run.last_processed_step:
             return
-        run.handled = state.global_step
-        if run.handled in run.due:
-            self._collector.collect(step=run.handled, learning_rate=run.rate_of_step())
+        run.last_processed_step = state.global_step
+        if state.global_step in run.collection_steps:
+            self._collector.collect(step=state.global_step, learning_rate=run.rate_of_step())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, metrics: dict[str, Any], **kwargs: Any
     ) -> None:
         """With `Adaptive` acceptance: propose the weights that were just evaluated, once for each step."""
         run = self._run
-        if run is None or self.acceptance is None or state.global_step == run.handled or state.global_step < min(run.due):
+        step, acceptance = state.global_step, self.acceptance
+        if run is None or acceptance is None or step == run.last_processed_step or step < min(run.collection_steps):
             return
-        trainer = calling_trainer()
-        if self.acceptance.metric not in metrics and isinstance(trainer.eval_dataset, dict):
-            return  # the evaluation of another one of several data sets
-        run.handled = state.global_step
+        trainer = self.find_trainer(state)
+        if not acceptance.is_measured_in(metrics, trainer.eval_dataset):
+            return
+        run.last_processed_step = step
+        data_set = acceptance.data_set_of(trainer.eval_dataset)
         propose(
             self._collector,
-            self.acceptance,
-            running=self.acceptance.score(metrics),
-            evaluate=lambda: self.acceptance.score(evaluate_quietly(trainer)),
-            step=run.handled,
+            acceptance,
+            running=acceptance.score(metrics),
+            evaluate=lambda: acceptance.score(evaluate_without_logging(trainer, data_set)),
+            step=step,
             learning_rate=run.rate_of_step(),
         )
 
     def state(self) -> dict[str, Any]:
-        """Write the moments into the checkpoint that the Trainer is saving, and their digest into its trainer_state.json.
+        """Write the moments into the checkpoint that the Trainer is saving, and digests of them and of the adapters into its record.
 
         The Trainer asks for this on every kind of save, after the adapter and before trainer_state.json, the push and the deletion
         of old checkpoints; ``on_save`` comes after all of these and not at all for a checkpoint made on SIGTERM. Only the process
-        that saves is asked, so nothing is collected here: a checkpoint made at a due step before `on_step_end` came to it is
+        that saves is asked, so nothing is collected here: a checkpoint made at a collection step before `on_step_end` was called is
         resumed from by collecting the weights that it holds.
 
         Returns:
@@ -238,41 +250,36 @@ class SwagCallback(TrainerCallback, ExportableState):
         """
         run = None if asked_by_a_new_state() else self._run
         if run is not None and self._collector is not None and run.checkpoint_folder().is_dir():
-            run.saved = run.state.global_step
-            digest = (
-                self._collector.save(run.checkpoint_folder() / self.moments_file) if self.num_collected and is_first() else None
-            )
-            store(run.state, self.name, run.record(digest))
+            run.saved, folder = run.state.global_step, run.checkpoint_folder()
+            digest = self._collector.save(folder / self.moments_file) if self.num_collected and is_first() else None
+            store(run.state, self.name, run.record(digest, adapters_digest=adapters_digest(folder)))
         return {"args": {}, "attributes": {}}
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the posterior into the output folder before the Trainer uploads it; only the process that uploads is asked."""
         if self._collector is None or not args.should_save or not is_first():
             return
-        wait_for_uploads(calling_trainer())
+        trainer = self.find_trainer(state)
+        wait_for_uploads(trainer)
         folder = self._folder_in(Path(args.output_dir))
         if self._run is None and self._posterior is not None:
-            _portable(self._posterior).save_pretrained(folder)
+            save_portable(self._posterior, folder)
         elif self._run is not None and self.num_collected >= 2:
             # Beside the adapter in the checkpoint: that is what the Trainer copies into the folder now.
             adapter = self._run.saved_adapter(self._collector.weights.adapter_name)
-            _portable(self._collector.posterior(adapter=adapter)).save_pretrained(folder)
+            save_portable(self._collector.posterior(adapter=adapter), folder)
         else:
-            stale = folder / POSTERIOR_FILE
-            if stale.exists():
-                logger.info("%s of an earlier run is deleted: the adapter beside it is being replaced.", str(stale))
-                stale.unlink()
-            remove_from_hub(calling_trainer(), stale.relative_to(args.output_dir).as_posix())
+            delete_stale_posterior(trainer, folder, args.output_dir)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the mean into the adapter, make the posterior, and save both in the output folder."""
         run, self._run = self._run, None
         if run is None or self._collector is None:
             return
-        trainer = calling_trainer()
+        trainer = self.find_trainer(state)
         if trainer is not None:
-            if self._figures is not None:
-                self._figures.leave(trainer)
+            if self._log_callback is not None:
+                self._log_callback.remove(trainer)
             wait_for_uploads(trainer)
             if self.name == "default":  # the others want the model as the Trainer left it, before the mean is put into it
                 for other in trainer.callback_handler.callbacks:
@@ -283,30 +290,24 @@ class SwagCallback(TrainerCallback, ExportableState):
         if posterior is None:
             # Not raised here: the trained model must reach the lines after trainer.train(). `posterior` raises when it is asked for.
             logger.warning(
-                "No SWAG posterior: the run ended at step %d with %d collections; %s is due at %d steps, the first is step %d.",
+                "No SWAG posterior: the run ended at step %d with %d collections; %s collects at %d steps, the first is step %d.",
                 state.global_step,
                 self.num_collected,
                 self.schedule,
-                len(run.due),
-                min(run.due),
+                len(run.collection_steps),
+                min(run.collection_steps),
             )
             return
         if self.final_weights == "mean" and not into_model:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
         self._posterior = posterior
-        rates = [] if self._rate_falls else posterior.collection.learning_rates  # that was said at the beginning
+        rates = [] if self._rate_falls else posterior.collection.learning_rates  # a warning was logged at the beginning
         concern = warning(posterior.collection.diagnostics, rates)
         if concern and is_first():
             logger.warning("%s", concern)
         if args.should_save:
-            _portable(posterior).save_pretrained(self._folder_in(run.output))
-            if not posterior.adapter.is_reproducible:
-                logger.warning(
-                    "The adapter was initialised with %r, which no other process can repeat: its posterior was saved as plain LoRA. "
-                    "trainer.save_model() and trainer.push_to_hub() would put the adapter itself in its place; call "
-                    "swag_trainer.to_plain_lora(swag.posterior) and its save_pretrained() and push_to_hub().",
-                    posterior.record.initialisation,
-                )
+            save_portable(posterior, self._folder_in(run.output))
+            warn_about_plain_lora(posterior)
 
     def _prepare(self, model: Any) -> None:
         """Hold the trained weights in float32 if asked to, and keep A0 and B0 where the adapter's initialisation changed the base."""
@@ -318,8 +319,3 @@ class SwagCallback(TrainerCallback, ExportableState):
 
     def _folder_in(self, output: Path) -> Path:
         return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
-
-
-def _portable(posterior: SwagPosterior) -> SwagPosterior:
-    """The posterior as another process can load it: plain LoRA where the adapter's initialisation cannot be repeated there."""
-    return posterior if posterior.adapter.is_reproducible else to_plain_lora(posterior)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run that was cut off goes on from.
+"""Search for the last complete checkpoint, from which a run that was interrupted can be resumed.
 
 The Trainer writes into ``checkpoint-N`` file by file, ``trainer_state.json`` last, and deletes old checkpoints file by file too. Its
 own search (``transformers.trainer_utils.get_last_checkpoint``) takes the highest number, an empty or half-written folder included.
@@ -41,7 +41,7 @@ def adapters_digest(checkpoint: str | Path) -> str:
     """Return a SHA-256 over the adapter files in a checkpoint folder, those in sub-folders included: their names and their bytes.
 
     A checkpoint that is written a second time gets its new adapter first and its new trainer_state.json last. Killed in between, all
-    its files are whole, and they are of two saves. A record that holds this digest as "adapters" gives that away.
+    its files are complete, but of two saves. The record of every SwagCallback holds this digest, by which that is noticed.
 
     Raises:
         OSError: A file cannot be read.
@@ -62,7 +62,7 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
     That line starts a run, and goes on with one that was killed, wherever it was killed. A ``checkpoint-N`` counts if its
     ``trainer_state.json`` is whole and of step N, every weights file and every state of optimizer, scheduler and random numbers is
-    there and was written to its end, and the moments of every SwagCallback have the digest that trainer_state.json records. One made
+    there and was written to its end, and the adapters and the moments of every SwagCallback have the digests that trainer_state.json records. One made
     with ``save_only_model=True`` does not count: the Trainer would go on from it with a fresh optimizer and say nothing.
 
     Only headers and end marks of the Trainer's files are read, so bytes that changed inside one go unnoticed; so does the random state
@@ -77,7 +77,7 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         to go on from in it. The log says at INFO which checkpoints were passed over and why, at WARNING if that were all of them.
 
     Raises:
-        SwagError: ``folder`` is no folder or cannot be read. Starting anew would then throw away what may well be there.
+        SwagError: ``folder`` is not a folder or cannot be read. Starting anew would then discard the checkpoints that may be there.
     """
     folder = Path(folder)
     try:
@@ -186,8 +186,10 @@ def _check_records(checkpoint: Path, stateful_callbacks: object) -> None:
                 raise IncompleteError(
                     f"{moments_file(name)} has the digest {found[:12]}, {_STATE_FILE} says {record['digest'][:12]}."
                 )
-        if record.get("adapters") is not None and record["adapters"] != adapters_digest(checkpoint):
-            raise IncompleteError(f"its adapter is not the one that {_STATE_FILE} belongs to; two saves were mixed here.")
+        if record.get("adapters_digest") is not None and record["adapters_digest"] != adapters_digest(checkpoint):
+            raise IncompleteError(
+                f"its adapter is not the one that {_STATE_FILE} was saved with; two saves are mixed in this folder."
+            )
 
 
 def _adapter_files(checkpoint: Path) -> list[Path]:

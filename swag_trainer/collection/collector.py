@@ -1,4 +1,4 @@
-"""SwagCollector: weights -> moments -> posterior. It needs no Trainer and can be driven by any training loop."""
+"""SwagCollector: collects weights of any training loop into running moments and makes a posterior of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
-from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
-from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.plain_lora import needs_lift
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.diagnostics import trajectory_statistics
+from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
+from swag_trainer.collection.moments_storage import read_moments, write_moments
 from swag_trainer.collection.snapshots import Snapshots
 from swag_trainer.distributed import (
     broadcast_document,
@@ -25,13 +24,11 @@ from swag_trainer.distributed import (
     gather_numbers,
     is_first,
 )
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError, TooFewCollectionsError
+from swag_trainer.errors import PosteriorFormatError, SwagError, TooFewCollectionsError
 from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import InitialWeights, SavedAdapter
-from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
 from swag_trainer.posterior.tensor_file import check_names
 from swag_trainer.version import __version__
@@ -75,17 +72,11 @@ class SwagCollector:
         initial: InitialWeights | None = None,
     ) -> None:
         self.weights = AdapterWeights(model, adapter_name)
-        homeless = find_unsaved_modules(self.weights.model, self.weights.adapter_name)
-        if homeless:
-            heads = [*(name.rpartition(".")[2] for name in homeless), "classifier"]
-            raise SwagError(
-                f"The module {homeless[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
-                f"load and no saved adapter gives this model's answers. Train and save it: LoraConfig(modules_to_save={heads!r})."
-            )
+        check_saved_modules(self.weights)
         self._initial = initial
         self._choice = {"schedule": schedule, "acceptance": acceptance}
-        self._base = _base_metadata(self.weights)
-        self._problem_type: str | None = None  # as a checkpoint tells it
+        self._base = base_metadata(self.weights)
+        self._problem_type: str | None = None  # of the checkpoint that the run was resumed from
         self.layout = self.weights.layout
         check_names(self.layout.keys)
         self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
@@ -94,6 +85,7 @@ class SwagCollector:
         self.score: float | None = None
         self._device = torch.device(device)
         self._is_over = False
+        self._gaussian: LowRankGaussian | None = None  # what `finish` made of the moments
         self._row = None if is_first() else torch.empty(self.layout.size, device=device)
         self._pieces_of: dict[
             int, list[Tensor]
@@ -139,6 +131,7 @@ class SwagCollector:
             AdapterMismatchError: The adapter was changed.
             SwagError: The processes have different weights.
         """
+        self._refuse_after_the_end()
         row = self.moments.next_row if self._row is None else self._row
         pieces = self._pieces_of.get(row.data_ptr())
         if pieces is None:
@@ -146,10 +139,10 @@ class SwagCollector:
         self.weights.copy_into(pieces)
         if count_processes() > 1:
             checksums = gather_numbers(int(row.view(torch.int32).sum(dtype=torch.int64)))
-            strangers = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
-            if strangers:
+            mismatched_ranks = [rank for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
+            if mismatched_ranks:
                 raise SwagError(
-                    f"At step {step} the adapter's weights in the processes {strangers} are not those in process 0, so there is no one "
+                    f"At step {step} the adapter's weights in the processes {mismatched_ranks} are not those in process 0, so there is no one "
                     "trajectory to collect. Do all of them start from the same weights and exchange their gradients (DDP does both)?"
                 )
         return row
@@ -185,11 +178,15 @@ class SwagCollector:
                 "The adapter's weights are cut up over processes, and this one cannot put them together alone. Ask after train(); "
                 "without a Trainer, call finish() in every process."
             )
-        gaussian = LowRankGaussian(self.moments.mean.cpu(), self.moments.variance.cpu(), self.moments.deviations.cpu())
+        gaussian = self._gaussian or LowRankGaussian(
+            self.moments.mean.cpu(), self.moments.variance.cpu(), self.moments.deviations.cpu()
+        )
         return self._posterior(gaussian, adapter or self.weights.saved())
 
     def finish(self, *, into_model: bool = True) -> SwagPosterior | None:
         """Make the posterior known to every process and its mean the adapter; every process has to call this.
+
+        The posterior takes over the memory of the statistics: nothing can be collected afterwards.
 
         Args:
             into_model: Put the mean into the model. Otherwise the posterior lies beside the adapter as it stands there.
@@ -201,16 +198,20 @@ class SwagCollector:
         self.snapshots, self._is_over = Snapshots.of_rows(rows), True
         if count < 2:
             return None
-        size, moments = self.layout.size, self.moments if is_first() else None
-        mean = broadcast_tensor(moments and moments.mean, shape=(size,))
-        variance = broadcast_tensor(moments and moments.variance, shape=(size,))
-        deviations = broadcast_tensor(moments and moments.deviations, shape=(min(count, self.moments.rank), size))
+        if self._gaussian is None:
+            size = self.layout.size
+            parts = self.moments.release() if is_first() else (None, None, None)
+            shapes = ((size,), (size,), (min(count, self.moments.rank), size))
+            self._gaussian = LowRankGaussian(
+                *(broadcast_tensor(part, shape=shape) for part, shape in zip(parts, shapes, strict=True))
+            )
+            self._pieces_of = {}
         if into_model:
-            self.weights.write(self.layout.unflatten(mean))
-        return self._posterior(LowRankGaussian(mean, variance, deviations), self.weights.saved())
+            self.weights.write(self.layout.unflatten(self._gaussian.mean))
+        return self._posterior(self._gaussian, self.weights.saved())
 
     def statistics(self) -> dict[str, float]:
-        """Return what the trajectory says so far, see `trajectory_statistics`; empty in processes other than the first."""
+        """Return the diagnostics of the trajectory so far, see `trajectory_statistics`; empty in processes other than the first."""
         return trajectory_statistics(self.moments.deviations, count=self.moments.count) if is_first() else {}
 
     def restart(self) -> None:
@@ -220,19 +221,14 @@ class SwagCollector:
 
     def save(self, path: Path) -> str:
         """Write the moments to a file, whole or not at all, and return its content digest."""
-        for leftover in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-        document = {
-            "keys": list(self.layout.keys),
-            "shapes": [list(shape) for shape in self.layout.shapes],
-            "rank": self.moments.rank,
-            "count": self.moments.count,
+        self._refuse_after_the_end()
+        metadata = {
             "num_skipped": self.num_skipped,
             "score": self.score,
             "problem_type": self._task_metadata()["problem_type"],
             "snapshots": self.snapshots.as_rows(),
         }
-        return write_file(path, self.moments.tensors(), document)
+        return write_moments(path, self.layout, self.moments, metadata)
 
     def restore(self, path: Path, *, digest: str) -> None:
         """Continue from a file that `save` wrote; the next collection does what it would have done in the first process.
@@ -245,28 +241,15 @@ class SwagCollector:
             PosteriorFormatError: The file is damaged or its digest is another one.
             AdapterMismatchError: The moments are of another adapter, or of another rank.
         """
-        tensors, document, found = read_file(path)
-        if found != digest:
-            raise PosteriorFormatError(
-                f"{str(path)!r} has the digest {found[:12]}, the checkpoint's record says {digest[:12]}."
-            )
+        moments, metadata = read_moments(path, digest=digest, layout=self.layout, rank=self.moments.rank, device=self._device)
         try:
-            layout = WeightLayout(tuple(document["keys"]), tuple(tuple(shape) for shape in document["shapes"]))
-            count, rank = int(document["count"]), int(document["rank"])
-            difference = layout.difference(self.layout, ours="The checkpoint", theirs="The model")
-            if difference:
-                raise AdapterMismatchError(f"The moments in {str(path)!r} are of another adapter. {difference}")
-            if rank != self.moments.rank:
-                raise AdapterMismatchError(
-                    f"The moments in {str(path)!r} have rank={rank}, this run has rank={self.moments.rank}."
-                )
-            self.moments = RunningMoments.from_tensors(tensors, count=count, rank=rank, device=self._device)
-            self._pieces_of = {}
-            self.num_skipped, self.snapshots = int(document["num_skipped"]), Snapshots.of_rows(document["snapshots"])
-            self.score = None if document["score"] is None else float(document["score"])
-            self._problem_type = None if document["problem_type"] is None else str(document["problem_type"])
+            num_skipped, snapshots = int(metadata["num_skipped"]), Snapshots.of_rows(metadata["snapshots"])
+            score = None if metadata["score"] is None else float(metadata["score"])
+            problem_type = None if metadata["problem_type"] is None else str(metadata["problem_type"])
         except (KeyError, TypeError, ValueError) as error:
-            raise PosteriorFormatError(f"{str(path)!r} holds no moments of a collection: {error!r}.") from error
+            raise PosteriorFormatError(f"{str(path)!r} does not hold the moments of a collection: {error!r}.") from error
+        self.moments, self.num_skipped, self.snapshots = moments, num_skipped, snapshots
+        self.score, self._problem_type, self._pieces_of = score, problem_type, {}
 
     def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior:
         taken = self.snapshots
@@ -294,14 +277,13 @@ class SwagCollector:
         return SwagPosterior(self.layout, gaussian, record, collection, adapter)
 
     def _task_metadata(self) -> dict[str, Any]:
-        # Asked for late: a model writes its problem type into its configuration at the first step.
-        config = getattr(base_model(self.weights.model), "config", None)
-        id2label = getattr(config, "id2label", None) or {}
-        return {
-            "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
-            "problem_type": getattr(config, "problem_type", None) or self._problem_type,
-            "pad_token_id": getattr(config, "pad_token_id", None),
-        }
+        return task_metadata(self.weights, problem_type=self._problem_type)
+
+    def _refuse_after_the_end(self) -> None:
+        if self._gaussian is not None:
+            raise SwagError(
+                "finish() has ended this collection and made its statistics the posterior. Begin with a new SwagCollector."
+            )
 
     def _skip(self, row: Tensor, step: int) -> None:
         self.num_skipped += 1
@@ -314,14 +296,3 @@ class SwagCollector:
             step,
             key,
         )
-
-
-def _base_metadata(weights: AdapterWeights) -> dict[str, Any]:
-    initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
-    # Where the base is cut up over processes too, nobody has a whole weight of it to measure.
-    measured = initialisation is not None and not weights.is_sharded
-    return {
-        "base_revision": getattr(getattr(base_model(weights.model), "config", None), "_commit_hash", None),
-        "initialisation": initialisation,
-        "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
-    }

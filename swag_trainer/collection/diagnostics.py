@@ -1,4 +1,4 @@
-"""What the trajectory of the snapshots says about the posterior made of them.
+"""Diagnostics of a trajectory: effective rank, autocorrelation and drift of the snapshots.
 
 SWAG takes the spread of the snapshots for the posterior's. That is fair when they wander around one place, and it is not when they
 still travel: then the first of them differ from the last, and the covariance measures the journey.
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 FALLING_RATE = 0.5  # of the first snapshot's learning rate
-TRAVELLING = 0.6  # share of the spread
+TRAVELLING = 0.6  # fraction of the spread
 
 
 def trajectory_statistics(deviations: Tensor, *, count: int) -> dict[str, float]:
-    """Return what the latest K snapshots say, from the dot products of their deviations alone.
+    """Return diagnostics of the latest K snapshots, computed from the dot products of their deviations alone.
 
     Args:
         deviations: The deviations that were kept, oldest first, each from the mean as it stood. Shape (K, P).
@@ -25,7 +25,7 @@ def trajectory_statistics(deviations: Tensor, *, count: int) -> dict[str, float]
           low-rank covariance is spread (the participation ratio of its eigenvalues).
         * ``autocorrelation``: of one snapshot with the next, about their common mean, averaged over the weights by their variance:
           near 1 for a slow walk, near 0 for independent snapshots.
-        * ``drift``: the share of the snapshots' spread that lies between the first and the second half of them, in [0, 1]: about
+        * ``drift``: the fraction of the snapshots' spread that lies between the first and the second half of them, in [0, 1]: about
           1 / K for independent ones, 0.75 for a straight line.
 
         Empty for fewer than four snapshots, or when nothing moved.
@@ -58,7 +58,7 @@ def trajectory_statistics(deviations: Tensor, *, count: int) -> dict[str, float]
 
 
 def warning(statistics: dict[str, float], learning_rates: list[float | None]) -> str | None:
-    """Say in plain words what the posterior mostly measures, where that is not the posterior; None where all is well."""
+    """Return a warning about a trajectory that a Gaussian does not describe well; None where there is none."""
     rates = [rate for rate in learning_rates if rate is not None]
     if rates and rates[-1] < FALLING_RATE * rates[0]:
         return (

@@ -1,4 +1,4 @@
-"""Was a file written to its end? Of weights and of ``torch.save`` files only headers and end marks are read."""
+"""Detection of truncated files by their headers and end marks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def check_written(path: Path) -> None:
     with opened(path) as (file, size):
         whole = _is_whole_safetensors(file, size) if path.suffix == ".safetensors" else _is_whole_zip(file, size)
     if not whole:
-        raise IncompleteError(f"{path.name} ends before its end: it has {size} bytes.")
+        raise IncompleteError(f"{path.name} is truncated: it has {size} bytes.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        IncompleteError: It is cut off, too large, or holds something else.
+        IncompleteError: It is truncated, too large, or holds something else.
     """
     with opened(path) as (file, size):
         if size > _MAX_JSON_BYTES:
@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise IncompleteError(f"{path.name} is cut off or no JSON: it has {size} bytes.") from None
+        raise IncompleteError(f"{path.name} is truncated or not valid JSON: it has {size} bytes.") from None
     if not isinstance(value, dict):
         raise IncompleteError(f"{path.name} should hold a JSON object, it holds a {type(value).__name__}.")
     return value
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file and tell its size; a pipe or a device, which could be read for ever, is refused."""
+    """Open a file and return it with its size; a pipe or a device, which could be read for ever, is refused."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

@@ -36,6 +36,7 @@ from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
 from swag_trainer.posterior.tensor_file import check_finite
+from swag_trainer.tasks import task_of_adapter
 from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -340,6 +341,7 @@ def _adapter_metadata(adapter: SavedAdapter) -> dict[str, Any]:
     return {
         "base_model": adapter.base_model,
         "base_revision": text("revision"),
+        "task": task_of_adapter(adapter.config),
         "initialisation": base_changed_by(adapter.config),
         "adapter_digest": adapter.digest,
         "versions": versions | ({"peft": peft_version} if peft_version else {}),

@@ -1,6 +1,6 @@
-"""The learning rate of the collection phase.
+"""Learning rate of the collection phase: held constant, or given.
 
-SWAG wants snapshots of a trajectory at a roughly constant rate. Taken while the rate falls to zero they measure the schedule.
+SWAG wants snapshots of a trajectory at a roughly constant rate. Snapshots of a rate that falls to zero measure the schedule.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
         last: Step of the last one.
 
     Returns:
-        Whether the schedule was left alone and falls, which was said.
+        Whether the schedule was left alone and falls, about which a warning was logged.
 
     Raises:
-        SwagError: The rate cannot be held: it would be zero, or the scheduler is of a kind whose course cannot be told ahead.
+        SwagError: The rate cannot be held: it would be zero, or the scheduler is of a kind whose rates cannot be computed ahead.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it for DeepSpeed
     if not isinstance(scheduler, LambdaLR):
@@ -50,7 +50,7 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
     scheduler.lr_lambdas = [
         _held(original, base, rate, first) for original, base in zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
     ]
-    # What LambdaLR.get_lr would say now: matters if collection has begun already (a resume, or a start at step 0).
+    # What LambdaLR.get_lr would return now: matters if collection has begun already (a resume, or a start at step 0).
     for group, factor, base in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
         group["lr"] = base * factor(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
@@ -72,8 +72,8 @@ def _held(original: Callable[[int], float], base: float, rate: float | str, firs
             return target
         if step <= begin:
             return original(step)
-        share = (step - begin) / (first - begin)
-        return (1 - share) * original(begin) + share * target
+        fraction = (step - begin) / (first - begin)
+        return (1 - fraction) * original(begin) + fraction * target
 
     return factor
 

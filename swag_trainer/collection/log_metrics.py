@@ -1,4 +1,4 @@
-"""The figures of a collection that go into the Trainer's logs."""
+"""Metrics of a collection for the Trainer's logs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from swag_trainer.distributed import is_first
 
 
 class CollectionMetrics:
-    """What to put into the logs at the moment of asking: snapshots, rate, deviation, and what the trajectory says.
+    """Metrics for the logs: number of snapshots, learning rate, deviation, and diagnostics of the trajectory.
 
-    The last takes a few milliseconds and is renewed only after every few snapshots, so that it costs nothing beside the training also
+    The diagnostics take a few milliseconds and are computed only after every few snapshots, so that they cost nothing beside the training also
     where every step is logged.
 
     Args:
-        collector: What they are about.
-        name: Of the callback; that of one not called "default" is put behind the figures' names.
+        collector: The collection.
+        name: Of the callback; a name other than "default" is appended to the names of the metrics.
     """
 
     def __init__(self, collector: SwagCollector, name: str) -> None:
@@ -29,15 +29,15 @@ class CollectionMetrics:
             return {}
         snapshots, score = self.collector.snapshots, self.collector.score
         count = len(snapshots.steps)
-        figures: dict[str, float] = {"swag_snapshots": count}
+        metrics: dict[str, float] = {"swag_snapshots": count}
         if count:
-            figures["swag_deviation_norm"] = snapshots.deviation_norms[-1]
+            metrics["swag_deviation_norm"] = snapshots.deviation_norms[-1]
         if count and snapshots.learning_rates[-1] is not None:
-            figures["swag_learning_rate"] = snapshots.learning_rates[-1]
+            metrics["swag_learning_rate"] = snapshots.learning_rates[-1]
         if score is not None:
-            figures["swag_score"] = score
+            metrics["swag_score"] = score
         # Fewer than before: the acceptance began anew.
         if not 0 <= count - self._statistics_at < max(1, self.collector.moments.rank // 4):
             self._statistics, self._statistics_at = self.collector.statistics(), count
-        figures |= {f"swag_{name}": value for name, value in self._statistics.items()}
-        return figures if self.name == "default" else {f"{name}_{self.name}": value for name, value in figures.items()}
+        metrics |= {f"swag_{name}": value for name, value in self._statistics.items()}
+        return metrics if self.name == "default" else {f"{name}_{self.name}": value for name, value in metrics.items()}

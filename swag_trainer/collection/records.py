@@ -1,4 +1,4 @@
-"""What a SwagCallback leaves in a checkpoint: the name of its file, and its record in trainer_state.json."""
+"""Records of SwagCallbacks in a checkpoint: the names of their files, and their entries in trainer_state.json."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def moments_file(name: str) -> str:
-    """Return what the moments of one callback are called in a checkpoint folder.
+    """Return the file name of the moments of one callback in a checkpoint folder.
 
     >>> moments_file("default"), moments_file("head")
     ('swag_moments.safetensors', 'swag_moments.head.safetensors')
 
     Raises:
-        ValueError: ``name`` is no name of a callback.
+        ValueError: ``name`` cannot be the name of a callback.
     """
     if not isinstance(name, str) or not _CALLBACK_NAME.fullmatch(name):
         raise ValueError(f"The name of a SwagCallback has 1 to 64 letters, digits, '_' or '-', got {shortened(repr(name))}.")
@@ -31,10 +31,10 @@ def moments_file(name: str) -> str:
 
 
 def stored_records(stateful_callbacks: object) -> dict[str, dict[str, Any]]:
-    """Return the record of every SwagCallback, ``{name: record}``, out of what a trainer_state.json says about callbacks.
+    """Return the record of every SwagCallback, ``{name: record}``, out of the entries of a trainer_state.json about callbacks.
 
-    That file may come from somebody else. An entry is taken only if its key can be the name of a callback and its value is an object
-    whose "digest" is a digest or null; nothing in it is ever a path. The other values may be any JSON: compare them, do not use them.
+    That file is untrusted input. An entry is taken only if its key can be the name of a callback and its value is an object
+    whose digests are digests or null; nothing in it is ever a path. The other values may be any JSON: compare them, do not use them.
 
     Args:
         stateful_callbacks: ``TrainerState.stateful_callbacks``, of whatever type it turned out to be.
@@ -45,8 +45,8 @@ def stored_records(stateful_callbacks: object) -> dict[str, dict[str, Any]]:
     return {name: dict(record) for name, record in entries.items() if _is_record(name, record)}
 
 
-def claim(state: TrainerState, *, callback: str, name: str) -> dict[str, Any] | None:
-    """Make ready what this run's trainer_state.json will say of a callback, and return what the checkpoint's says of it.
+def register(state: TrainerState, *, callback: str, name: str) -> dict[str, Any] | None:
+    """Register a callback in this run's state, and return its record in the checkpoint that the run was resumed from.
 
     Args:
         state: The run's state.
@@ -87,5 +87,5 @@ def _is_record(name: object, record: object) -> bool:
         return False
     if not isinstance(record, dict) or "digest" not in record:
         return False
-    digests = (record["digest"], record.get("adapters"))
+    digests = (record["digest"], record.get("adapters_digest"))
     return all(digest is None or (isinstance(digest, str) and _DIGEST.fullmatch(digest)) for digest in digests)

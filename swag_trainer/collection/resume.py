@@ -1,4 +1,4 @@
-"""What SwagCallback knows of the training run under way, and how it goes on from one that was cut off."""
+"""State of the current training run, and exact resumption from a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class TrainingRun:
         args: The Trainer's arguments.
         state: The Trainer's state, which it goes on changing.
         lr_scheduler: The Trainer's scheduler.
-        due: The steps at which the schedule is due.
+        collection_steps: The steps at which the schedule collects.
         settings: What has to be the same when the run is resumed, as JSON values.
         output: Where the Trainer saves the run's checkpoints and its result belongs.
 
     Attributes:
-        handled: The last step that was looked at. A checkpoint's own step was looked at before it was saved, unless the checkpoint
-            was made on SIGTERM, before this callback had its turn.
+        last_processed_step: The last step that was processed. A checkpoint's own step was processed before it was saved, unless the
+            checkpoint was made on SIGTERM, before this callback was called.
         saved: The last step of which this run saved a checkpoint; None if it saved none. The folder may hold those of earlier runs.
     """
 
@@ -37,17 +37,17 @@ class TrainingRun:
         args: TrainingArguments,
         state: TrainerState,
         lr_scheduler: Any,
-        due: frozenset[int],
+        collection_steps: frozenset[int],
         settings: dict[str, Any],
         output: Path,
     ) -> None:
         self.args = args
         self.state = state
         self.lr_scheduler = lr_scheduler
-        self.due = due
+        self.collection_steps = collection_steps
         self.settings = settings
         self.output = output
-        self.handled = state.global_step
+        self.last_processed_step = state.global_step
         self.saved: int | None = None
 
     def rate_of_step(self) -> float | None:
@@ -70,9 +70,15 @@ class TrainingRun:
         folder = folder / adapter_name if (folder / adapter_name).is_dir() else folder
         return SavedAdapter.read(folder)
 
-    def record(self, digest: str | None) -> dict[str, Any]:
-        """Return what trainer_state.json has to say about the moments in a checkpoint of this step."""
-        return {"step": self.state.global_step, "handled": self.handled, "digest": digest, **self.settings}
+    def record(self, digest: str | None, *, adapters_digest: str) -> dict[str, Any]:
+        """Return the entry of trainer_state.json about the moments and the adapters in a checkpoint of this step."""
+        return {
+            "step": self.state.global_step,
+            "last_processed_step": self.last_processed_step,
+            "digest": digest,
+            "adapters_digest": adapters_digest,
+            **self.settings,
+        }
 
     def resume(
         self, collector: SwagCollector, record: dict[str, Any] | None, *, filename: str, resume_from: str | Path | None
@@ -81,8 +87,8 @@ class TrainingRun:
 
         Args:
             collector: To fill with the checkpoint's moments.
-            record: What the checkpoint's trainer_state.json says, see `record`; None if it says nothing.
-            filename: What the moments are called in a checkpoint.
+            record: The entry of the checkpoint's trainer_state.json, see `record`; None if it has none.
+            filename: File name of the moments in a checkpoint.
             resume_from: Where to look first.
 
         Raises:
@@ -91,11 +97,11 @@ class TrainingRun:
         # The moments are the first process's, and trainer_state.json may lie on every server.
         record = broadcast_document(record)
         step = self.state.global_step
-        passed = sum(due <= step for due in self.due)
+        passed = sum(collection <= step for collection in self.collection_steps)
         if record is None:
             if passed:
                 raise SwagError(
-                    f"The checkpoint at step {step} was made without SwagCallback, but {passed} collections were due before it. "
+                    f"The checkpoint at step {step} was made without SwagCallback, but {passed} collections come before it. "
                     "Train from an earlier checkpoint, or start the collection later."
                 )
             return
@@ -113,16 +119,18 @@ class TrainingRun:
                 )
         if record["digest"] is not None:
             self._restore(collector, record["digest"], filename, resume_from)
-        handled = record.get("handled")
-        self.handled = handled if isinstance(handled, int) else step
+        processed = record.get(
+            "last_processed_step", record.get("handled")
+        )  # "handled": the name in checkpoints of earlier versions
+        self.last_processed_step = processed if isinstance(processed, int) else step
 
     def _schedule_begins_anew(self) -> bool:
-        """Did the Trainer go on, as it does without a word, although the checkpoint has no scheduler.pt?"""
+        """Did the Trainer go on, as it does without a warning, although the checkpoint has no scheduler.pt?"""
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
         return isinstance(scheduler, LambdaLR) and scheduler.last_epoch == 0
 
     def _restore(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
-        """Read the moments in the first process; the others learn whether it worked, and the score."""
+        """Read the moments in the first process; the others get the outcome and the score."""
         problem = None
         if is_first():
             try:

@@ -1,4 +1,4 @@
-"""When to collect. Pure: a step number in, yes or no out."""
+"""Collection schedules: at which optimizer steps weights are collected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """Anything that can say whether a step is one to collect at."""
+    """A rule that decides for each step whether weights are collected."""
 
     def is_due(self, *, step: int, max_steps: int, steps_per_epoch: float | None = None) -> bool:
         """Is the weight vector after optimizer step ``step`` (1 to ``max_steps``) to be collected?"""
@@ -54,7 +54,7 @@ class Every:
         if self.steps is not None:
             return step % self.steps == 0
         if steps_per_epoch is None:
-            raise ValueError(f"{self} needs the length of an epoch, which this data set does not tell. Use Every(steps=...).")
+            raise ValueError(f"{self} needs the length of an epoch, which this data set does not have. Use Every(steps=...).")
         distance = self.epochs * steps_per_epoch
         return step // distance > (step - 1) // distance
 
@@ -90,8 +90,8 @@ class Evenly:
         return step == first or (step - first) * gaps // length > (step - 1 - first) * gaps // length
 
 
-def due_steps(schedule: Schedule, *, max_steps: int, steps_per_epoch: float | None) -> list[int]:
-    """Return every step of a run at which the schedule is due."""
+def collection_steps(schedule: Schedule, *, max_steps: int, steps_per_epoch: float | None) -> list[int]:
+    """Return every step of a run at which the schedule collects."""
     return [
         step
         for step in range(1, max_steps + 1)

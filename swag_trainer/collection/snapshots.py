@@ -1,4 +1,4 @@
-"""What is remembered of each snapshot besides its weights."""
+"""Metadata of the snapshots: step, learning rate and length of the deviation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Snapshots:
-    """The story of the vectors that were folded in, one entry for each."""
+    """Metadata of the vectors that were collected, one entry for each."""
 
     steps: list[int] = field(default_factory=list)
     learning_rates: list[float | None] = field(default_factory=list)

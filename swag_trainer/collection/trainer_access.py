@@ -1,8 +1,10 @@
-"""What a callback needs of the Trainer and is not given: to stand before the reporters, to evaluate other weights, where it saves.
+"""Access to the Trainer from a callback: which Trainer calls, where it saves, its evaluation sets and its logs.
 
-The Trainer passes its model, optimizer and state to every event, itself to none (transformers 5.23, trainer_callback.py,
-CallbackHandler.call_event). Its reporters, TensorBoard and the like, stand before the user's callbacks, so a figure that a callback
-adds to the logs comes too late for them. All is reached through the event's caller.
+Everything of transformers that is private or not documented and that the collection depends on stands in this module:
+``Trainer._get_output_dir``, ``Trainer._trial``, the order of ``Trainer.callback_handler.callbacks``, the frames between an event and
+the Trainer, and the fact that a new `TrainerState` asks every callback for its state. tests/collection/test_trainer_access.py fails
+where one of them changes. A Trainer that inherits from `SwagTrainerMixin` hands itself over, without frames and without a changed
+order of callbacks.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
-from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerState
 
-from swag_trainer.hub import FAILURES
+from swag_trainer.errors import SwagError
+from swag_trainer.hub import delete_if_present
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -28,6 +30,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FRAMES = 12  # between an event and the Trainer that caused it lie two or three
+
+
+class TrainerAware:
+    """Base class of callbacks that need their Trainer, which the Trainer's events do not pass (transformers 5.23)."""
+
+    _attached: Trainer | None = None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Hand the Trainer over. `SwagTrainerMixin` does so; call it after making any other Trainer that cannot be found."""
+        self._attached = trainer
+
+    def find_trainer(self, state: TrainerState) -> Trainer | None:
+        """Return the Trainer whose event is being handled: the attached one, else the one that frame inspection finds.
+
+        Args:
+            state: The state that came with the event, which tells whether the attached Trainer is the one that called.
+        """
+        if self._attached is not None and self._attached.state is state:
+            return self._attached
+        return calling_trainer()
+
+    def log_metrics(self) -> Mapping[str, float]:
+        """Return what belongs into the Trainer's next training log."""
+        return {}
 
 
 def calling_trainer() -> Trainer | None:
@@ -43,88 +69,109 @@ def calling_trainer() -> Trainer | None:
     return None
 
 
+def warn_without_trainer() -> None:
+    """Log which features are missing where `TrainerAware.find_trainer` found no Trainer."""
+    logger.warning(
+        "SwagCallback was called by something else than a Trainer, or by one that it cannot find. The posterior is collected all the same, but "
+        "the logs get no metrics of the collection, the checkpoints of a hyperparameter search's trials are not found, running pushes are "
+        "not waited for, and a posterior of an earlier run is not deleted from the Hub. Let your Trainer inherit from "
+        "swag_trainer.SwagTrainerMixin, or call swag.attach(trainer) before trainer.train()."
+    )
+
+
 def asked_by_a_new_state() -> bool:
-    """Is the caller's ``state()`` asked for by a `TrainerState` that is being made, and not by a save? The run it knows is over then."""
+    """Is the caller's ``state()`` called by a `TrainerState` that is being made, and not by a save? The last run is over then."""
     return isinstance(sys._getframe(2).f_locals.get("self"), TrainerState)
 
 
 def output_folder(trainer: Trainer | None, args: TrainingArguments) -> Path:
-    """Return where the checkpoints of the run under way are saved: ``output_dir``, or in a hyperparameter search the trial's own."""
+    """Return where the checkpoints of the current run are saved: ``output_dir``, or in a hyperparameter search the trial's own."""
     if trainer is None:
         return Path(args.output_dir)
     return Path(trainer._get_output_dir(trainer._trial))
 
 
 def wait_for_uploads(trainer: Trainer | None) -> None:
-    """Wait until the pushes under way are done: they read ``output_dir`` in the background, adapter and posterior one after the other."""
-    if trainer is not None:
-        trainer._finish_current_push()
+    """Wait until the running pushes are done: they read ``output_dir`` in the background, adapter and posterior one after the other."""
+    push = getattr(trainer, "push_in_progress", None)
+    if push is not None:
+        push.wait_until_done()
 
 
-def remove_from_hub(trainer: Trainer | None, path: str) -> None:
+def delete_from_hub(trainer: Trainer | None, path: str) -> None:
     """Delete a file from the repository that the Trainer pushes to, if it is there: a push replaces files and deletes none.
 
-    A Hub that does not answer is only worth a warning, as for the Trainer's own pushes.
+    A Hub that cannot be reached is only worth a warning, as for the Trainer's own pushes.
     """
     if trainer is None or trainer.hub_model_id is None:
         return
-    api = HfApi(token=trainer.args.hub_token)
-    where = {"repo_id": trainer.hub_model_id, "revision": trainer.args.hub_revision}
     try:
-        if api.file_exists(filename=path, **where):
-            api.delete_file(path, commit_message=f"Delete {path} of an earlier run", **where)
-    except FAILURES as error:
-        logger.warning(
-            "%r of an earlier run could not be deleted from %r. Nobody can load it beside the adapter that comes now: %s",
-            path,
+        delete_if_present(
             trainer.hub_model_id,
-            f"{type(error).__name__}: {str(error)[:200]}",
+            path,
+            commit_message=f"Delete {path} of an earlier run",
+            revision=trainer.args.hub_revision,
+            token=trainer.args.hub_token,
         )
+    except SwagError as error:
+        logger.warning("%s It is of an earlier run and does not load beside the adapter that is pushed now.", error)
 
 
 class TrainerLogMetrics(TrainerCallback):
-    """Adds figures to the Trainer's logs before any reporter reads them.
+    """Adds metrics to the logs of a Trainer without `SwagTrainerMixin`, before any reporter reads them.
+
+    Reporters, TensorBoard and the like, stand before the user's callbacks, so this one takes the first place.
 
     Args:
-        figures: Asked at every log of the training, not at those of an evaluation.
+        metrics: Called at every log of the training, not at those of an evaluation.
     """
 
-    def __init__(self, figures: Callable[[], Mapping[str, float]]) -> None:
-        self.figures = figures
+    def __init__(self, metrics: Callable[[], Mapping[str, float]]) -> None:
+        self.metrics = metrics
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
         """Add them to the logs of this step and to the history, which was written just before."""
-        if any(name.startswith("eval") for name in logs):
+        if is_evaluation_log(logs):
             return
-        figures = self.figures()
-        logs.update(figures)
+        metrics = self.metrics()
+        logs.update(metrics)
         if state.log_history:
-            state.log_history[-1].update(figures)
+            state.log_history[-1].update(metrics)
 
-    def stand_first_in(self, trainer: Trainer) -> None:
+    def insert_first(self, trainer: Trainer) -> None:
         """Take the first place among the Trainer's callbacks."""
         # A new list: the Trainer is walking over the old one.
         trainer.callback_handler.callbacks = [self, *trainer.callback_handler.callbacks]
 
-    def leave(self, trainer: Trainer) -> None:
-        """Undo `stand_first_in`."""
+    def remove(self, trainer: Trainer) -> None:
+        """Undo `insert_first`."""
         trainer.callback_handler.callbacks = [other for other in trainer.callback_handler.callbacks if other is not self]
 
 
-def evaluate_quietly(trainer: Trainer) -> dict[str, float]:
-    """Return the metrics of the model as it is on the Trainer's evaluation set: no logs, no events, no random number used up."""
-    with _random_states_kept():
+def is_evaluation_log(logs: Mapping[str, Any]) -> bool:
+    """Are these the logs of an evaluation, and not of the training?"""
+    return any(name.startswith("eval") for name in logs)
+
+
+def evaluate_without_logging(trainer: Trainer, data_set: str | None) -> dict[str, float]:
+    """Return the metrics of the model as it is on an evaluation set: no logs, no events, no random number used up.
+
+    Args:
+        trainer: The Trainer.
+        data_set: Name of the evaluation set where the Trainer has a dictionary of them, else None.
+    """
+    with _preserved_random_states():
         output = trainer.evaluation_loop(
-            trainer.get_eval_dataloader(),
+            trainer.get_eval_dataloader(data_set),
             description="Evaluation of the average",
             prediction_loss_only=True if trainer.compute_metrics is None else None,
-            metric_key_prefix="eval",
+            metric_key_prefix="eval" if data_set is None else f"eval_{data_set}",
         )
     return output.metrics
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _preserved_random_states() -> Iterator[None]:
     python, arrays = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         try:

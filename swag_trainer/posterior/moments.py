@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isclose, isfinite
+from math import gcd, isclose, isfinite
 
 import torch
 from torch import Tensor
@@ -147,6 +147,22 @@ class RunningMoments:
         rows = [index % len(self._ring) for index in range(max(0, self.count - number), self.count)]
         return self._ring[rows]
 
+    def release(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `mean`, `variance` and `deviations`, bit for bit, in the memory of these statistics, which are empty afterwards.
+
+        A copy would double the memory at the end of a collection, K + 2 vectors of P numbers.
+        """
+        mean, variance = self._origin.add_(self._shift), self._scatter.div_(max(self.count, 1))
+        if self.count >= self.rank > 0:
+            oldest = (self.count - self.rank) % len(self._ring)
+            _rotate_rows(self._ring, oldest)
+            deviations = self._ring[: self.rank]
+        else:  # the ring is not full: a copy of the few rows costs less than keeping it whole
+            deviations = self.deviations
+        self._origin = self._shift = self._scatter = mean.new_empty(0)
+        self._ring = mean.new_empty(len(self._ring), 0)
+        return mean, variance, deviations
+
     def tensors(self) -> dict[str, Tensor]:
         """Return everything a restart needs besides ``count``, for `from_tensors`."""
         return {
@@ -179,3 +195,14 @@ class RunningMoments:
             moments._ring[row % len(moments._ring)].copy_(deviation)
             moments._latest_length = float(deviation.norm())
         return moments
+
+
+def _rotate_rows(matrix: Tensor, first: int) -> None:
+    """Make row ``first`` the first one, in place and with the memory of one row."""
+    count = len(matrix)
+    for start in range(gcd(count, first)):
+        row, kept = start, matrix[start].clone()
+        while (source := (row + first) % count) != start:
+            matrix[row].copy_(matrix[source])
+            row = source
+        matrix[row].copy_(kept)

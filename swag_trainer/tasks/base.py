@@ -29,11 +29,15 @@ class Task(ABC):
         name: Name of the pipeline's task, such as "swag-text-classification". It stands in a posterior's record.
         hub_tag: The Hub's own name of the task, such as "text-classification".
         auto_model: The class of transformers that loads a base model for it.
+        head: What the class names of its models end in, such as "ForSequenceClassification"; None where they do not tell the task.
+        peft_task_type: PEFT's "task_type" of its adapters; None where there is none.
     """
 
     name: ClassVar[str]
     hub_tag: ClassVar[str]
     auto_model: ClassVar[type]
+    head: ClassVar[str | None] = None
+    peft_task_type: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

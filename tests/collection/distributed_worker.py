@@ -174,7 +174,7 @@ class Perturb(TrainerCallback):
                 next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)[0, 0] += 1e-6
 
 
-def strangers(folder, setup):
+def mismatched_ranks(folder, setup):
     swag = a_callback()
     return refusal(a_trainer(folder, setup, swag, callbacks=[Perturb()]).train)
 
@@ -281,5 +281,12 @@ def adaptive(folder, setup):
 
 if __name__ == "__main__":
     work(
-        {"ddp": ddp, "checkpoints": checkpoints, "strangers": strangers, "push": push, "too_few": too_few, "adaptive": adaptive}
+        {
+            "ddp": ddp,
+            "checkpoints": checkpoints,
+            "mismatched_ranks": mismatched_ranks,
+            "push": push,
+            "too_few": too_few,
+            "adaptive": adaptive,
+        }
     )

@@ -100,12 +100,14 @@ class Scripted(TrainerCallback):
         return {"accuracy": self.left.pop(0) if self.left else 0}
 
 
-def adaptive_run(base_folder, rows, tokenizer, folder, *, acceptance=ACCURACY, resume=None, script=None, **arguments):
+def adaptive_run(
+    base_folder, rows, tokenizer, folder, *, acceptance=ACCURACY, resume=None, script=None, eval_rows=None, **arguments
+):
     script = script or Scripted()
     swag = SwagCallback(Every(steps=1, start=0.25), rank=4, acceptance=acceptance, final_weights="trained")
     settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4} | arguments
     trainer = trainer_for(
-        lora_model(base_folder), rows, tokenizer, folder, callbacks=[script, swag], eval_rows=rows[:9], **settings
+        lora_model(base_folder), rows, tokenizer, folder, callbacks=[script, swag], eval_rows=eval_rows or rows[:9], **settings
     )
     trainer.compute_metrics = script
     trainer.train(resume_from_checkpoint=resume)
@@ -137,7 +139,7 @@ class Always(Adaptive):
 def test_the_score_of_an_average_is_what_the_trainer_measures_on_it(base_folder, rows, tokenizer, tmp_path):
     # Red for: the running weights evaluated twice, or an evaluation with dropout.
     swag, trainer = adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=Always())
-    swag._collector.weights.write(swag._collector.layout.unflatten(swag._collector.moments.mean))
+    swag._collector.weights.write(swag._collector.layout.unflatten(swag.posterior.gaussian.mean))
     assert swag.posterior.collection.steps == list(range(6, 25, 2))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(swag._collector.score, rel=1e-6)
 
@@ -160,6 +162,60 @@ def test_an_acceptance_that_could_never_decide_is_refused(base_folder, rows, tok
         adaptive_run(base_folder, rows, tokenizer, tmp_path, eval_strategy="no")
     with pytest.raises(SwagError, match=r"eval_f1.*eval_accuracy.*eval_loss"):
         adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=Adaptive("eval_f1"))
+
+
+def test_with_several_evaluation_sets_the_one_that_the_metric_names_decides(base_folder, rows, tokenizer, tmp_path):
+    # Red for: the dictionary itself evaluated (KeyError: 0), the average measured on another set, or a set whose name begins alike.
+    several = {"dev": rows[:9], "dev_hard": rows[9:21], "test": rows[12:]}
+    for metric in ("eval_dev_loss", "eval_dev_hard_loss"):
+        swag, trainer = adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=Always(metric), eval_rows=several)
+        assert swag.posterior.collection.steps == list(range(6, 25, 2))
+        swag._collector.weights.write(swag.posterior.mean)
+        losses = {name: value for name, value in trainer.evaluate().items() if name.endswith("_loss")}
+        assert losses[metric] == pytest.approx(swag._collector.score, rel=1e-6)
+        assert len(losses) == 3 and all(
+            value != pytest.approx(swag._collector.score, rel=1e-6) for name, value in losses.items() if name != metric
+        )
+
+
+def test_with_several_evaluation_sets_a_metric_of_none_of_them_is_refused_before_the_first_step(
+    base_folder, rows, tokenizer, tmp_path
+):
+    # Red for: a run to the end that collects nothing; a metric that no evaluation of its set has, passed over at every evaluation.
+    script, several = Scripted(), {"dev": rows[:9], "test": rows[9:15]}
+    for acceptance in (Adaptive(), Adaptive("eval_development_loss")):
+        with pytest.raises(SwagError, match=r"metric='eval_dev_loss'\) or 'eval_test_loss'"):
+            adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=acceptance, script=script, eval_rows=several)
+    assert script.weights == {}
+    with pytest.raises(SwagError, match=r"eval_dev_f1.*eval_dev_accuracy.*eval_dev_loss"):
+        adaptive_run(base_folder, rows, tokenizer, tmp_path, acceptance=Adaptive("eval_dev_f1"), eval_rows=several)
+
+
+class EvaluateElsewhere(TrainerCallback):
+    """Evaluates another data set under another name in the middle of the training."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            self.trainer.evaluate(self.rows, metric_key_prefix="probe")
+
+
+def test_an_evaluation_under_another_name_proposes_nothing(base_folder, rows, tokenizer, tmp_path):
+    # Red for: an error about a metric that this evaluation cannot have, or its score taken for the one that decides.
+    probe = EvaluateElsewhere()
+    swag = SwagCallback(Every(steps=1, start=0.25), rank=4, acceptance=Always())
+    trainer = trainer_for(
+        lora_model(base_folder),
+        rows,
+        tokenizer,
+        tmp_path,
+        callbacks=[probe, swag],
+        eval_rows=rows[:9],
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    probe.trainer, probe.rows = trainer, rows[9:12]
+    trainer.train()
+    assert swag.posterior.collection.steps == list(range(6, 25, 2))
 
 
 def test_a_resume_under_another_acceptance_is_refused(base_folder, rows, tokenizer, tmp_path):

@@ -9,7 +9,7 @@ from conftest import lora_model, trainer_for
 from oracles import two_pass_moments
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EarlyStoppingCallback, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
 from swag_trainer.collection.records import MOMENTS_FILE
@@ -48,7 +48,7 @@ def test_the_posterior_is_that_of_the_weights_at_the_steps_that_were_due(base_fo
 
 
 def test_without_arguments_it_collects_over_the_last_part_of_any_run_at_a_held_rate(base_folder, rows, tokenizer, tmp_path):
-    # Red for: a default that is due at no step of a short run, or a rate that falls while collecting.
+    # Red for: a default that collects at no step of a short run, or a rate that falls while collecting.
     swag = SwagCallback()
     trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[swag], max_steps=16, logging_steps=1)
     trainer.train()
@@ -148,8 +148,7 @@ def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(base_fo
 
 
 @pytest.mark.parametrize("schedule", [Every(steps=3, start=0.3), Every(epochs=0.5, start=0.3), SwagCallback().schedule])
-@pytest.mark.parametrize("stop", [6, 12, 20])
-def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_folder, rows, tokenizer, tmp_path, schedule, stop):
+def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_folder, rows, tokenizer, tmp_path, schedule):
     # Red for: moments that are lost or counted twice at the resume, or a learning rate that falls again after it.
     def trainer(folder, rank=4):
         swag = SwagCallback(schedule, rank=rank, learning_rate=5e-3)
@@ -168,19 +167,32 @@ def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_fold
     whole.train()
     for file in tmp_path.glob("swag_posterior*"):
         file.unlink()
-    resumed, second = trainer(tmp_path)
-    second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
-    assert same(swag.posterior, resumed.posterior)
-    assert (swag.posterior.record, swag.posterior.collection) == (resumed.posterior.record, resumed.posterior.collection)
+    for stop in (6, 12, 20):
+        part = shutil.copytree(tmp_path / f"checkpoint-{stop}", tmp_path / f"after-{stop}" / f"checkpoint-{stop}").parent
+        resumed, second = trainer(part)
+        second.train(resume_from_checkpoint=str(part / f"checkpoint-{stop}"))
+        assert same(swag.posterior, resumed.posterior)
+        assert (swag.posterior.record, swag.posterior.collection) == (resumed.posterior.record, resumed.posterior.collection)
 
 
 def a_callback(schedule=LATE, **arguments):
     return SwagCallback(schedule, **{"rank": 4} | arguments)
 
 
+@pytest.fixture(scope="module")
+def whole_run(base_folder, texts, tmp_path_factory):
+    """The folder of a run with checkpoints at steps 8, 16 and 24."""
+    folder, tokenizer = tmp_path_factory.mktemp("whole"), BertTokenizerFast.from_pretrained(base_folder)
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    arguments = {"save_strategy": "steps", "save_steps": 8}
+    trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=[a_callback()], **arguments).train()
+    return folder
+
+
 @pytest.fixture
-def interrupted(base_folder, rows, tokenizer, tmp_path):
-    """A run with checkpoints at steps 8, 16 and 24, and a function that resumes it with other settings."""
+def interrupted(whole_run, base_folder, rows, tokenizer, tmp_path):
+    """A copy of `whole_run`, and a function that resumes it with other settings."""
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
 
     def start(swag, checkpoint=None, folder=tmp_path, **arguments):
         settings = {"save_strategy": "steps", "save_steps": 8} | arguments
@@ -189,7 +201,6 @@ def interrupted(base_folder, rows, tokenizer, tmp_path):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return swag
 
-    start(a_callback())
     return tmp_path, start
 
 
@@ -248,12 +259,11 @@ def test_a_moved_checkpoint_resumes_when_it_is_named(interrupted, tmp_path_facto
 def test_a_callback_that_joins_at_a_resume_works_before_its_first_collection_and_not_after(interrupted, tmp_path_factory):
     # Red for: the Trainer's KeyError at the next save, or a posterior that lacks its first snapshots.
     _, start = interrupted
-    plain = tmp_path_factory.mktemp("plain")
+    plain, fresh = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("fresh")
     start(None, folder=plain)
+    shutil.copytree(plain, fresh, dirs_exist_ok=True)
     swag = start(a_callback(Every(steps=4, start=0.5)), plain / "checkpoint-8", folder=plain)
     assert swag.num_collected == 4
-    fresh = tmp_path_factory.mktemp("fresh")
-    start(None, folder=fresh)
     with pytest.raises(SwagError, match=r"step 16 was made without SwagCallback, but 2 collections"):
         start(a_callback(Every(steps=4, start=0.5)), fresh / "checkpoint-16", folder=fresh)
 
@@ -369,8 +379,8 @@ class Reporter(TrainerCallback):
         self.logs.append({"step": state.global_step, **logs})
 
 
-def test_the_figures_of_the_collection_reach_reporters_that_stand_before_it(base_folder, rows, tokenizer, tmp_path):
-    # Red for: figures that only our own logger or later callbacks see, or that stay at their first values.
+def test_the_metrics_of_the_collection_reach_reporters_that_stand_before_it(base_folder, rows, tokenizer, tmp_path):
+    # Red for: metrics that only our own logger or later callbacks see, or that stay at their first values.
     reporter, swag = Reporter(), SwagCallback(LATE, rank=8)
     trainer = trainer_for(
         lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[reporter, swag], logging_steps=4, eval_rows=rows[:4]

@@ -27,15 +27,10 @@ def edit_state(checkpoint, edit):
     path.write_text(json.dumps(state, indent=2))
 
 
-def in_new_format(checkpoint):
-    """Record the moments as the callback will: {"swag_trainer": {"default": {"digest": ...}}}. No more needed once it does."""
-
-    def edit(state):
-        moments = checkpoint / MOMENTS_FILE
-        digest = read_file(moments)[2] if moments.exists() else None
-        state["stateful_callbacks"].setdefault(RECORDS_KEY, {"default": {"digest": digest}})
-
-    edit_state(checkpoint, edit)
+def record_the_adapters(checkpoint):
+    """Make the record agree with the files of another kind of save, as the callback would have written it there."""
+    digest = adapters_digest(checkpoint)
+    edit_state(checkpoint, lambda state: state["stateful_callbacks"][RECORDS_KEY]["default"].update(adapters_digest=digest))
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +41,6 @@ def finished(base_folder, texts, tmp_path_factory):
     rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
     swag = SwagCallback(Every(steps=1, start=0.5), rank=4)
     trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=[swag], save_strategy="steps", save_steps=8).train()
-    for step in (8, 16, 24):
-        in_new_format(folder / f"checkpoint-{step}")
     return folder
 
 
@@ -262,14 +255,43 @@ def test_a_checkpoint_with_records_that_nobody_writes_is_passed_over(alone, reco
     assert last_complete_checkpoint(folder) is None
 
 
-def test_a_checkpoint_of_two_saves_is_passed_over(alone, base_folder):
-    # Red for: "every file is whole" taken for "complete". A save over an older checkpoint begins with the adapter.
-    folder, checkpoint = alone
-    digest = adapters_digest(checkpoint)
-    edit_state(checkpoint, lambda state: state["stateful_callbacks"][RECORDS_KEY]["default"].update(adapters=digest))
-    assert last_complete_checkpoint(folder) == str(checkpoint)
-    lora_model(base_folder, seed=5).save_pretrained(checkpoint)
-    assert last_complete_checkpoint(folder) is None
+def test_a_checkpoint_of_two_saves_is_passed_over(folder, base_folder, rows, tokenizer, tmp_path):
+    # Red for: a record without the digest of the adapters; "every file is complete" taken for "complete". A save over an older checkpoint
+    # begins with the adapter, here that of a run with other data, and is killed before it comes to the moments.
+    other, swag = tmp_path / "other", SwagCallback(Every(steps=1, start=0.5), rank=4)
+    arguments = {"save_strategy": "steps", "save_steps": 8, "seed": 3}
+    trainer_for(lora_model(base_folder), rows, tokenizer, other, callbacks=[swag], **arguments).train()
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-24")
+    assert last_complete_checkpoint(other) == str(other / "checkpoint-24")
+    shutil.copy(other / "checkpoint-24" / "adapter_model.safetensors", folder / "checkpoint-24")
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-16")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_to_go_on_from(folder, base_folder, rows, tokenizer):
+    # Red for: a record without a digest of the adapters refused, or "handled", its name for the last processed step, not read.
+    expected = SwagPosterior.from_pretrained(folder).gaussian
+    shutil.rmtree(folder / "checkpoint-24")
+
+    def as_before(state):
+        record = state["stateful_callbacks"][RECORDS_KEY]["default"]
+        del record["adapters_digest"]
+        record["handled"] = record.pop("last_processed_step") - 1  # as if it had been made on SIGTERM
+
+    edit_state(folder / "checkpoint-16", as_before)
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-16")
+    processed = []
+
+    class Watched(SwagCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            processed.append((state.global_step, self._run.last_processed_step))
+            super().on_step_end(args, state, control, **kwargs)
+
+    swag = Watched(Every(steps=1, start=0.5), rank=4)
+    trainer_for(lora_model(base_folder), rows, tokenizer, folder, callbacks=[swag]).train(
+        resume_from_checkpoint=str(folder / "checkpoint-16")
+    )
+    assert processed[0] == (16, 15)
+    assert torch.equal(swag.posterior.gaussian.mean, expected.mean)  # the weights of step 16 are not counted twice
 
 
 def test_the_digest_of_the_adapters_is_over_names_and_bytes(tmp_path):
@@ -322,6 +344,7 @@ def test_a_model_that_is_saved_whole_or_in_shards_is_looked_at(alone, base_folde
     assert last_complete_checkpoint(folder) is None
     model = AutoModelForSequenceClassification.from_pretrained(base_folder)
     model.save_pretrained(checkpoint)
+    record_the_adapters(checkpoint)
     assert last_complete_checkpoint(folder) == str(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     model.save_pretrained(checkpoint, max_shard_size="50kB")
@@ -396,6 +419,7 @@ def test_the_folders_of_fsdp_are_accepted_with_their_end_mark(alone):
     folder, checkpoint = alone
     for name in ("optimizer.pt", "adapter_model.safetensors", "adapter_config.json"):
         (checkpoint / name).unlink()
+    record_the_adapters(checkpoint)
     for name in ("optimizer_0", "pytorch_model_fsdp_0"):
         (checkpoint / name).mkdir()
         (checkpoint / name / "__0_0.distcp").write_bytes(b"...")

@@ -40,7 +40,7 @@ def test_the_posterior_has_the_moments_of_the_trajectory_and_its_story(base_fold
     assert (facts.num_collected, facts.first_step, facts.last_step, facts.schedule) == (7, 1, 7, "by hand")
     assert (facts.first_learning_rate, facts.last_learning_rate) == pytest.approx((0.1, 0.7))
     assert record.labels == ["negative", "neutral", "positive"]
-    assert record.base_model == str(base_folder)
+    assert (record.base_model, record.task) == (str(base_folder), "swag-text-classification")
     assert record.adapter_digest == collector.weights.saved().digest
 
 
@@ -93,6 +93,33 @@ def test_fewer_than_two_snapshots_make_no_posterior(base_folder):
         collector.posterior()
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4, 7])
+def test_the_end_of_a_collection_gives_the_provisional_posterior_in_the_memory_of_the_statistics(base_folder, steps):
+    # Red for: rows of the ring in another order, a sum in another order, a second copy of the statistics.
+    model, collector, _ = collected(base_folder, steps=steps)
+    expected, ring = collector.posterior().gaussian, collector.moments.next_row.untyped_storage().data_ptr()
+    final = collector.finish(into_model=False)
+    for part in ("mean", "variance", "deviations"):
+        assert torch.equal(getattr(final.gaussian, part), getattr(expected, part)), part
+    is_handed_over = final.gaussian.deviations.untyped_storage().data_ptr() == ring
+    assert is_handed_over == (steps >= 3)  # a ring that is not full is copied, which is less than to keep it
+    again = collector.finish()
+    assert again.gaussian is final.gaussian and collector.posterior().gaussian is final.gaussian
+    assert torch.equal(collector.layout.flatten(collector.weights.read()), expected.mean)
+
+
+def test_nothing_is_collected_or_saved_after_the_end_of_a_collection(base_folder, tmp_path):
+    # Red for: empty moments written into a checkpoint, or a vector folded into the posterior that was returned.
+    _, collector, _ = collected(base_folder, steps=4)
+    posterior = collector.finish()
+    before = posterior.gaussian.deviations.clone()
+    for use in (lambda: collector.collect(step=5), lambda: collector.save(tmp_path / "moments.safetensors")):
+        with pytest.raises(SwagError, match=r"finish\(\) has ended this collection.*new SwagCollector"):
+            use()
+    assert torch.equal(posterior.gaussian.deviations, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_collector_that_was_stored_goes_on_bit_for_bit(base_folder, tmp_path, stop):
     # Red for: a count, a skip or a fingerprint that is forgotten.
@@ -131,7 +158,7 @@ def test_a_file_of_ours_that_holds_no_moments_is_refused(base_folder, tmp_path):
 
     collector = SwagCollector(lora_model(base_folder), rank=3)
     digest = write_file(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"keys": 3})
-    with pytest.raises(PosteriorFormatError, match="no moments"):
+    with pytest.raises(PosteriorFormatError, match="not hold the moments"):
         collector.restore(tmp_path / "other.safetensors", digest=digest)
 
 

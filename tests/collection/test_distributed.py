@@ -40,7 +40,7 @@ def test_two_processes_under_torchrun_make_the_posterior_of_one_process(setup, s
 @pytest.fixture(scope="module")
 def long(setup, single, tmp_path_factory):
     """Everything else that two DDP processes do."""
-    folder, modes = tmp_path_factory.mktemp("ddp"), ("checkpoints", "strangers", "push", "too_few", "adaptive")
+    folder, modes = tmp_path_factory.mktemp("ddp"), ("checkpoints", "mismatched_ranks", "push", "too_few", "adaptive")
     return folder, torchrun(SCRIPT, *modes, folder=folder, seconds=300, single=str(single["folder"]), **setup)
 
 
@@ -102,7 +102,7 @@ def test_processes_that_disagree_are_told_at_which_step_and_who(long):
     # Red for: a posterior of one of several trajectories, or an error that only some processes see.
     _, results = long
     for result in results:
-        assert "At step 20" in result["strangers"] and "[1] are not those in process 0" in result["strangers"]
+        assert "At step 20" in result["mismatched_ranks"] and "[1] are not those in process 0" in result["mismatched_ranks"]
 
 
 @pytest.mark.slow

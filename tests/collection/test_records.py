@@ -21,7 +21,10 @@ def test_a_name_outside_the_pattern_is_refused(name):
 
 def test_records_come_back_as_they_were_stored():
     # Red for: values dropped from a record that is in order.
-    records = {"default": {"digest": None, "rank": 4}, "head": {"digest": DIGEST, "adapters": DIGEST, "more": [1, {"x": None}]}}
+    records = {
+        "default": {"digest": None, "rank": 4},
+        "head": {"digest": DIGEST, "adapters_digest": DIGEST, "more": [1, {"x": None}]},
+    }
     assert stored_records({RECORDS_KEY: records, "TrainerControl": {}}) == records
 
 
@@ -49,7 +52,7 @@ def test_no_records_come_out_of_what_holds_none(callbacks):
         ("a", {"digest": DIGEST.upper()}),
         ("a", {"digest": DIGEST + "\n"}),
         ("a", {"digest": DIGEST[:-1]}),
-        ("a", {"digest": DIGEST, "adapters": 3}),
+        ("a", {"digest": DIGEST, "adapters_digest": 3}),
     ],
 )
 def test_a_hostile_record_is_dropped_and_the_others_stay(name, record):

@@ -3,11 +3,11 @@ import doctest
 import pytest
 
 from swag_trainer.collection import schedule
-from swag_trainer.collection.schedule import Evenly, Every, due_steps
+from swag_trainer.collection.schedule import Evenly, Every, collection_steps
 
 
 def steps_of(value, max_steps, steps_per_epoch=None):
-    return due_steps(value, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
+    return collection_steps(value, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
 
 
 def test_the_examples_in_the_docstrings_hold():

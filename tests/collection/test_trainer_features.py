@@ -122,7 +122,7 @@ def test_data_without_a_length_is_collected_by_steps_and_refused_by_epochs(run, 
     # Red for: an epoch's length that is made up.
     trainer, swag, witness = run(swag=SwagCallback(EVERY_4, rank=3), data=Forever(rows))
     assert_posterior_of(swag.posterior, witness, [12, 16, 20, 24])
-    with pytest.raises(ValueError, match="does not tell"):
+    with pytest.raises(ValueError, match="does not have"):
         run(swag=SwagCallback(Every(epochs=1)), data=Forever(rows))
 
 

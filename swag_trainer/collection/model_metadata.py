@@ -1,0 +1,57 @@
+"""Metadata of the trained model that travels with its posterior: base model, task, labels and problem type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
+from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
+from swag_trainer.adapters.keys import base_model
+from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.errors import SwagError
+from swag_trainer.tasks import task_of
+
+
+def check_saved_modules(weights: AdapterWeights) -> None:
+    """Refuse a model of which a part would be random after loading.
+
+    Raises:
+        SwagError: A module is in neither the base model's checkpoint nor the adapter's file.
+    """
+    unsaved = find_unsaved_modules(weights.model, weights.adapter_name)
+    if unsaved:
+        heads = [*(name.rpartition(".")[2] for name in unsaved), "classifier"]
+        raise SwagError(
+            f"The module {unsaved[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
+            f"load and no saved adapter gives this model's predictions. Train and save it: LoraConfig(modules_to_save={heads!r})."
+        )
+
+
+def base_metadata(weights: AdapterWeights) -> dict[str, Any]:
+    """Return the fields of a `PosteriorRecord` about the base model."""
+    initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
+    # Where the base is cut up over processes too, no process has a whole weight of it to measure.
+    measured = initialisation is not None and not weights.is_sharded
+    return {
+        "base_revision": getattr(getattr(base_model(weights.model), "config", None), "_commit_hash", None),
+        "initialisation": initialisation,
+        "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
+    }
+
+
+def task_metadata(weights: AdapterWeights, *, problem_type: str | None) -> dict[str, Any]:
+    """Return the fields of a `PosteriorRecord` about what is predicted.
+
+    Args:
+        weights: Of the model. Call this late: a model writes its problem type into its configuration at the first step.
+        problem_type: What to state where the configuration has none yet.
+    """
+    model = base_model(weights.model)
+    config = getattr(model, "config", None)
+    id2label = getattr(config, "id2label", None) or {}
+    return {
+        "task": task_of(model),
+        "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
+        "problem_type": getattr(config, "problem_type", None) or problem_type,
+        "pad_token_id": getattr(config, "pad_token_id", None),
+    }
