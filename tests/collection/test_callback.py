@@ -225,7 +225,7 @@ def test_a_resume_with_a_torn_moments_file_is_refused(interrupted):
     folder, start = interrupted
     path = folder / "checkpoint-16" / MOMENTS_FILE
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(SwagError, match=r"swag_moments.*changed|truncated|no readable"):
+    with pytest.raises(SwagError, match=r"swag_moments.*changed|truncated|not a readable"):
         start(a_callback(), folder / "checkpoint-16")
 
 
