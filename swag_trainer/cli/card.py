@@ -1,4 +1,4 @@
-"""Write the model card with the figures that evaluate measured, and its plots, into files."""
+"""Write the model card of a posterior, with the metrics that evaluate measured and their plots."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from swag_trainer.cli.files import needed, refuse_existing, write_files
+from swag_trainer.cli.files import prepared_outputs, refuse_existing, require, text_of, write_files
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior import load_posterior
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """Whose card, and where it goes."""
+    """Options of `swag-trainer card`."""
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     results: str | None = field(
-        default=None, metadata={"help": "what 'evaluate --output' wrote; without it the card has no figures"}
+        default=None, metadata={"help": "file of 'evaluate --output'; without it the card has no metrics"}
     )
     repo: str | None = field(default=None, metadata={"help": "user/name on the Hub, for the title and the example"})
     output: str | None = field(
         default=None,
-        metadata={"help": "README.md; where MODEL is a folder, the one there by itself. What people wrote in it stays"},
+        metadata={"help": "a .md file; default: README.md in MODEL, where that is a folder. Text outside our card stays"},
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace plots that no card of ours stands beside"})
+    overwrite: bool = field(default=False, metadata={"help": "replace plots that lie beside a file without a card of ours"})
 
 
 def run(options: Options, out: TextIO) -> None:
@@ -34,25 +34,27 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: The posterior or the results cannot be used, they do not belong together, or a file would be replaced unasked.
     """
-    needed("matplotlib", "jinja2")
+    require("matplotlib", "jinja2")
     from hub_cards import merge_card
     from hub_cards.marks import find_marked
-    from swag_trainer.cli.card_parts import card_with_plots
+    from swag_trainer.cli.card_parts import card_with_plots, plot_names
     from swag_trainer.cli.results import EvaluationFile
 
     if options.output is None and not Path(options.model).is_dir():
-        raise SwagError(f"{options.model!r} is no folder of this machine; --output README.md says where the card goes.")
+        raise SwagError(
+            f"{options.model!r} is not a folder of this machine; name the file of the card with --output README.md."
+        )
     path = Path(options.output) if options.output is not None else Path(options.model) / "README.md"
     if path.suffix != ".md":
-        raise SwagError(f"--output is a file that ends in .md, got {str(path)!r}.")
+        raise SwagError(f"--output must be a file that ends in .md, got {str(path)!r}.")
     results = None if options.results is None else EvaluationFile.read(options.results)
-    posterior = SwagPosterior.from_pretrained(options.model)
-    card, plots = card_with_plots(posterior, results, repo_id=options.repo)
-    existing = path.read_text(encoding="utf-8-sig") if path.is_file() else None
-    files = {path.with_name(name): content for name, content in plots.items()}
-    is_ours = existing is not None and find_marked(existing) is not None
-    refuse_existing(*files, overwrite=options.overwrite or is_ours)
-    # The card comes last: it never links to a plot that is not there.
-    write_files({**files, path: str(merge_card(card, existing)).encode()}, overwrite=True)
+    with prepared_outputs(files=[path], overwrite=True):
+        existing = text_of(path)
+        is_ours = existing is not None and find_marked(existing) is not None
+        refuse_existing(*map(path.with_name, plot_names(results)), overwrite=options.overwrite or is_ours)
+        card, plots = card_with_plots(load_posterior(options.model), results, repo_id=options.repo)
+        files = {path.with_name(name): content for name, content in plots.items()}
+        # The card comes last: it never links to a plot that is not there.
+        write_files({**files, path: str(merge_card(card, existing)).encode()})
     for file in (path, *files):
         out.write(f"{file}\n")

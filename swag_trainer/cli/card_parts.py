@@ -1,4 +1,4 @@
-"""A card and its plots, from a posterior and a file of measured figures."""
+"""A model card and its plots, from a posterior and a file of measured metrics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from hub_cards.drawing import as_png
 from hub_cards.identity import identity
 from swag_trainer.cli.results import EvaluationFile
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.base import WeightPosterior
 
-_MOST_METHODS = 7  # that the pens of the plots tell apart
+_MOST_METHODS = 7  # as many line styles as the plots have
+_TRAJECTORY = "trajectory.png"
 
 
 def card_with_plots(
-    posterior: SwagPosterior, results: EvaluationFile | None, *, repo_id: str | None
+    posterior: WeightPosterior, results: EvaluationFile | None, *, repo_id: str | None
 ) -> tuple[ModelCard, dict[str, bytes]]:
     """Return the card, and its plots as PNG files by their paths beside README.md.
 
     Raises:
-        SwagError: The figures are of another posterior.
-        ValueError: ``repo_id`` is no id of a repository.
+        SwagError: The metrics are of another posterior.
+        ValueError: ``repo_id`` is not the id of a repository.
     """
     if results is not None and results.posterior != identity(posterior):
         raise SwagError(
@@ -36,7 +37,17 @@ def card_with_plots(
     return card, {path: as_png(figure) for path, figure in figures.items()}
 
 
-def _figures(posterior: SwagPosterior, results: EvaluationFile | None) -> dict[str, Figure]:
+def plot_names(results: EvaluationFile | None) -> list[str]:
+    """Return the names of the files that `card_with_plots` may return."""
+    measured = [] if results is None else ["reliability.png", "risk-coverage.png", *map(_histogram, results.uncertainties)]
+    return [*measured, _TRAJECTORY]
+
+
+def _histogram(uncertainty: str) -> str:
+    return f"{uncertainty.replace('_', '-')}.png"
+
+
+def _figures(posterior: WeightPosterior, results: EvaluationFile | None) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     if results is not None:
         methods = list(results.bins)[:_MOST_METHODS]
@@ -45,10 +56,11 @@ def _figures(posterior: SwagPosterior, results: EvaluationFile | None) -> dict[s
         figures["risk-coverage.png"] = risk_coverage_plot({name: results.curves[name] for name in methods}, title=data)
         for name, (known, foreign) in results.uncertainties.items():
             title = f"{data} against {results.card.foreign}"
-            path = f"{name.replace('_', '-')}.png"
-            figures[path] = uncertainty_histogram(known, foreign, name=name.replace("_", " "), title=title)
+            figures[_histogram(name)] = uncertainty_histogram(known, foreign, name=name.replace("_", " "), title=title)
+    if "deviation_norms" not in posterior.metadata():  # a family without a trajectory
+        return figures
     try:
-        figures["trajectory.png"] = trajectory_plot(posterior)
-    except SwagError as error:  # of checkpoints without a record of their steps: the card does without the plot
+        figures[_TRAJECTORY] = trajectory_plot(posterior)
+    except SwagError as error:  # checkpoints without a record of their steps: the card does without the plot
         sys.stderr.write(f"Without a plot of the trajectory: {error}\n")
     return figures

@@ -1,4 +1,4 @@
-"""A model with its posterior, loaded as everybody loads it, and texts as it takes them."""
+"""A classifier with its posterior, loaded for the pipeline, and texts tokenised for it."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from transformers import pipeline
 
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 
-def load_classifier(model: str, *, device: str | None = None, **request: Any) -> SwagTextClassificationPipeline:
-    """Load a folder or a repository with ``pipeline("swag-text-classification")``.
+def load_classifier(
+    model: str, *, posterior: WeightPosterior | None = None, device: str | None = None, **options: Any
+) -> SwagTextClassificationPipeline:
+    """Load a folder or a repository for ``pipeline("swag-text-classification")``; adapter and posterior are read once.
+
+    The pipeline is given the model, not its name: where something is missing, transformers would look for a config.json first, and name
+    that in its error.
 
     Args:
         model: A folder, or "user/name" on the Hub.
+        posterior: The posterior of that folder or repository, if it was read already.
         device: Such as "cpu" or "cuda:0"; None for what transformers chooses.
-        **request: What the pipeline is asked for, see `SwagTextClassificationPipeline`.
+        **options: Of the pipeline, see `SwagTextClassificationPipeline`.
 
     Raises:
         SwagError: No posterior there, or one that does not fit.
     """
-    from transformers import pipeline
-
-    SwagPosterior.from_pretrained(
-        model
-    )  # says what is missing; transformers would first look for a config.json, and speak of that
-    return pipeline("swag-text-classification", model=model, device=device, **request)
+    loaded = AutoSwagModelForSequenceClassification.from_pretrained(model, posterior=posterior, dtype="auto")
+    return pipeline("swag-text-classification", model=loaded, device=device, **options)
 
 
 def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:
@@ -37,7 +41,7 @@ def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:
 
 
 def tokenised(tokenizer: Any, texts: Sequence[str], labels: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Return rows as the Trainer and the predictor take them, cut at the tokenizer's own greatest length."""
+    """Return examples as the Trainer and the predictor take them, truncated at the tokenizer's own maximum length."""
     columns = dict(tokenizer(list(texts), truncation=True))
     if labels is not None:
         columns["labels"] = labels.tolist()

@@ -1,19 +1,22 @@
-"""Make a posterior of the checkpoints of a run that is over, without training."""
+"""Make a posterior of the saved checkpoints of a training run."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TextIO
 
-from swag_trainer.cli.files import refuse_posterior
+from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.collection.from_checkpoints import posterior_from_checkpoints
+
+_NUMBERED = re.compile(r"checkpoint-([0-9]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """As `SwagPosterior.from_checkpoints`."""
+    """As `swag_trainer.posterior_from_checkpoints`."""
 
     positionals: ClassVar[tuple[str, ...]] = ("checkpoints",)
 
@@ -26,8 +29,10 @@ class Options(CommonOptions):
     revisions: list[str] | None = field(default=None, metadata={"help": "commits of the repository, oldest first"})
     labels: list[str] | None = field(default=None, metadata={"help": "names of the classes in the order of the logits"})
     rank: int = field(default=20, metadata={"help": "deviations to keep; 0 for a diagonal covariance"})
-    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "what the adapter's file shall hold"})
-    tokenizer: str | None = field(default=None, metadata={"help": "where the tokenizer is; the last checkpoint by itself"})
+    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "weights in the adapter's file"})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "folder or repository of the tokenizer; default: the last checkpoint that has one"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
 
 
@@ -37,10 +42,13 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: The checkpoints cannot be used, or the folder has a posterior already.
     """
-    folder = Path(options.output)
-    refuse_posterior(folder, overwrite=options.overwrite)
+    with prepared_outputs(posteriors=[options.output], overwrite=options.overwrite):
+        _collect(options, Path(options.output), out)
+
+
+def _collect(options: Options, folder: Path, out: TextIO) -> None:
     checkpoints = options.checkpoints
-    source = options.tokenizer or _last_with_tokenizer(checkpoints)
+    source = options.tokenizer or last_with_tokenizer(checkpoints)
     tokenizer = None
     if source is not None:
         from transformers import AutoTokenizer
@@ -59,13 +67,17 @@ def run(options: Options, out: TextIO) -> None:
         tokenizer.save_pretrained(folder)
     out.write(
         f"{folder}: {posterior.num_collected} snapshots of {posterior.layout.size} weights, "
-        f"{'tokenizer of ' + source if source else 'no tokenizer: the base model says which one'}\n"
+        f"{'tokenizer of ' + source if source else 'no tokenizer: that of the base model is used'}\n"
     )
 
 
-def _last_with_tokenizer(checkpoints: list[str]) -> str | None:
-    """The checkpoint whose training was longest, if it says how texts become numbers."""
-    found = [path for given in checkpoints for path in [Path(given), *Path(given).glob("checkpoint-*")]]
-    found = [path for path in found if (path / "tokenizer_config.json").is_file()]
-    numbered = sorted(found, key=lambda path: int(path.name.rpartition("-")[2]) if path.name[-1:].isdigit() else -1)
-    return str(numbered[-1]) if numbered else None
+def last_with_tokenizer(checkpoints: list[str]) -> str | None:
+    """Return the last folder that has a tokenizer: of those named checkpoint-N that with the highest N, else the last that was given."""
+    candidates = [path for given in checkpoints for path in [Path(given), *Path(given).glob("checkpoint-*")]]
+    found = [path for path in candidates if (path / "tokenizer_config.json").is_file()]
+    return str(sorted(found, key=_number)[-1]) if found else None
+
+
+def _number(path: Path) -> int:
+    numbered = _NUMBERED.fullmatch(path.name)
+    return int(numbered[1]) if numbered else -1

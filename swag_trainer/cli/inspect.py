@@ -1,4 +1,4 @@
-"""Show what a posterior's file says: how it was collected, what it belongs to, how it was tuned."""
+"""Show the metadata of a posterior: its kind, what it belongs to, how it was made and tuned."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, TextIO
 
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.tables import show, table_of
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
 
 _LONGEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """Which posterior."""
+    """Options of `swag-trainer inspect`."""
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
@@ -24,48 +25,50 @@ class Options(CommonOptions):
 
 
 def run(options: Options, out: TextIO) -> None:
-    """Print the facts.
+    """Print the metadata.
 
     Raises:
         SwagError: No posterior there, or a damaged one.
     """
-    posterior = SwagPosterior.from_pretrained(options.model, revision=options.revision)
-    facts = facts_of(posterior)
+    metadata = metadata_of(load_posterior(options.model, revision=options.revision))
     if options.json:
-        out.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        out.write(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
     else:
-        show(table_of(f"Posterior in {options.model}", ("fact", "value"), _lines(facts)), out)
+        show(table_of(f"Posterior in {options.model}", ("field", "value"), _lines(metadata)), out)
 
 
-def facts_of(posterior: SwagPosterior) -> dict[str, Any]:
-    """Return sizes and provenance as JSON values."""
-    sizes = {
+def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
+    """Return kind, sizes and provenance as JSON values; rank and standard deviation are of the families that have them."""
+    metadata: dict[str, Any] = {
+        "kind": posterior.kind,
         "num_weights": posterior.layout.size,
         "num_tensors": len(posterior.layout.keys),
-        "rank": posterior.rank,
-        "norm_of_mean": float(posterior.gaussian.mean.norm()),
-        "mean_standard_deviation": float(posterior.gaussian.variance.sqrt().mean()),
     }
-    return sizes | posterior.record.as_document() | posterior.metadata()
+    if (rank := getattr(posterior, "rank", None)) is not None:
+        metadata["rank"] = rank
+    metadata["norm_of_mean"] = float(posterior.mean_vector().norm())
+    if (variance := getattr(posterior, "variance", None)) is not None:
+        metadata["mean_standard_deviation"] = float(posterior.layout.flatten(variance).sqrt().mean())
+    return metadata | posterior.record.as_document() | posterior.metadata()
 
 
-def _lines(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """One line for each fact that there is; of a long list its beginning and its length."""
+def _lines(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a line for each field that has a value; of a long list its beginning and its length."""
     lines: list[tuple[str, str]] = []
-    for name, value in facts.items():
-        words = f"{prefix}{name.replace('_', ' ')}"
+    for name, value in metadata.items():
+        title = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, Mapping):
-            lines += _lines(value, f"{words}: ")
+            lines += _lines(value, f"{title}: ")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             lines += [
-                (words, ", ".join(f"{key} {_short(item)}" for key, item in entry.items() if item is not None))
+                (title, ", ".join(f"{key} {_short(item)}" for key, item in entry.items() if item is not None))
                 for entry in value
             ]
         elif isinstance(value, list) and value:
             shown = ", ".join(_short(item) for item in value[:_LONGEST])
-            lines.append((words, shown if len(value) <= _LONGEST else f"{shown}, ... ({len(value)} in all)"))
+            lines.append((title, shown if len(value) <= _LONGEST else f"{shown}, ... ({len(value)} in all)"))
         elif value is not None and value != []:
-            lines.append((words, _short(value)))
+            lines.append((title, _short(value)))
     return lines
 
 

@@ -1,6 +1,6 @@
-"""swag-trainer: finds the command, runs it, and turns what goes wrong into one message and an exit code.
+"""Entry point of the command line: finds the command, runs it, and turns errors into one message and an exit code.
 
-Exit codes: 0 fine; 1 what was asked for cannot be done; 2 the command line is wrong; 130 interrupted.
+Exit codes: 0 success; 1 the command failed; 2 the command line is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FINE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 # The modules are imported when their command is asked for: this list is all that --help needs.
 COMMANDS = {
     "train": "fine-tune a model with LoRA on labelled text, and collect a posterior meanwhile",
-    "collect": "make a posterior of the checkpoints of a run that is over",
+    "collect": "make a posterior of the saved checkpoints of a training run",
     "tune": "choose scale, temperature and thresholds on held-out text",
-    "evaluate": "measure SWAG and the methods that it has to beat on held-out text",
-    "predict": "answer texts, with uncertainty",
-    "inspect": "show what a posterior's file says",
-    "card": "write the model card with the figures that evaluate measured",
+    "evaluate": "measure SWAG and its baselines on held-out text",
+    "predict": "classify texts, with uncertainty",
+    "inspect": "show the metadata of a posterior",
+    "card": "write the model card with the metrics that evaluate measured",
     "push": "put adapter, posterior, tokenizer, card and plots on the Hub",
-    "serve": "open a page on this machine to type texts into",
+    "serve": "serve a local web page that classifies texts",
 }
 
 
@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    commands = "".join(f"  {name:<9} {words}\n" for name, words in COMMANDS.items())
+    commands = "".join(f"  {name:<9} {summary}\n" for name, summary in COMMANDS.items())
     return (
         "usage: swag-trainer COMMAND [FILE.yaml] [options]\n\nBayesian low-rank adaptation for the Hugging Face Trainer.\n\n"
-        f"commands:\n{commands}\nswag-trainer COMMAND --help says which options a command has.\n"
+        f"commands:\n{commands}\nswag-trainer COMMAND --help lists the options of a command.\n"
     )
 
 
@@ -75,7 +75,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted.\n")
         return INTERRUPTED
-    except Exception as error:  # the rim of the program: everything becomes a message here, and nothing is repaired
+    except Exception as error:  # outermost frame: every error becomes a message, none is repaired
         if debug:
             traceback.print_exc()
         else:
@@ -86,7 +86,7 @@ def _run(name: str, arguments: list[str]) -> int:
 def _message(error: Exception) -> str:
     from swag_trainer.errors import SwagError
 
-    # Made to be read; the text of any other error says little without the name of its kind.
+    # Their texts are whole sentences; that of any other error needs the name of its class.
     if isinstance(error, (SwagError, ValueError, ImportError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where it came from)"

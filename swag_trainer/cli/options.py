@@ -1,4 +1,4 @@
-"""Options of a command: a frozen dataclass, filled from a YAML file and from the command line, which has the last word."""
+"""Options of a command: a frozen dataclass, read from a YAML file and from the command line, which overrides the file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,42 @@ OptionsT = TypeVar("OptionsT", bound="CommonOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What every command knows.
+    """Options of every command.
 
     Attributes:
         positionals: Names of the options that may be given without ``--name``, in this order; one that is a list takes all the rest.
         mappings: Names of the options that are a JSON object, which a YAML file may spell out.
+        counts: Names of the options that are whole numbers of at least 1.
+
+    Raises:
+        SwagError: A count is below 1.
     """
 
     positionals: ClassVar[tuple[str, ...]] = ("model",)
     mappings: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
 
     config: str | None = field(default=None, metadata={"help": "a YAML file of options; the command line overrides it"})
     debug: bool = field(default=False, metadata={"help": "show the traceback of an error"})
 
+    def __post_init__(self) -> None:
+        for name in self.counts:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SwagError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(CommonOptions):
-    """Where labelled text comes from."""
+    """Options that name labelled text."""
 
     dataset: str = field(
         metadata={"help": "labelled text: 'name' or 'name:config' on the Hub, a .jsonl or .csv file, or a folder of those"}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "what the data is called where it is published; the file's name by itself"}
+        default=None, metadata={"help": "name of the data where it is published; default: the file's name"}
     )
     text_column: str | None = field(default=None, metadata={"help": "column of the texts, where its name is not a usual one"})
-    label_column: str | None = field(default=None, metadata={"help": "column of the labels, likewise"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the labels, where its name is not a usual one"})
 
 
 def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str, description: str | None) -> OptionsT:
@@ -85,7 +95,7 @@ def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str,
 
 
 def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str]) -> list[str]:
-    """The words of a command line that say what a YAML file says, so that argparse checks the types of both alike."""
+    """Return the settings of a YAML file as arguments of a command line, so that argparse checks the types of both alike."""
     import yaml
 
     try:
@@ -94,7 +104,7 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str
         raise SwagError(f"The options in {str(path)!r} cannot be read: {error}") from error
     if not isinstance(settings, dict):
         raise SwagError(f"{str(path)!r} should hold lines such as 'steps: 400', it holds {type(settings).__name__}.")
-    words: list[str] = []
+    arguments: list[str] = []
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}", known=name in _names(parser) - {"config"})
@@ -104,14 +114,14 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str
         if any(isinstance(item, (dict, list)) for item in values):
             parser.error(f"{key!r} in {str(path)!r} is a value or a list of values, got {value!r}.")
         if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)] if value else []
+            arguments += [f"--{name}", *map(str, value)] if value else []
         elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
+            arguments.append(f"--{name}={value}")
+    return arguments
 
 
 def _refuse_unknown(parser: HfArgumentParser, words: Sequence[str], *, where: str = "", known: bool = False) -> None:
-    """Options that nobody knows are the words that are left over and begin with a dash."""
+    """Refuse what argparse left over and begins with a dash: it is no option of the command."""
     for word in words:
         if word.startswith("-") and len(word) > 1 and not known:
             name = word.partition("=")[0]

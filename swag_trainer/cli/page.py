@@ -1,11 +1,11 @@
-"""The page of `swag-trainer serve`, which a Space runs as well. Its app.py, beside a requirements.txt with ``swag-trainer[demo]``:
+"""Web page of `swag-trainer serve`, which a Space runs as well. Its app.py, beside a requirements.txt with ``swag-trainer[demo]``:
 
     from transformers import pipeline
     from swag_trainer.cli.page import LAUNCH, build_page
     build_page(pipeline("swag-text-classification", model="me/roberta-sst2-swag")).launch(**LAUNCH)
 
-What a user types and what a repository says (labels, names) is shown as text: in text boxes, labels, cells and on the axis of a plot, never
-in Markdown, HTML or the title of a component.
+What a user types and what a repository holds (labels, names) is untrusted input. It is shown as text: in text boxes, labels, cells and on
+the axis of a plot, never in Markdown, HTML or the title of a component.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from swag_trainer.cli.page_answers import MOST_CHARACTERS, Answer, Answering, circumstances, uncertainty, verdict
+from swag_trainer.cli.files import require
+from swag_trainer.cli.page_predictions import (
+    MOST_CHARACTERS,
+    PagePredictions,
+    TextPredictions,
+    circumstances,
+    uncertainty,
+    verdict,
+)
 from swag_trainer.errors import SwagError
 
 if TYPE_CHECKING:
@@ -28,33 +36,33 @@ SHOWN_CLASSES = 5
 _AXIS_CHARACTERS = 20  # of a class's name below the plot, where five stand side by side
 # A name without spaces would push the probability after it out of its box.
 _CSS = "#averaged dt, #mean dt, #trained dt { overflow-wrap: anywhere; }"
-# Texts stay where they were typed: no history in the browser, no public link, no second server process, no links to elsewhere.
+# Typed texts are kept private: no history in the browser, no public link, no second server process, no external links.
 LAUNCH: dict[str, Any] = {"share": False, "run_history": False, "ssr_mode": False, "footer_links": [], "css": _CSS}
 
 
 def build_page(
-    classify: SwagTextClassificationPipeline, *, name: str | None = None, text: str = "", title: str = "How sure is it?"
+    classify: SwagTextClassificationPipeline, *, name: str | None = None, text: str = "", title: str = "How certain is it?"
 ) -> gr.Blocks:
     """Build the page of a pipeline; ``launch(**LAUNCH)`` serves it.
 
     Args:
         classify: The pipeline "swag-text-classification" of a classifier whose classes exclude each other. Draws, scale, temperature and
             threshold are those that it was given, or those of its posterior.
-        name: What the model is called on the page; where it was loaded from unless told otherwise.
-        text: What stands in the box at first, and is answered when the page opens.
+        name: Name of the model on the page; default: where it was loaded from.
+        text: Text in the box at first, classified when the page opens.
         title: Heading of the page, in Markdown.
 
     Raises:
         SwagError: gradio is not installed, or the model is for several labels at once or a regression.
     """
-    gr = _gradio()
-    answering = Answering(classify)
+    gr = require("gradio", extra="demo")
+    predict = PagePredictions(classify)
     name = name or str(getattr(classify.model, "name_or_path", "")) or "The model"
-    about = circumstances(answering, name)
-    threshold = round(answering.first_decision.threshold, 3)
-    # Answered here, not by the browser's first request: the page opens with everything in place.
-    answered = _shown(answering, text, threshold) if text else ["", None, None, None, "", None, None]
-    first = dict(zip(("said", "averaged", "mean", "trained", "words", "points", "figures"), answered, strict=True))
+    about = circumstances(predict, name)
+    threshold = round(predict.first_decision.threshold, 3)
+    # Predicted here, not on the browser's first request: the page opens with everything in place.
+    values = _shown(predict, text, threshold) if text else ["", None, None, None, "", None, None]
+    first = dict(zip(("verdict", "averaged", "mean", "trained", "uncertainty", "points", "table"), values, strict=True))
     with _environment_as_it_was():
         page = gr.Blocks(title=title, analytics_enabled=False)
     with page:
@@ -68,14 +76,14 @@ def build_page(
                     1,
                     value=threshold,
                     step=0.001,
-                    label="Hand over to a person below this score",
+                    label="Defer to a human below this score",
                 )
         button = gr.Button("Classify", variant="primary")
-        said = gr.Textbox(first["said"], label="What happens", lines=2, interactive=False, elem_id="verdict")
+        decision = gr.Textbox(first["verdict"], label="Decision", lines=2, interactive=False, elem_id="verdict")
         with gr.Row():
             averaged = gr.Label(
                 first["averaged"],
-                label=f"SWAG: {_count(answering)} averaged, temperature {answering.request.temperature:.3g}",
+                label=f"SWAG: {_count(predict)} averaged, temperature {predict.sampling.temperature:.3g}",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,
@@ -83,7 +91,7 @@ def build_page(
             )
             mean = gr.Label(
                 first["mean"],
-                label="Posterior mean (SWA): one answer, temperature 1",
+                label="Posterior mean (SWA): one prediction, temperature 1",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,
@@ -91,14 +99,14 @@ def build_page(
             )
             trained = gr.Label(
                 first["trained"],
-                label="The adapter's own weights, as trained (MAP): one answer, temperature 1",
+                label="The adapter's own weights, as trained (MAP): one prediction, temperature 1",
                 num_top_classes=SHOWN_CLASSES,
                 show_heading=False,
                 min_width=300,
-                visible=answering.has_trained_weights,
+                visible=predict.has_trained_weights,
                 elem_id="trained",
             )
-        words = gr.Textbox(first["words"], label="How sure it is", lines=3, interactive=False, elem_id="uncertainty")
+        description = gr.Textbox(first["uncertainty"], label="Uncertainty", lines=3, interactive=False, elem_id="uncertainty")
         plot = gr.ScatterPlot(
             first["points"],
             x="class",
@@ -110,62 +118,61 @@ def build_page(
             sort=None,
             tooltip="all",
             height=360,
-            label="How the draws disagree: a blue ring for what each draw says, an orange one for their average",
+            label="How the draws disagree: a blue ring for each draw, an orange one for their average",
         )
         table = gr.Dataframe(
-            first["figures"], interactive=False, label="The same in figures", wrap=True, datatype="str", elem_id="figures"
+            first["table"], interactive=False, label="The same in numbers", wrap=True, datatype="str", elem_id="table"
         )
-        gr.Textbox(about, label="What answers here", lines=about.count("\n") + 1, interactive=False, elem_id="about")
+        gr.Textbox(about, label="Model, draws and tuning", lines=about.count("\n") + 1, interactive=False, elem_id="about")
 
-        shown = [said, averaged, mean, trained, words, plot, table]
+        shown = [decision, averaged, mean, trained, description, plot, table]
 
         def show(typed: str, threshold: float) -> list[Any]:
-            return _shown(answering, typed, threshold)
+            return _shown(predict, typed, threshold)
 
         for trigger in (button.click, box.submit, slider.release):
             trigger(show, [box, slider], shown, api_name=False)
     return page
 
 
-def _shown(answering: Answering, text: str, threshold: float) -> list[Any]:
-    """The values of verdict, three labels, words, plot and table."""
+def _shown(predict: PagePredictions, text: str, threshold: float) -> list[Any]:
+    """Return the values of verdict, three labels, description, plot and table."""
     try:
-        answer = answering(text or "")
+        predictions = predict(text or "")
     except SwagError as error:
         return [str(error), None, None, None, "", None, None]
-    decision = answering.decision(threshold)
-    trained = None if answer.trained is None else answer.by_name(answer.trained)
+    trained = None if predictions.trained is None else predictions.by_name(predictions.trained)
     return [
-        verdict(answer, decision),
-        answer.by_name(answer.probabilities),
-        answer.by_name(answer.mean),
+        verdict(predictions, predict.decision(threshold)),
+        predictions.by_name(predictions.probabilities),
+        predictions.by_name(predictions.mean),
         trained,
-        uncertainty(answer),
-        points(answer),
-        figures(answer),
+        uncertainty(predictions),
+        points(predictions),
+        table_of_draws(predictions),
     ]
 
 
-def points(answer: Answer) -> pd.DataFrame:
-    """Return what the plot shows: a point for each draw and likely class, and one for the average."""
+def points(predictions: TextPredictions) -> pd.DataFrame:
+    """Return the points of the plot: one for each draw and likely class, and one for the average."""
     import pandas as pd
 
     rows = []
-    for place, index in enumerate(answer.likeliest(SHOWN_CLASSES)):
-        name = f"{place + 1}. {_shortened(answer.labels[index])}"  # the axis sorts by name
-        rows += [(name, float(value), "one draw") for value in answer.draws[:, index]]
-        rows.append((name, float(answer.probabilities[index]), "average"))
+    for place, index in enumerate(predictions.likeliest(SHOWN_CLASSES)):
+        name = f"{place + 1}. {_shortened(predictions.labels[index])}"  # the axis sorts by name
+        rows += [(name, float(value), "one draw") for value in predictions.draws[:, index]]
+        rows.append((name, float(predictions.probabilities[index]), "average"))
     return pd.DataFrame(rows, columns=["class", "probability", "by"])
 
 
-def figures(answer: Answer) -> pd.DataFrame:
-    """Return the table: the average, which stays in sight above many draws, and a row for each draw; a column for each likely class."""
+def table_of_draws(predictions: TextPredictions) -> pd.DataFrame:
+    """Return the table: the average, first, and a row for each draw; a column for each likely class."""
     import pandas as pd
 
-    top = answer.likeliest(SHOWN_CLASSES)
-    rows = [["average", *(f"{value:.3f}" for value in answer.probabilities[top])]]
-    rows += [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(answer.draws)]
-    return pd.DataFrame(rows, columns=["draw", *(answer.labels[index] for index in top)])
+    top = predictions.likeliest(SHOWN_CLASSES)
+    rows = [["average", *(f"{value:.3f}" for value in predictions.probabilities[top])]]
+    rows += [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(predictions.draws)]
+    return pd.DataFrame(rows, columns=["draw", *(predictions.labels[index] for index in top)])
 
 
 def _shortened(name: str) -> str:
@@ -174,18 +181,10 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _AXIS_CHARACTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _count(answering: Answering) -> str:
-    if answering.request.scale == 0:
-        return "scale 0, one answer, nothing"
-    return f"{answering.request.num_samples} draws"
-
-
-def _gradio() -> Any:
-    try:
-        import gradio
-    except ImportError as error:
-        raise SwagError('The page needs gradio: pip install "swag-trainer[demo]".') from error
-    return gradio
+def _count(predict: PagePredictions) -> str:
+    if predict.sampling.scale == 0:
+        return "scale 0, one prediction, nothing"
+    return f"{predict.sampling.num_samples} draws"
 
 
 @contextmanager

@@ -7,28 +7,33 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from huggingface_hub import ModelCard, RepoCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from swag_trainer.cli.files import needed
+from swag_trainer.cli.files import require, text_of
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.hub import read_readme
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
+
+if TYPE_CHECKING:
+    from swag_trainer.cli.results import EvaluationFile
 
 _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
-    """What goes where."""
+    """Options of `swag-trainer push`."""
 
     model: str = field(metadata={"help": "a folder with a posterior"})
     repo: str = field(metadata={"help": "user/name on the Hub; created if needed"})
     results: str | None = field(
         default=None,
-        metadata={"help": "what 'evaluate --output' wrote, for the card; by itself the README.md of the folder is taken"},
+        metadata={"help": "file of 'evaluate --output', for the card; default: the card in the README.md of the folder"},
     )
     private: bool = field(default=False, metadata={"help": "create the repository as a private one"})
     revision: str | None = field(default=None, metadata={"help": "branch; created if needed"})
@@ -41,16 +46,22 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: Nothing was committed.
     """
-    needed("matplotlib", "jinja2")
+    require("matplotlib", "jinja2")
     from hub_cards import publish_card
+    from swag_trainer.cli.results import EvaluationFile
 
     folder = Path(options.model)
     if not folder.is_dir():
         raise SwagError(
-            f"{options.model!r} is no folder of this machine; push takes the folder that train, collect or tune wrote."
+            f"{options.model!r} is not a folder of this machine; push takes the folder that train, collect or tune wrote."
         )
-    posterior = SwagPosterior.from_pretrained(folder)
-    card, plots = _card(options, folder, posterior)
+    try:
+        validate_repo_id(options.repo)
+    except HFValidationError as error:
+        raise SwagError(f"--repo {options.repo!r} is not the id of a repository on the Hub: {error}") from error
+    results = None if options.results is None else EvaluationFile.read(options.results)
+    posterior = load_posterior(folder)
+    card, plots = _card(options, folder, posterior, results)
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         posterior.save_pretrained(place)  # adapter and posterior that belong together, whatever else lies in the folder
         files = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir()) if path.name != "README.md"}
@@ -66,31 +77,31 @@ def run(options: Options, out: TextIO) -> None:
     if not (folder / "README.md").is_file():
         return
     published = read_readme(options.repo, commit.oid) or ""
-    if _words_of_people(card) - _words_of_people(RepoCard(published)):
+    if _lines_outside(card) - _lines_outside(RepoCard(published)):
         sys.stderr.write(
-            f"{options.repo!r} had a README.md already, which was kept outside the card: what {str(folder / 'README.md')!r} says there "
-            "was not pushed. Put it in by hand.\n"
+            f"{options.repo!r} had a README.md already, which was kept outside the card: the text of {str(folder / 'README.md')!r} there "
+            "was not pushed. Add it by hand.\n"
         )
 
 
-def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[ModelCard, dict[str, bytes]]:
-    """The card and its plots: built from the results, taken from the folder, or one without figures."""
+def _card(
+    options: Options, folder: Path, posterior: WeightPosterior, results: EvaluationFile | None
+) -> tuple[ModelCard, dict[str, bytes]]:
+    """Return the card and its plots: built from the results, taken from the folder, or one without metrics."""
     from hub_cards import merge_card
     from hub_cards.identity import identity
     from hub_cards.marks import find_marked
     from swag_trainer.cli.card_parts import card_with_plots
-    from swag_trainer.cli.results import EvaluationFile
 
     readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8-sig") if readme.is_file() else None
+    text = text_of(readme)
     marked = None if text is None else find_marked(text)
-    if options.results is not None or text is None or marked is None:
-        results = None if options.results is None else EvaluationFile.read(options.results)
+    if results is not None or text is None or marked is None:
         card, plots = card_with_plots(posterior, results, repo_id=options.repo)
         return merge_card(card, text), plots
     if marked.identity != identity(posterior):
         raise SwagError(
-            f"The card in {str(readme)!r} describes another posterior than the one beside it: its figures would be wrong. Write it "
+            f"The card in {str(readme)!r} describes another posterior than the one beside it: its metrics would be wrong. Write it "
             "again with swag-trainer card, or pass --results."
         )
     if f'model="{options.repo}"' not in marked.block:
@@ -105,8 +116,8 @@ def _card(options: Options, folder: Path, posterior: SwagPosterior) -> tuple[Mod
     return ModelCard(text), {path.name: path.read_bytes() for path in paths}
 
 
-def _words_of_people(card: RepoCard) -> set[str]:
-    """The lines outside our marks; the title, which we may have written too, is none of them."""
+def _lines_outside(card: RepoCard) -> set[str]:
+    """Return the lines outside our card, without titles, which may be ours too."""
     from hub_cards.marks import find_marked
 
     marked = find_marked(card.text)
@@ -115,9 +126,9 @@ def _words_of_people(card: RepoCard) -> set[str]:
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """What a tokenizer saves beside the adapter, as a fresh tokenizer would save it; nothing where the folder has none."""
+    """Return the files that the folder's tokenizer saves; none where the folder has no tokenizer."""
     if not (folder / "tokenizer_config.json").is_file():
-        sys.stderr.write(f"There is no tokenizer in {str(folder)!r}: people get that of the base model.\n")
+        sys.stderr.write(f"There is no tokenizer in {str(folder)!r}: that of the base model is used.\n")
         return {}
     from transformers import AutoTokenizer
 

@@ -1,11 +1,14 @@
-"""`swag-trainer serve`: a page on this machine to type texts into."""
+"""Serve a local web page that classifies texts with their uncertainty."""
 
 from __future__ import annotations
 
+import errno
+import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.files import require
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.page import LAUNCH, build_page
 from swag_trainer.errors import SwagError
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(CommonOptions):
-    """What `swag-trainer serve` takes.
+    """Options of `swag-trainer serve`.
 
     Attributes:
         model: Folder or Hub name of an adapter with its posterior.
@@ -25,20 +28,26 @@ class ServeOptions(CommonOptions):
         share: Whether gradio's servers may give the page a public address.
         num_samples: S, how many draws; None for those of the tuning, or 10.
         seed: Of the draws; None for that of the tuning, or 0.
-        text: What stands in the box at first and is answered when the page opens.
+        text: Text in the box at first, classified when the page opens.
+
+    Raises:
+        SwagError: The port or a number of draws is out of range.
     """
+
+    counts: ClassVar[tuple[str, ...]] = ("num_samples",)
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     port: int = field(default=7860, metadata={"help": "port to listen on; 0 takes the first free one from 7860 on"})
     host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on; 0.0.0.0 lets other machines in"})
     share: bool = field(default=False, metadata={"help": "give the page a public address, through gradio's servers"})
-    num_samples: int | None = field(default=None, metadata={"help": "draws; as many as it was tuned with, or 10"})
-    seed: int | None = field(default=None, metadata={"help": "of the draws; that of the tuning, or 0"})
+    num_samples: int | None = field(default=None, metadata={"help": "number of draws; default: that of the tuning, or 10"})
+    seed: int | None = field(default=None, metadata={"help": "of the draws; default: that of the tuning, or 0"})
     text: str = field(default="", metadata={"help": "a text to begin with"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
-            raise ValueError(f"port must lie between 0 and 65535, got {self.port}.")
+            raise SwagError(f"--port must lie between 0 and 65535, got {self.port}.")
+        super().__post_init__()
 
 
 def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
@@ -51,6 +60,8 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
     Raises:
         SwagError: No posterior there, no gradio, or the port is taken.
     """
+    require("gradio", extra="demo")
+    _check_free(options)
     classify = load_classifier(options.model, num_samples=options.num_samples, seed=options.seed)
     page = build_page(classify, name=options.model, text=options.text)
     try:
@@ -62,10 +73,25 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
             quiet=not block,
         )
     except OSError as error:
-        raise SwagError(
-            f"The page cannot be served at {options.host}:{options.port}: {error} Is something else listening there? Choose another port."
-        ) from error
+        raise _refusal(options, error) from error
     return page
+
+
+def _check_free(options: ServeOptions) -> None:
+    """Refuse a port that is taken before the model is loaded; what else can be wrong with an address gradio finds out."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((options.host, options.port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise _refusal(options, error) from error
+
+
+def _refusal(options: ServeOptions, error: OSError) -> SwagError:
+    return SwagError(
+        f"The page cannot be served at {options.host}:{options.port}: {error}. Is something else listening there? Choose another --port."
+    )
 
 
 Options = ServeOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
@@ -11,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from swag_trainer.cli.classifier import tokenised
-from swag_trainer.cli.files import refuse_posterior
+from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_data import balanced, read_text
 from swag_trainer.collection.callback import SwagCallback
@@ -21,40 +22,51 @@ from swag_trainer.errors import SwagError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TextOptions):
-    """The recipe; its defaults are those of the demo."""
+    """The training recipe; its defaults are those of the demo."""
 
     mappings: ClassVar[tuple[str, ...]] = ("training",)
+    counts: ClassVar[tuple[str, ...]] = (
+        "train_rows",
+        "steps",
+        "batch_size",
+        "max_length",
+        "lora_r",
+        "snapshots",
+        "every_steps",
+        "save_steps",
+    )
 
     model: str = field(metadata={"help": "the base model: a name on the Hub or a folder"})
     output: str = field(
         metadata={"help": "folder for adapter, posterior and tokenizer; with several seeds, for a folder of each"}
     )
-    split: str = field(default="train", metadata={"help": "the rows to train on"})
-    train_rows: int | None = field(default=None, metadata={"help": "train on that many rows, balanced over the classes"})
+    split: str = field(default="train", metadata={"help": "examples to train on"})
+    train_rows: int | None = field(default=None, metadata={"help": "train on that many examples, balanced over the classes"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "train once with each of these seeds"})
     steps: int = field(default=400, metadata={"help": "optimizer steps"})
-    learning_rate: float = field(default=5e-3, metadata={"help": "at its highest"})
-    batch_size: int = field(default=16, metadata={"help": "rows per step"})
+    learning_rate: float = field(default=5e-3, metadata={"help": "peak learning rate"})
+    batch_size: int = field(default=16, metadata={"help": "examples per step"})
     max_length: int = field(
-        default=128, metadata={"help": "tokens of a text; the rest is cut off, also in every later command"}
+        default=128, metadata={"help": "tokens of a text; longer ones are truncated, also in every later command"}
     )
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "their factor is alpha / r"})
     lora_dropout: float = field(default=0.1, metadata={"help": "dropout before the LoRA matrices"})
     target_modules: list[str] | None = field(
-        default=None, metadata={"help": "the layers that get LoRA; PEFT's choice for the architecture by itself"}
+        default=None, metadata={"help": "layers that get LoRA; default: PEFT's choice for the architecture"}
     )
     snapshots: int = field(default=30, metadata={"help": "weight vectors to collect, spread evenly"})
-    every_steps: int | None = field(default=None, metadata={"help": "collect at this distance instead"})
-    every_epochs: float | None = field(default=None, metadata={"help": "collect at this distance instead"})
-    start: float = field(default=0.3, metadata={"help": "the part of the run to let pass before the first"})
+    every_steps: int | None = field(default=None, metadata={"help": "collect every so many steps instead"})
+    every_epochs: float | None = field(default=None, metadata={"help": "collect every so many epochs instead"})
+    start: float = field(default=0.3, metadata={"help": "fraction of the run before the first snapshot"})
     rank: int = field(default=20, metadata={"help": "deviations to keep; 0 for a diagonal covariance"})
     collection_learning_rate: str = field(
-        default="hold", metadata={"help": "the rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"}
+        default="hold",
+        metadata={"help": "learning rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"},
     )
-    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "what the adapter's file shall hold"})
+    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "weights in the adapter's file"})
     dtype: str | None = field(
-        default=None, metadata={"help": "precision of the base model, such as bfloat16; that of its checkpoint by itself"}
+        default=None, metadata={"help": "precision of the base model, such as bfloat16; default: that of its checkpoint"}
     )
     training: str | None = field(
         default=None,
@@ -62,7 +74,7 @@ class Options(TextOptions):
             "help": 'more of transformers\' TrainingArguments, as JSON: \'{"bf16": true, "gradient_accumulation_steps": 4}\''
         },
     )
-    save_steps: int | None = field(default=None, metadata={"help": "leave a checkpoint at this distance"})
+    save_steps: int | None = field(default=None, metadata={"help": "save a checkpoint every so many steps"})
     overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
 
 
@@ -74,10 +86,20 @@ def run(options: Options, out: TextIO) -> None:
     """
     seeds = options.seeds
     folders = [Path(options.output) if len(seeds) == 1 else Path(options.output) / f"seed-{seed}" for seed in seeds]
-    for folder in folders:
-        refuse_posterior(folder, overwrite=options.overwrite)
     callbacks = [_callback(options) for _ in seeds]  # checks its numbers before anything is loaded
     arguments = [_training_arguments(options, folder, seed) for seed, folder in zip(seeds, folders, strict=True)]
+    with prepared_outputs(posteriors=folders, overwrite=options.overwrite):
+        for seed, folder, swag, num_examples, num_classes in _trained(options, folders, callbacks, arguments):
+            out.write(
+                f"{folder}: {swag.num_collected} snapshots of {swag.posterior.layout.size} weights, trained on {num_examples} examples "
+                f"of {num_classes} classes with seed {seed}\n"
+            )
+
+
+def _trained(
+    options: Options, folders: list[Path], callbacks: list[SwagCallback], arguments: list[TrainingArguments]
+) -> Iterator[tuple[int, Path, SwagCallback, int, int]]:
+    """Train and save for each seed; yields the seed, its folder and callback, and how many examples and classes there were."""
     data = read_text(options, options.split)
     classes = sorted(set(data.labels))
     if len(classes) < 2:
@@ -86,9 +108,9 @@ def run(options: Options, out: TextIO) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if tokenizer.pad_token is None:  # decoders come without; what is masked out may be any token
         tokenizer.pad_token = tokenizer.eos_token
-    # It is saved with the adapter, so that nobody has to remember the length that the model was trained with.
+    # Saved with the adapter: later commands truncate at the length that the model was trained with.
     tokenizer.model_max_length = min(tokenizer.model_max_length, options.max_length)
-    for seed, folder, swag, training in zip(seeds, folders, callbacks, arguments, strict=True):
+    for seed, folder, swag, training in zip(options.seeds, folders, callbacks, arguments, strict=True):
         chosen = range(len(targets))
         if options.train_rows is not None and options.train_rows < len(targets):
             chosen = balanced(targets, options.train_rows, seed).tolist()
@@ -96,10 +118,7 @@ def run(options: Options, out: TextIO) -> None:
         _train(options, classes, rows, tokenizer, training, swag)
         swag.posterior.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        out.write(
-            f"{folder}: {swag.num_collected} snapshots of {swag.posterior.layout.size} weights, trained on {len(rows)} rows of "
-            f"{len(classes)} classes with seed {seed}\n"
-        )
+        yield seed, folder, swag, len(rows), len(classes)
 
 
 def _callback(options: Options) -> SwagCallback:
@@ -138,14 +157,14 @@ def _training_arguments(options: Options, folder: Path, seed: int) -> TrainingAr
     try:
         more = json.loads(options.training or "{}")
         if not isinstance(more, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         taken = sorted(set(more) & set(settings))
         if taken:
             raise ValueError(f"{taken[0]!r} has an option of its own")
         return TrainingArguments(**settings, **{**usual, **more})
     except (TypeError, ValueError, ImportError) as error:
         raise SwagError(
-            f"--training holds further TrainingArguments as a JSON object; {options.training!r} cannot be that: {error}"
+            f"--training takes further TrainingArguments as a JSON object, got {options.training!r}: {error}"
         ) from error
 
 

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, ClassVar, TextIO
 
 from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
-from swag_trainer.cli.files import needed, refuse_posterior
+from swag_trainer.cli.files import prepared_outputs, require
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold
 from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TextOptions):
-    """As `swag_trainer.calibration.tune.tune`."""
+    """As `swag_trainer.tune`."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
-    split: str = field(default="validation", metadata={"help": "rows that nothing was trained on"})
+    split: str = field(default="validation", metadata={"help": "examples that nothing was trained on"})
     output: str | None = field(
-        default=None, metadata={"help": "folder for the tuned posterior; where MODEL is a folder, that one by itself"}
+        default=None, metadata={"help": "folder for the tuned posterior; default: MODEL, where that is a folder"}
     )
     num_samples: int = field(default=10, metadata={"help": "draws; the pipeline takes as many from then on"})
-    seed: int = field(default=0, metadata={"help": "of the draws and of the division of the rows"})
+    seed: int = field(default=0, metadata={"help": "of the draws and of the division of the examples"})
     scales: list[float] = field(
         default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0], metadata={"help": "factors of the covariance to try"}
     )
-    batch_size: int = field(default=32, metadata={"help": "rows per forward"})
+    batch_size: int = field(default=32, metadata={"help": "examples per forward"})
     device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
-    overwrite: bool = field(default=False, metadata={"help": "replace what an earlier tuning chose, or what is in --output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier tuning, or what is in --output"})
 
 
 def run(options: Options, out: TextIO) -> None:
@@ -43,53 +46,61 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: The data or the model cannot be used, or something would be replaced unasked.
     """
-    needed("rich.table")
+    require("rich.table")
+    sampling = Sampling(num_samples=options.num_samples, seed=options.seed)
     in_place = options.output is None
     if in_place and not Path(options.model).is_dir():
         raise SwagError(
-            f"{options.model!r} is no folder of this machine, so the tuned posterior needs --output FOLDER; swag-trainer push then "
+            f"{options.model!r} is not a folder of this machine, so the tuned posterior needs --output FOLDER; swag-trainer push then "
             "puts it on the Hub."
         )
     folder = Path(options.model if options.output is None else options.output)
-    if not in_place:
-        refuse_posterior(folder, overwrite=options.overwrite)
-    elif SwagPosterior.from_pretrained(folder).tuning is not None and not options.overwrite:
-        raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces what was chosen.")
+    with prepared_outputs(posteriors=[folder], overwrite=options.overwrite or in_place):
+        posterior = load_posterior(options.model)
+        if in_place and posterior.tuning is not None and not options.overwrite:
+            raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces that tuning.")
+        tuned, tokenizer = _tuned(options, posterior, sampling)
+        tuned.save_pretrained(folder)
+        if not in_place:
+            tokenizer.save_pretrained(folder)
+    _report(tuned, out)
+    out.write(f"Saved in {folder}.\n")
+
+
+def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> tuple[WeightPosterior, Any]:
+    """Return the tuned posterior and the tokenizer of its model."""
     data = read_text(options, options.split)
-    classifier = load_classifier(options.model, device=options.device)
+    classifier = load_classifier(options.model, posterior=posterior, device=options.device)
     targets = data.numbers(class_names(classifier))
-    posterior = tune(
-        classifier.posterior,
+    tuned = tune(
+        posterior,
         classifier.model,
         tokenised(classifier.tokenizer, data.texts, targets),
-        sampling=Sampling(num_samples=options.num_samples, seed=options.seed),
+        sampling=sampling,
         scales=options.scales,
         name=data.name,
         split=data.split,
         revision=data.revision,
         batch_size=options.batch_size,
     )
-    posterior.save_pretrained(folder)
-    if not in_place:
-        classifier.tokenizer.save_pretrained(folder)
-    _report(posterior, out)
-    out.write(f"Saved in {folder}.\n")
+    return tuned, classifier.tokenizer
 
 
-def _report(posterior: SwagPosterior, out: TextIO) -> None:
+def _report(posterior: WeightPosterior, out: TextIO) -> None:
     tuning = posterior.tuning
     assert tuning is not None
     rows = [[f"{scale:g}", f"{temperature:.3f}", f"{nll:.4f}"] for scale, temperature, nll in tuning.scale_nll]
-    title = f"{tuning.dataset}, {tuning.split}: {tuning.num_examples} rows to choose by"
+    title = f"{tuning.dataset}, {tuning.split}: {tuning.num_examples} examples to choose by"
     show(table_of(title, ("scale", "best temperature", "NLL"), rows), out)
     out.write(f"Chosen: scale {posterior.scale:g}, temperature {tuning.temperature:.3f}.\n")
-    answers = {"SWAG, scale and temperature": tuning.nll, **tuning.baselines}
-    title = f"{tuning.num_calibration} other rows"
-    show(table_of(title, ("answers of", "NLL"), [[name, f"{nll:.4f}"] for name, nll in answers.items()]), out)
-    show(table_of("Answer from which score on", ("goal", "score", "answered", "wrong"), map(_row, tuning.thresholds)), out)
+    methods = {"SWAG, scale and temperature": tuning.nll, **tuning.baselines}
+    title = f"{tuning.num_calibration} other examples"
+    show(table_of(title, ("method", "NLL"), [[name, f"{nll:.4f}"] for name, nll in methods.items()]), out)
+    columns = ("goal", "lowest score", "coverage", "risk")
+    show(table_of("Thresholds for abstaining", columns, map(_row, tuning.thresholds)), out)
 
 
 def _row(threshold: CalibratedThreshold) -> list[str]:
-    meaning = "at most {:g} wrong" if threshold.goal == "risk" else "at least {:g} answered"
+    meaning = "risk at most {:g}" if threshold.goal == "risk" else "coverage at least {:g}"
     score, risk = ("-" if value is None else f"{value:.3f}" for value in (threshold.threshold, threshold.risk))
     return [meaning.format(threshold.target), score, f"{threshold.coverage:.3f}", risk]

@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
 from swag_trainer.adapters.plain_lora import is_reproducible
 from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.saved_adapter import SavedAdapter
-from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.prediction.tokenizers import TokenizerSource
 
 
@@ -33,6 +34,7 @@ class AutoSwagModelForSequenceClassification:
         cls,
         pretrained_model_name_or_path: str,
         *,
+        posterior: WeightPosterior | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -50,12 +52,13 @@ class AutoSwagModelForSequenceClassification:
 
         Args:
             pretrained_model_name_or_path: Where adapter and posterior lie.
+            posterior: The posterior that lies there, where it was read already; it is not read again.
             revision: Of the adapter's repository. `transformers.pipeline` also asks the base model's repository for it, so with a
                 base on the Hub pin the adapter with ``model_kwargs={"adapter_kwargs": {"revision": ...}}``.
             token: Access token, as everywhere in huggingface_hub; so are the next three.
             trust_remote_code: Refused: the adapter names the base, and so would choose whose code runs.
             adapter_kwargs: Arguments for the adapter's repository alone, as in transformers: ``revision``, ``token``.
-            ignore_mismatched_adapter: See `SwagPosterior.from_pretrained`.
+            ignore_mismatched_adapter: See `WeightPosterior.from_pretrained`.
             **base_kwargs: For the base model: ``dtype``, ``device_map``, ``attn_implementation``, ...
 
         Raises:
@@ -68,9 +71,10 @@ class AutoSwagModelForSequenceClassification:
             )
         hub = {"token": token, "cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
         where: dict[str, Any] = {"revision": revision, **hub, **(adapter_kwargs or {})}
-        posterior = SwagPosterior.from_pretrained(
-            pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
-        )
+        if posterior is None:
+            posterior = load_posterior(
+                pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
+            )
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         base = _load_base(posterior, **hub, **base_kwargs)
         model = _load_adapter(base, posterior.adapter)
@@ -111,7 +115,7 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
         )
 
 
-def _load_base(posterior: SwagPosterior, **kwargs: Any) -> torch.nn.Module:
+def _load_base(posterior: WeightPosterior, **kwargs: Any) -> torch.nn.Module:
     name, record = posterior.adapter.base_model, posterior.record
     if not name:
         raise SwagError(

@@ -11,7 +11,7 @@ from swag_trainer.cli.main import main
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A trained folder and the figures of it."""
+    """A trained folder and its measured metrics."""
     file = tmp_path_factory.mktemp("measured") / "results.json"
     options = ["--methods", "SWA", "SWAG", "--num-samples", "2", "--num-resamples", "2", "--output", str(file)]
     assert main(["evaluate", str(trained_folder()), "--dataset", str(DEMO), *options]) == 0
@@ -25,7 +25,7 @@ def folder(measured, tmp_path):
     return tmp_path / "run"
 
 
-def test_the_words_of_people_stay_and_the_card_is_replaced(measured, folder, capsys):
+def test_text_outside_the_card_stays_and_the_card_is_replaced(measured, folder, capsys):
     # Red for: a README.md that is overwritten, a second card below the first, plots that the card does not link to.
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nMy words.\n")
     assert main(["card", str(folder), "--results", measured[1], "--repo", "user/one"]) == 0
@@ -42,15 +42,15 @@ def test_the_words_of_people_stay_and_the_card_is_replaced(measured, folder, cap
     )
 
 
-def test_figures_of_another_posterior_are_refused(measured, folder, capsys):
-    # Red for: figures of the posterior as it was before it was tuned, on the card of the tuned one.
+def test_metrics_of_another_posterior_are_refused(measured, folder, capsys):
+    # Red for: metrics of the posterior as it was before it was tuned, on the card of the tuned one.
     SwagPosterior.from_pretrained(folder).with_scale(3.0).save_pretrained(folder)
     assert main(["card", str(folder), "--results", measured[1]]) == 1
     assert "measured with another posterior" in capsys.readouterr().err
     assert not (folder / "README.md").exists()
 
 
-def test_plots_of_somebody_else_are_not_overwritten(measured, folder, capsys):
+def test_plots_that_are_not_ours_are_not_overwritten(measured, folder, capsys):
     # Red for: a picture that happens to have our plot's name and is gone.
     (folder / "reliability.png").write_text("mine")
     assert main(["card", str(folder), "--results", measured[1]]) == 1
@@ -58,11 +58,11 @@ def test_plots_of_somebody_else_are_not_overwritten(measured, folder, capsys):
     assert (folder / "reliability.png").read_text() == "mine" and not (folder / "README.md").exists()
     assert main(["card", str(folder), "--output", str(folder / "card.txt")]) == 1
     assert main(["card", "user/somebody"]) == 1
-    assert "--output README.md says where" in capsys.readouterr().err
+    assert "--output README.md" in capsys.readouterr().err
 
 
-def test_a_push_keeps_what_the_repository_says_and_is_one_commit(measured, folder, hub):
-    # Red for: words on the Hub that a push replaces, two commits, a checkpoint or results that nobody asked to publish.
+def test_a_push_keeps_the_text_of_the_repository_and_is_one_commit(measured, folder, hub):
+    # Red for: text on the Hub that a push replaces, two commits, a checkpoint or results that were not to be published.
     HfApi().create_repo("user/cli-words", exist_ok=True)
     HfApi().upload_file(
         repo_id="user/cli-words", path_in_repo="README.md", path_or_fileobj=b"---\nlicense: mit\n---\nTheir words.\n"
@@ -83,8 +83,8 @@ def test_a_push_keeps_what_the_repository_says_and_is_one_commit(measured, folde
     assert SwagPosterior.from_pretrained("user/cli-words").adapter.digest == posterior.adapter.digest
 
 
-def test_a_card_that_would_lie_in_the_repository_is_not_pushed(measured, folder, capsys):
-    # Red for: an example about another repository, figures of another posterior, a link to a plot that is not there.
+def test_a_card_that_would_be_wrong_in_the_repository_is_not_pushed(measured, folder, capsys):
+    # Red for: an example about another repository, metrics of another posterior, a link to a plot that is not there.
     assert main(["card", str(folder), "--results", measured[1], "--repo", "user/other"]) == 0
     assert main(["push", str(folder), "--repo", "user/cli-lies"]) == 1
     assert "is not about 'user/cli-lies'" in capsys.readouterr().err
@@ -100,13 +100,13 @@ def test_a_card_that_would_lie_in_the_repository_is_not_pushed(measured, folder,
     assert main(["push", "user/no-folder", "--repo", "user/cli-lies"]) == 1
 
 
-def test_inspect_says_what_the_file_says(measured, capsys):
-    # Red for: a fact that is left out, a label that is taken for markup, JSON that is none.
+def test_inspect_shows_the_metadata_of_the_file(measured, capsys):
+    # Red for: a field that is left out, a label that is taken for markup, invalid JSON.
     posterior = SwagPosterior.from_pretrained(measured[0])
     assert main(["inspect", str(measured[0]), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["num_weights"] == posterior.layout.size and facts["rank"] == posterior.rank
-    assert {name: facts[name] for name in posterior.record.as_document()} == json.loads(
+    metadata = json.loads(capsys.readouterr().out)
+    assert metadata["num_weights"] == posterior.layout.size and metadata["rank"] == posterior.rank
+    assert {name: metadata[name] for name in posterior.record.as_document()} == json.loads(
         json.dumps(posterior.record.as_document())
     )
     assert main(["inspect", str(measured[0])]) == 0
@@ -116,7 +116,7 @@ def test_inspect_says_what_the_file_says(measured, capsys):
 
 
 def test_a_pushed_readme_is_the_one_that_was_shown(measured, folder, hub):
-    # Red for: a card that is built anew, without its figures, when the folder's own was looked at and found right.
+    # Red for: a card that is built anew, without its metrics, when the folder's own was looked at and found right.
     assert main(["card", str(folder), "--results", measured[1], "--repo", "user/cli-shown"]) == 0
     shown = (folder / "README.md").read_text()
     assert main(["push", str(folder), "--repo", "user/cli-shown"]) == 0
@@ -124,8 +124,8 @@ def test_a_pushed_readme_is_the_one_that_was_shown(measured, folder, hub):
         assert file.read() == shown
 
 
-def test_words_that_were_not_pushed_are_told(measured, folder, hub, capsys):
-    # Red for: a README.md of the folder whose words vanish in silence behind those of the Hub, or a note where nothing was left out.
+def test_text_that_was_not_pushed_is_reported(measured, folder, hub, capsys):
+    # Red for: a README.md of the folder whose text vanishes silently behind that of the Hub, or a note where nothing was left out.
     assert main(["card", str(folder), "--results", measured[1], "--repo", "user/cli-two-words"]) == 0
     assert main(["push", str(folder), "--repo", "user/cli-two-words"]) == 0
     assert "outside the card" not in capsys.readouterr().err
@@ -135,8 +135,8 @@ def test_words_that_were_not_pushed_are_told(measured, folder, hub, capsys):
     assert "Mine alone." not in ModelCard.load("user/cli-two-words").text
 
 
-def test_a_push_goes_where_it_was_told_and_says_what_the_hub_refused(folder, hub, capsys):
-    # Red for: a branch or a visibility that is left out, a traceback where somebody else's repository was named.
+def test_a_push_goes_to_its_branch_and_reports_what_the_hub_refused(folder, hub, capsys):
+    # Red for: a branch or a visibility that is left out, a traceback where another user's repository was named.
     assert main(["push", str(folder), "--repo", "user/cli-where", "--private", "--revision", "draft"]) == 0
     assert HfApi().repo_info("user/cli-where").private
     assert "swag_posterior.safetensors" in HfApi().list_repo_files("user/cli-where", revision="draft")

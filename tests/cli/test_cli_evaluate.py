@@ -63,14 +63,14 @@ def test_map_is_the_last_snapshot_unless_the_adapters_file_is_asked_for(model, t
     ("options", "words"),
     [
         (["--validation-split", "test"], "nothing may be fitted on what is measured"),
-        (["--ood", str(DEMO), "--ood-split", "train"], "are also among the rows to measure"),
+        (["--ood", str(DEMO), "--ood-split", "train"], "are also among the examples to measure"),
         (["--draws-file", "SWAG=x.npz"], "NAME=FILE with a name of its own"),
         (["--draws-file", "x.npz"], "NAME=FILE"),
         (["--methods", "SWAG", "Magic"], "Magic"),
     ],
 )
 def test_a_measurement_that_would_mean_nothing_is_refused(model, options, words, capsys):
-    # Red for: figures on rows that something was fitted on, or known rows as foreign ones.
+    # Red for: metrics on examples that something was fitted on, or in-distribution examples as OOD ones.
     split = ["--split", "train"] if "--ood" in options else []
     assert main(["evaluate", model, *DATA, *split, *options]) == 1
     shown = capsys.readouterr().err

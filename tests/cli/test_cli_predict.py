@@ -17,8 +17,8 @@ def model():
     return str(trained_folder())
 
 
-def test_every_format_holds_the_pipelines_answers_in_the_order_of_the_texts(model, tmp_path, capsys):
-    # Red for: answers that moved to other texts, digits that were rounded, a format that loses a column.
+def test_every_format_holds_the_pipelines_predictions_in_the_order_of_the_texts(model, tmp_path, capsys):
+    # Red for: predictions that moved to other texts, digits that were rounded, a format that loses a column.
     expected = pipeline("swag-text-classification", model=model, device="cpu")(TEXTS, num_samples=3, seed=1)
     common = ["predict", model, *TEXTS, "--num-samples", "3", "--seed", "1", "--device", "cpu", "--batch-size", "2"]
     for name in ("a.jsonl", "a.csv", "a.parquet"):
@@ -36,8 +36,8 @@ def test_every_format_holds_the_pipelines_answers_in_the_order_of_the_texts(mode
             assert [float(row[name]) for name in NUMBERS] == pytest.approx([answer[name] for name in NUMBERS], abs=1e-6)
 
 
-def test_a_withheld_answer_is_empty_in_every_format(model, tmp_path):
-    # Red for: the word None for a label, or columns that only the first answer has.
+def test_a_withheld_label_is_empty_in_every_format(model, tmp_path):
+    # Red for: the word None for a label, or columns that only the first prediction has.
     files = [str(tmp_path / name) for name in ("b.jsonl", "b.csv", "b.parquet")]
     for file in files:
         assert main(["predict", model, *TEXTS, "--abstain-below", "1", "--output", file]) == 0
@@ -62,7 +62,7 @@ def test_texts_come_from_files_too(model, tmp_path, capsys):
 
 
 def test_nothing_is_overwritten_unasked_and_nothing_half_written(model, tmp_path, capsys):
-    # Red for: yesterday's answers gone, or a file that a failed command left.
+    # Red for: yesterday's predictions gone, or a file that a failed command left.
     file = tmp_path / "d.jsonl"
     file.write_text("mine")
     assert main(["predict", model, "text", "--output", str(file)]) == 1
@@ -85,7 +85,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_written(model, tmp_path
         (["--file", "missing.txt"], "missing.txt"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_message(model, options, words, capsys):
+def test_what_cannot_be_done_is_refused_in_one_message(model, options, words, capsys):
     # Red for: a traceback, or a guess at what was meant.
     assert main(["predict", model, *options]) == 1
     shown = capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_said_in_one_message(model, options, words, capsy
 
 
 def test_a_model_without_posterior_is_refused(tmp_path, capsys):
-    # Red for: a point estimate that answers in the posterior's name.
+    # Red for: a point estimate that predicts in the posterior's name.
     assert main(["predict", str(tmp_path), "text"]) == 1
     assert "has no swag_posterior.safetensors" in capsys.readouterr().err
     assert main(["predict", "./missing", "text"]) == 1

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_data import balanced, read_any_text, read_foreign, read_text
+from swag_trainer.cli.text_data import balanced, read_any_text, read_ood, read_text
 from swag_trainer.errors import SwagError
 
 ROWS = [("train", f"a{i}", "yes") for i in range(10)] + [("train", f"b{i}", "no") for i in range(10)]
@@ -23,16 +23,16 @@ def options(dataset, **others):
     return TextOptions(dataset=dataset, **others)
 
 
-def test_foreign_rows_are_kept_apart_and_belong_to_no_class(tmp_path):
-    # Red for: training on foreign text, a class of its own for it, or a split under another name left out.
+def test_out_of_scope_examples_are_kept_apart_and_belong_to_no_class(tmp_path):
+    # Red for: training on out-of-distribution text, a class of its own for it, or a split under another name left out.
     source = jsonl(tmp_path / "task.jsonl", ROWS)
     train, test = read_text(options(source), "train"), read_text(options(source), "test")
-    assert (len(train.texts), train.foreign, sorted(set(train.labels))) == (20, ["f"], ["no", "yes"])
-    assert (test.texts, test.labels, test.foreign) == (["d", "g"], ["yes", "unseen"], ["e"])
+    assert (len(train.texts), train.ood, sorted(set(train.labels))) == (20, ["f"], ["no", "yes"])
+    assert (test.texts, test.labels, test.ood) == (["d", "g"], ["yes", "unseen"], ["e"])
     assert read_text(options(source), "dev").texts == ["c"]
     assert (train.name, train.split, train.revision) == ("task.jsonl", "train", None)
     assert read_text(options(source, dataset_name="mine"), "train").name == "mine"
-    assert read_foreign(source, "test").foreign == ["e"]
+    assert read_ood(source, "test").ood == ["e"]
     assert read_any_text(source, "test", None) == ["d", "e", "g"]
     assert len(read_any_text(source, None, None)) == len(ROWS)
 
@@ -40,7 +40,7 @@ def test_foreign_rows_are_kept_apart_and_belong_to_no_class(tmp_path):
 def test_a_label_that_the_model_does_not_know_is_refused_and_named(tmp_path):
     # Red for: rows that are dropped until the figures look right.
     test = read_text(options(jsonl(tmp_path / "task.jsonl", ROWS)), "test")
-    with pytest.raises(SwagError, match=r"1 rows of 'task.jsonl' \(test\) have the label 'unseen'"):
+    with pytest.raises(SwagError, match=r"1 examples of 'task.jsonl' \(test\) have the label 'unseen'"):
         test.numbers(["no", "yes"])
     assert test.numbers(["unseen", "yes"]).tolist() == [1, 0]
 
@@ -85,7 +85,7 @@ def test_a_data_set_of_the_hub_is_read_at_the_commit_that_is_recorded(monkeypatc
     test = read_text(options("user/intents:plus"), "test")
     assert asked == [(("user/intents", "plus"), {"revision": "5" * 40})]
     assert (test.name, test.revision) == ("user/intents:plus", "5" * 40)
-    assert (test.texts, test.labels, test.foreign) == (["test 1"], ["pay"], ["test 2"])
+    assert (test.texts, test.labels, test.ood) == (["test 1"], ["pay"], ["test 2"])
 
 
 def test_data_that_cannot_be_read_is_refused_with_the_reason(tmp_path, hub):

@@ -6,6 +6,7 @@ from command_line import DEMO, demo_base, demo_decoder, train
 from transformers import AutoTokenizer
 
 from swag_trainer import SwagPosterior
+from swag_trainer.cli.collect import last_with_tokenizer
 from swag_trainer.cli.main import main
 
 
@@ -73,7 +74,7 @@ def test_a_folder_with_a_posterior_is_not_trained_over(tmp_path, capsys):
         (["--every-steps", "5", "--every-epochs", "1"], "either steps=... or epochs=..."),
         (["--split", "dog"], "has no split 'dog'"),
         (["--training", "bf16"], "as a JSON object"),
-        (["--training", "[1]"], "it is no JSON object"),
+        (["--training", "[1]"], "it is not a JSON object"),
         (["--training", '{"max_steps": 3}'], "'max_steps' has an option of its own"),
         (["--training", '{"bf17": true}'], "unexpected keyword argument 'bf17'"),
     ],
@@ -86,8 +87,8 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoints_of_a_run_become_a_posterior_that_answers(tmp_path, capsys):
-    # Red for: labels, checkpoints or the tokenizer lost on the way from a run that is over.
+def test_checkpoints_of_a_run_become_a_posterior_that_predicts(tmp_path, capsys):
+    # Red for: labels, checkpoints or the tokenizer lost on the way from a finished run.
     train(tmp_path / "run", "--steps", "12", "--train-rows", "20", "--snapshots", "2", "--save-steps", "4")
     labels = SwagPosterior.from_pretrained(tmp_path / "run").record.labels
     assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late"), "--labels", *labels]) == 0
@@ -98,3 +99,25 @@ def test_checkpoints_of_a_run_become_a_posterior_that_answers(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["label"] in labels
     assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late")]) == 1
     assert "holds a posterior already" in capsys.readouterr().err
+    # Folders of other names than checkpoint-N: "run1", "run2", and one whose name ends in a digit that is no number.
+    names = ["run1", "run2", "last²"]
+    for name, step in zip(names, (4, 8, 12), strict=True):
+        (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / name)
+    assert main(["collect", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "named")]) == 0
+    assert f"tokenizer of {tmp_path / names[-1]}" in capsys.readouterr().out
+    named = SwagPosterior.from_pretrained(tmp_path / "named")
+    assert torch.equal(named.gaussian.mean, posterior.gaussian.mean)
+
+
+def test_the_tokenizer_is_that_of_the_last_checkpoint_in_the_order_of_training(tmp_path):
+    # Red for: checkpoint-9 after checkpoint-10, or the first of the folders that are given by other names.
+    def folder(name):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
+        return str(tmp_path / name)
+
+    numbered = [folder(f"out/checkpoint-{step}") for step in (9, 10, 8)]
+    assert last_with_tokenizer([str(tmp_path / "out")]) == last_with_tokenizer(numbered) == numbered[1]
+    others = [folder(name) for name in ("run2", "run10", "run1", "checkpoint-x")]
+    assert last_with_tokenizer(others) == others[-1]
+    assert last_with_tokenizer([str(tmp_path / "nowhere")]) is None

@@ -66,11 +66,11 @@ def test_the_verdict_is_of_the_seed_by_seed_difference_and_knows_when_it_is_chan
 
     won = active_learning.compared_with_random(curves((1.0, 0.80), (1.1, 0.91), (0.9, 0.69)), "entropy", "NLL")
     # Differences 0.20, 0.19, 0.21: mean 0.2, standard error 0.01 / sqrt(3), and 4.303 of those to either side.
-    assert "3 of 3 seeds, by +0.200 on average, 95 % interval [+0.175, +0.225]: it wins." in won
-    assert "it loses" in active_learning.compared_with_random(curves((1.0, 1.2), (1.0, 1.21), (1.0, 1.19)), "entropy", "NLL")
+    assert "3 of 3 seeds, by +0.200 on average, 95 % interval [+0.175, +0.225]: better." in won
+    assert "worse" in active_learning.compared_with_random(curves((1.0, 1.2), (1.0, 1.21), (1.0, 1.19)), "entropy", "NLL")
     unclear = active_learning.compared_with_random(curves((1.0, 0.8), (1.0, 1.1), (1.0, 0.95)), "entropy", "NLL")
-    assert "2 of 3 seeds" in unclear and "not told from chance" in unclear
-    assert "one seed says nothing" in active_learning.compared_with_random(curves((1.0, 0.8)), "entropy", "NLL")
+    assert "2 of 3 seeds" in unclear and "not significant" in unclear
+    assert "one seed shows nothing" in active_learning.compared_with_random(curves((1.0, 0.8)), "entropy", "NLL")
 
 
 def test_the_example_follows_every_strategy_from_the_same_start(active_learning, base_folder, tmp_path, monkeypatch, capsys):
@@ -121,7 +121,7 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     assert pools[0] != pools[4]
     mean = np.mean([curves["entropy"][1]["NLL"] for curves in seen])
     assert f"{mean:.3f} ± " in said
-    assert said.count("with 30 rows") == 8
+    assert said.count("with 30 examples") == 8
     assert "mutual information, NLL: better than random choice for" in said
 
 
@@ -142,7 +142,7 @@ def test_the_table_has_means_and_deviations_over_the_seeds_below_the_numbers_of_
     task = active_learning.TextTask("support", [], {}, {}, [])
     arguments = SimpleNamespace(first_rows=30, rows_per_round=20, rounds=1)
     table = active_learning.as_table(task, [curves(0.25, 0.5), curves(0.75, 0.5)], arguments)
-    assert [column.header for column in table.columns] == ["rows chosen by", "figure", "30 rows", "50 rows"]
+    assert [column.header for column in table.columns] == ["chosen by", "metric", "30 examples", "50 examples"]
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     # The deviation of 0.25 and 0.75 with one row taken off is 0.5 / sqrt(2).
     assert cells[0] == ("random", "accuracy", "0.500 ± 0.354", "0.500 ± 0.000")

@@ -43,8 +43,8 @@ def test_a_letter_is_swapped_dropped_doubled_or_replaced(shift, kind, typed):
     assert shift.mistyped("abc", 0.5, generator) == typed
 
 
-def test_the_interval_is_of_the_auroc_of_shifted_rows(shift, monkeypatch):
-    # Red for: known rows taken for the shifted ones, resamples that change how many there are of each.
+def test_the_interval_is_of_the_auroc_of_shifted_examples(shift, monkeypatch):
+    # Red for: unshifted examples taken for the shifted ones, resamples that change how many there are of each.
     generator = torch.Generator().manual_seed(0)
     known = Predictive.from_logits(3 * torch.randn(4, 50, 3, generator=generator), "softmax")
     shifted = Predictive.from_logits(torch.randn(4, 20, 3, generator=generator), "softmax")
@@ -58,16 +58,16 @@ def test_the_interval_is_of_the_auroc_of_shifted_rows(shift, monkeypatch):
 
 
 def test_the_means_are_of_the_rows_they_stand_beside(shift):
-    # Red for: the accuracy of the rows without typos in every line, an accuracy of foreign rows, a score in another's column.
-    def answers(right):
+    # Red for: the accuracy of the rows without typos in every line, an accuracy of OOD examples, a score in another's column.
+    def predictions(right):
         logits = torch.tensor([[4.0, 0.0]] * right + [[0.0, 4.0]] * (4 - right))
         return Predictive.from_logits(torch.stack([logits, 0.5 * logits]), "softmax")
 
-    kept = {"test split": answers(4), "5% typos": answers(3), "foreign": answers(2)}
+    kept = {"test split": predictions(4), "5% typos": predictions(3), "OOD": predictions(2)}
     task = shift.TextTask("t", ["x", "y"], {}, {"test": np.zeros(4, dtype=int)}, ["?"])
     table = shift.averages(kept, task)
     columns = {column.header: list(column.cells) for column in table.columns}
-    assert columns["rows"] == list(kept) and columns["accuracy"] == ["1.000", "0.750", "-"]
+    assert columns["examples"] == list(kept) and columns["accuracy"] == ["1.000", "0.750", "-"]
     first = kept["test split"]
     for header, score in (
         ("entropy", first.entropy),
@@ -78,15 +78,15 @@ def test_the_means_are_of_the_rows_they_stand_beside(shift):
     assert "with 2 draws" in table.title
 
 
-def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_path, monkeypatch, capsys):
-    # Red for: a kind of shift left out, figures of the training rows, foreign rows with an accuracy.
+def test_the_example_measures_typos_and_ood_examples(shift, base_folder, tmp_path, monkeypatch, capsys):
+    # Red for: a kind of shift left out, metrics of the training examples, OOD examples with an accuracy.
     base = headless_base(base_folder, tmp_path / "base")
     options = f"--model {base} --steps 12 --train-rows 40 --resamples 20 --num-samples 4 --scale 2"
     monkeypatch.setattr(sys, "argv", ["distribution_shift.py", *options.split()])
     monkeypatch.setattr(shift.console, "width", 200)  # it read the terminal's when it was made
     kept = {}
-    real = shift.answered
-    monkeypatch.setattr(shift, "answered", lambda *arguments: kept.update(real(*arguments)) or kept)
+    real = shift.predicted
+    monkeypatch.setattr(shift, "predicted", lambda *arguments: kept.update(real(*arguments)) or kept)
     shares, settings = [], []
     mistype, predictor = shift.mistyped, shift.MonteCarloPredictor
     monkeypatch.setattr(
@@ -98,13 +98,13 @@ def test_the_example_measures_typos_and_foreign_rows(shift, base_folder, tmp_pat
     assert shares == [0.05] * 420 + [0.15] * 420
     assert settings == [{"num_samples": 4, "seed": 0, "scale": 2.0, "progress": False}]
     # The labels are those of the test split, typos or not; there is one row in the second table for each kind of shift.
-    labels = shift.read_task(str(shift.DATA)).targets["test"]
+    labels = shift.read_task(str(EXAMPLES / "data" / "support.jsonl")).targets["test"]
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
-    assert [row[0] for row in cells] == ["test split", "5% typos", "15% typos", "foreign", "5% typos", "15% typos", "foreign"]
+    assert [row[0] for row in cells] == ["test split", "5% typos", "15% typos", "OOD", "5% typos", "15% typos", "OOD"]
     for (name, accuracy, *_), predictive in zip(cells[:3], kept.values(), strict=False):
         assert accuracy == f"{(predictive.probabilities.argmax(axis=1) == labels).mean():.3f}", name
     assert cells[3][1] == "-"
     line = next(line for line in said.splitlines() if "test split" in line and "accuracy" not in line and "AUROC" not in line)
     assert f"{kept['test split'].entropy.mean():.3f}" in line
-    foreign = roc_auc_score([0] * 420 + [1] * 100, np.concatenate([kept["test split"].entropy, kept["foreign"].entropy]))
-    assert f"{foreign:.3f} [" in said
+    ood = roc_auc_score([0] * 420 + [1] * 100, np.concatenate([kept["test split"].entropy, kept["OOD"].entropy]))
+    assert f"{ood:.3f} [" in said

@@ -31,11 +31,11 @@ ROWS = [("train", f"a{i}", "yes") for i in range(10)] + [("train", f"b{i}", "no"
 ROWS += [("val", "c", "no"), ("test", "d", "yes"), ("oos_test", "e", "oos"), ("oos_train", "f", "oos")]
 
 
-def test_a_task_has_the_texts_and_the_class_numbers_of_three_splits_and_foreign_text_of_the_test_split(text_data, tmp_path):
-    # Red for: training on foreign text, a class of its own for it, targets of another split, classes in the order of the file.
+def test_a_task_has_the_texts_and_the_class_numbers_of_three_splits_and_ood_text_of_the_test_split(text_data, tmp_path):
+    # Red for: training on out-of-distribution text, a class of its own for it, targets of another split, classes in the order of the file.
     task = text_data.read_task(jsonl(tmp_path / "task.jsonl", ROWS))
     assert (task.name, task.labels) == ("task.jsonl", ["no", "yes"])
-    assert task.foreign == ["e"]
+    assert task.ood == ["e"]
     assert task.texts["validation"] == ["c"] and task.texts["test"] == ["d"]
     assert len(task.texts["train"]) == 20
     assert {split: [task.labels[target] for target in task.targets[split]] for split in ("validation", "test")} == {
@@ -46,7 +46,7 @@ def test_a_task_has_the_texts_and_the_class_numbers_of_three_splits_and_foreign_
 
 
 def test_validation_rows_that_come_from_the_training_rows_are_a_balanced_fifth_and_always_the_same(text_data, tmp_path):
-    # Red for: validation rows that are trained on as well, or others than those that the figures in the README were tuned on.
+    # Red for: validation rows that are trained on as well, or others than those that the metrics in the README were tuned on.
     (tmp_path / "train.csv").write_text("text,category\n" + "".join(f"t{i},{'ab'[i % 2]}\n" for i in range(20)))
     (tmp_path / "test.csv").write_text('text,category\n"x, y",a\n')
     task = text_data.read_task(str(tmp_path))
@@ -56,14 +56,14 @@ def test_validation_rows_that_come_from_the_training_rows_are_a_balanced_fifth_a
     assert sorted(task.targets["validation"]) == [0, 0, 1, 1]
 
 
-def test_foreign_text_of_a_second_source_takes_the_place_of_the_task_s_own(text_data, tmp_path):
-    # Red for: foreign text of both sources, of the training rows, or more of it than asked for.
+def test_ood_text_of_a_second_source_takes_the_place_of_the_task_s_own(text_data, tmp_path):
+    # Red for: out-of-distribution text of both sources, of the training rows, or more of it than asked for.
     source = jsonl(tmp_path / "task.jsonl", ROWS)
     rows = [("test", "one", "oos"), ("train", "two", "oos"), ("test", "three", "yes"), ("test", "four", "out_of_scope")]
     marked, unmarked = jsonl(tmp_path / "marked.jsonl", rows), jsonl(tmp_path / "unmarked.jsonl", rows[2:3])
-    assert text_data.read_task(source, foreign_source=marked).foreign == ["one", "four"]
-    assert text_data.read_task(source, foreign_source=marked, max_foreign=1).foreign == ["one"]
-    assert text_data.read_task(source, foreign_source=unmarked).foreign == ["three"]
+    assert text_data.read_task(source, ood_source=marked).ood == ["one", "four"]
+    assert text_data.read_task(source, ood_source=marked, max_ood=1).ood == ["one"]
+    assert text_data.read_task(source, ood_source=unmarked).ood == ["three"]
 
 
 def test_a_data_set_of_the_hub_is_read_by_its_name(text_data, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(text_data, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.add(names) or datasets.DatasetDict(splits))
     task = text_data.read_task("user/intents:plus")
     assert asked == {("user/intents", "plus")}
-    assert (task.name, task.labels, task.foreign) == ("user/intents:plus", ["pay"], ["test 2"])
+    assert (task.name, task.labels, task.ood) == ("user/intents:plus", ["pay"], ["test 2"])
     assert task.texts == {"train": ["train 1"], "validation": ["validation 1"], "test": ["test 1"]}
 
 
@@ -99,15 +99,15 @@ def test_a_subset_is_balanced_and_chosen_by_the_seed(text_data, tmp_path):
 
 
 def test_data_that_makes_no_task_is_refused(text_data, tmp_path):
-    # Red for: measuring on nothing, or rows of a class without training rows that are left out until the figures look right.
+    # Red for: measuring on nothing, or rows of a class without training rows that are left out until the metrics look right.
     with pytest.raises(SwagError, match="has no split 'test'"):
         text_data.read_task(jsonl(tmp_path / "task.jsonl", ROWS[:21]))
-    with pytest.raises(SwagError, match=r"1 rows of 'more.jsonl' \(test\) have the label 'unseen'"):
+    with pytest.raises(SwagError, match=r"1 examples of 'more.jsonl' \(test\) have the label 'unseen'"):
         text_data.read_task(jsonl(tmp_path / "more.jsonl", [*ROWS, ("test", "g", "unseen")]))
 
 
 @pytest.mark.parametrize("example", ["abstention", "active_learning", "distribution_shift"])
-def test_an_example_ends_with_what_it_refused_and_no_traceback(example, tmp_path, monkeypatch):
+def test_an_example_ends_with_an_error_message_and_no_traceback(example, tmp_path, monkeypatch):
     # Red for: a page of Python for a file that has no test rows.
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import quickstart

@@ -15,7 +15,7 @@ from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import Request, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.predictive import RegressionPredictive, summarise
@@ -57,10 +57,10 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
         posterior: The posterior, for a model that does not.
         tokenizer: A tokenizer or its name. By default, for a model that was loaded with its posterior, the one beside the adapter, or
             the base model's where there is none.
-        num_samples: S, how many draws; this and all below here or in the call. Where not given, as many as `SwagPosterior.tune` took, or 10.
-        seed: The draws depend on this alone. Where not given, the seed of `SwagPosterior.tune`, or 0.
+        num_samples: S, how many draws; this and all below here or in the call. Where not given, as many as `swag_trainer.tune` took, or 10.
+        seed: The draws depend on this alone. Where not given, the seed of `swag_trainer.tune`, or 0.
         scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
-        temperature: As in `MonteCarloPredictor`: None for the one that `SwagPosterior.tune` chose.
+        temperature: As in `MonteCarloPredictor`: None for the one that `swag_trainer.tune` chose.
         abstain_below: A score to abstain below; 0 never does.
         risk: Largest share of wrong answers among those given, one of the ``risks`` that the posterior was tuned with.
         coverage: Share of rows to answer, one of the ``coverages`` that the posterior was tuned with.
@@ -75,9 +75,9 @@ class SwagTextClassificationPipeline(TextClassificationPipeline):
 
     _load_tokenizer = False  # by transformers, which would take the base model's
 
-    def __init__(self, model: Any, *, posterior: SwagPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *, posterior: WeightPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         posterior = posterior if posterior is not None else getattr(model, "swag_posterior", None)
-        if not isinstance(posterior, SwagPosterior):
+        if not isinstance(posterior, WeightPosterior):
             raise PosteriorNotFoundError(
                 f"The model {type(model).__name__} comes without a posterior. Load it with "
                 'pipeline("swag-text-classification", model="user/repo"), or pass posterior=...'
