@@ -25,7 +25,9 @@ LEVEL = 0.9  # of the conformal sets
 def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
-    task = read_task(arguments.dataset).subset(arguments.train_rows, arguments.validation_rows, seed=arguments.seed)
+    task = read_task(arguments.dataset).subset(
+        arguments.train_rows, arguments.validation_rows, seed=arguments.seed, test_rows=arguments.test_rows
+    )
     posterior = tuned_posterior(task, arguments)
     console.print(thresholds(posterior))
     classify = pipeline("swag-text-classification", model=arguments.output, batch_size=32)
@@ -44,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = recipe_parser(__doc__)
     parser.add_argument("--train-rows", type=int, help="train on that many examples, balanced over the classes")
     parser.add_argument("--validation-rows", type=int, help="tune on that many examples; half of them calibrate the thresholds")
+    parser.add_argument("--test-rows", type=int, help="measure on that many examples")
     parser.add_argument("--risk", type=float, default=0.05, help="largest fraction of wrong labels among those given")
     parser.add_argument(
         "--risk-level",

@@ -83,7 +83,7 @@ def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str,
     namespace = parser.parse_args([] if config is None else _yaml_arguments(parser, Path(config), options.mappings))
     namespace, rest = parser.parse_known_args(argv, namespace)
     _refuse_unknown(parser, rest)
-    given = [name for name in options.positionals if any(word.partition("=")[0] in _spellings(name) for word in argv)]
+    given = [name for name in options.positionals if any(item.partition("=")[0] in _spellings(name) for item in argv)]
     for name, value in _positional_values(parser, options, [*rest, *untouched]).items():
         if name in given:
             parser.error(f"--{name} was given, and {value!r} beside it.")
@@ -107,7 +107,8 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str
     arguments: list[str] = []
     for key, value in settings.items():
         name = str(key).replace("-", "_")
-        _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}", known=name in _names(parser) - {"config"})
+        if name not in _names(parser) - {"config"}:
+            _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}")
         if name in mappings and isinstance(value, dict):
             value = json.dumps(value)
         values = value if isinstance(value, list) else [value]
@@ -120,24 +121,24 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str
     return arguments
 
 
-def _refuse_unknown(parser: HfArgumentParser, words: Sequence[str], *, where: str = "", known: bool = False) -> None:
+def _refuse_unknown(parser: HfArgumentParser, arguments: Sequence[str], *, where: str = "") -> None:
     """Refuse what argparse left over and begins with a dash: it is no option of the command."""
-    for word in words:
-        if word.startswith("-") and len(word) > 1 and not known:
-            name = word.partition("=")[0]
+    for argument in arguments:
+        if argument.startswith("-") and len(argument) > 1:
+            name = argument.partition("=")[0]
             options = [f"--{name.replace('_', '-')}" for name in sorted(_names(parser))]
             close = difflib.get_close_matches(name.replace("_", "-"), options, n=1)
             parser.error(f"there is no option {name}{where}." + (f" Did you mean {close[0]}?" if close else ""))
 
 
-def _positional_values(parser: HfArgumentParser, options: type[CommonOptions], words: list[str]) -> dict[str, Any]:
+def _positional_values(parser: HfArgumentParser, options: type[CommonOptions], arguments: list[str]) -> dict[str, Any]:
     lists = {item.name for item in fields(options) if getattr(item.type, "__origin__", None) is list}
     values: dict[str, Any] = {}
     for name in options.positionals:
-        if words:
-            values[name], words = (words, []) if name in lists else (words[0], words[1:])
-    if words:
-        parser.error(f"does not know what to do with {words[0]!r}.")
+        if arguments:
+            values[name], arguments = (arguments, []) if name in lists else (arguments[0], arguments[1:])
+    if arguments:
+        parser.error(f"does not know what to do with {arguments[0]!r}.")
     return values
 
 

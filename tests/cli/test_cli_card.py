@@ -57,7 +57,7 @@ def test_plots_that_are_not_ours_are_not_overwritten(measured, folder, capsys):
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert (folder / "reliability.png").read_text() == "mine" and not (folder / "README.md").exists()
     assert main(["card", str(folder), "--output", str(folder / "card.txt")]) == 1
-    assert main(["card", "user/somebody"]) == 1
+    assert main(["card", "user/repository"]) == 1
     assert "--output README.md" in capsys.readouterr().err
 
 
@@ -69,9 +69,9 @@ def test_a_push_keeps_the_text_of_the_repository_and_is_one_commit(measured, fol
     )
     (folder / "secret.txt").write_text("not for you")
     before = len(HfApi().list_repo_commits("user/cli-words"))
-    assert main(["push", str(folder), "--repo", "user/cli-words", "--results", measured[1], "--message", "Figures"]) == 0
+    assert main(["push", str(folder), "--repo", "user/cli-words", "--results", measured[1], "--message", "Metrics"]) == 0
     commits = HfApi().list_repo_commits("user/cli-words")
-    assert (len(commits) - before, commits[0].title) == (1, "Figures")
+    assert (len(commits) - before, commits[0].title) == (1, "Metrics")
     card = ModelCard.load("user/cli-words")
     assert "Their words." in card.text and card.data.license == "mit" and "| SWAG |" in card.text
     files = set(HfApi().list_repo_files("user/cli-words"))
@@ -142,5 +142,5 @@ def test_a_push_goes_to_its_branch_and_reports_what_the_hub_refused(folder, hub,
     assert "swag_posterior.safetensors" in HfApi().list_repo_files("user/cli-where", revision="draft")
     assert HfApi().list_repo_files("user/cli-where") == [".gitattributes"]
     capsys.readouterr()
-    assert main(["push", str(folder), "--repo", "somebody/else"]) == 1
-    assert capsys.readouterr().err.startswith("swag-trainer push: Nothing was committed to 'somebody/else': ")
+    assert main(["push", str(folder), "--repo", "another/user"]) == 1
+    assert capsys.readouterr().err.startswith("swag-trainer push: Nothing was committed to 'another/user': ")

@@ -78,7 +78,7 @@ def test_a_measurement_that_would_mean_nothing_is_refused(model, options, words,
 
 
 def test_results_are_not_overwritten_unasked(model, tmp_path, capsys):
-    # Red for: minutes of measuring before the refusal, or figures of yesterday gone.
+    # Red for: minutes of measuring before the refusal, or yesterday's metrics gone.
     for option in ("--output", "--rows"):
         (tmp_path / "mine").write_text("mine")
         assert main(["evaluate", model, "--dataset", "missing.jsonl", option, str(tmp_path / "mine")]) == 1
@@ -87,14 +87,14 @@ def test_results_are_not_overwritten_unasked(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "card": {}}', '{"format": 1, "card": 3}'])
 def test_a_file_of_another_form_is_refused_and_named(tmp_path, text):
-    # Red for: a traceback for a file that somebody edited or took for another.
+    # Red for: a traceback for a file that was edited or mistaken for another.
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(SwagError, match=r"odd\.json|CardResults"):
         EvaluationFile.read(tmp_path / "odd.json")
 
 
 def test_tuning_is_saved_where_it_was_asked_for_and_never_replaced_unasked(model, tmp_path, capsys):
-    # Red for: a posterior of somebody's folder that changes, a second tuning over the first, a repository that cannot be written to.
+    # Red for: a posterior that changes in place unasked, a second tuning over the first, a repository that cannot be written to.
     shutil.copytree(model, tmp_path / "copy")
     quick = ["--num-samples", "2", "--scales", "1"]
     assert main(["tune", model, *DATA, *quick, "--output", str(tmp_path / "tuned")]) == 0

@@ -31,9 +31,9 @@ def test_every_format_holds_the_pipelines_predictions_in_the_order_of_the_texts(
         read = list(csv.DictReader(file))
     for rows in (lines, read, pq.read_table(tmp_path / "a.parquet").to_pylist()):
         assert [row["text"] for row in rows] == TEXTS
-        assert [row["label"] for row in rows] == [answer["label"] for answer in expected]
-        for row, answer in zip(rows, expected, strict=True):
-            assert [float(row[name]) for name in NUMBERS] == pytest.approx([answer[name] for name in NUMBERS], abs=1e-6)
+        assert [row["label"] for row in rows] == [other["label"] for other in expected]
+        for row, other in zip(rows, expected, strict=True):
+            assert [float(row[name]) for name in NUMBERS] == pytest.approx([other[name] for name in NUMBERS], abs=1e-6)
 
 
 def test_a_withheld_label_is_empty_in_every_format(model, tmp_path):
@@ -80,7 +80,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_written(model, tmp_path
     [
         ([], "give one of the three"),
         (["text", "--file", "x.txt"], "give one of the three"),
-        (["text", "--output", "answers.xlsx"], "--output is a file that ends in .jsonl, .csv, .parquet"),
+        (["text", "--output", "predictions.xlsx"], "--output is a file that ends in .jsonl, .csv, .parquet"),
         (["--file", "missing.csv"], "There is no file 'missing.csv'"),
         (["--file", "missing.txt"], "missing.txt"),
     ],

@@ -38,7 +38,7 @@ def test_out_of_scope_examples_are_kept_apart_and_belong_to_no_class(tmp_path):
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_and_named(tmp_path):
-    # Red for: rows that are dropped until the figures look right.
+    # Red for: rows that are dropped until the metrics look right.
     test = read_text(options(jsonl(tmp_path / "task.jsonl", ROWS)), "test")
     with pytest.raises(SwagError, match=r"1 examples of 'task.jsonl' \(test\) have the label 'unseen'"):
         test.numbers(["no", "yes"])

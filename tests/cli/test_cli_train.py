@@ -29,8 +29,8 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
     assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 16
 
 
-def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(tmp_path, capsys):
-    # Red for: a tokenizer that cannot pad, a head left in bfloat16, TrainingArguments or a dtype that reach nobody.
+def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_predicts(tmp_path, capsys):
+    # Red for: a tokenizer that cannot pad, a head left in bfloat16, TrainingArguments or a dtype that are dropped.
     (tmp_path / "run.yaml").write_text(
         f"model: {demo_decoder()}\ndataset: {DEMO}\noutput: {tmp_path / 'run'}\nsteps: 6\ntrain_rows: 60\nsnapshots: 2\n"
         "batch_size: 5\nsave_steps: 6\ndtype: bfloat16\ntraining:\n  gradient_accumulation_steps: 2\n"
@@ -46,8 +46,8 @@ def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_answers(
     assert not torch.equal(SwagPosterior.from_pretrained(tmp_path / "whole").gaussian.mean, posterior.gaussian.mean)
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), "where is my parcel", "money back"]) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(answers) == 2 and all(answer["label"] in posterior.record.labels for answer in answers)
+    predictions = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(predictions) == 2 and all(each["label"] in posterior.record.labels for each in predictions)
 
 
 def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):

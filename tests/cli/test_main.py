@@ -40,7 +40,7 @@ def test_a_command_that_does_not_exist_is_wrong_usage_and_its_neighbour_is_named
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help_for_every_option(command, capsys):
-    # Red for: an option that nobody explained, a percent sign that breaks argparse, a type it cannot read.
+    # Red for: an option without an explanation, a percent sign that breaks argparse, a type it cannot read.
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"usage: swag-trainer {command} " in shown and "--config" in shown
@@ -78,7 +78,7 @@ def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
 
 
 def test_what_libraries_print_goes_to_standard_error_and_results_to_standard_output(monkeypatch, capsys):
-    # Red for: the Trainer's figures or a warning between the lines that a program reads.
+    # Red for: the Trainer's logs or a warning between the lines that a program reads.
     import warnings
 
     import swag_trainer.cli.inspect as command
@@ -95,8 +95,8 @@ def test_what_libraries_print_goes_to_standard_error_and_results_to_standard_out
     assert shown.err == "chatter\nWarning: mind this\n"
 
 
-def test_the_libraries_talk_as_before_afterwards(monkeypatch):
-    # Red for: a process that called main() once and hears nothing of transformers from then on.
+def test_the_libraries_log_as_before_afterwards(monkeypatch):
+    # Red for: a process that called main() once and sees no logs of transformers from then on.
     from transformers.utils import logging
 
     import swag_trainer.cli.inspect as command

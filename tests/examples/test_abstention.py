@@ -128,14 +128,12 @@ def test_the_risk_is_promised_at_the_level_that_was_asked_for(abstention, base_f
 def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: metrics of an untuned pipeline, of the validation split, or of another goal than the sentence names.
     base = headless_base(base_folder, tmp_path / "base")
-    options = (
-        f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --risk 0.95 --risk-level 0 --output {tmp_path / 'out'}"
-    )
+    options = f"--model {base} --steps 12 --train-rows 40 --validation-rows 60 --test-rows 80 --risk 0.95 --risk-level 0 --output {tmp_path / 'out'}"
     monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
     monkeypatch.setattr(abstention.console, "width", 200)  # it read the terminal's when it was made
     abstention.main()
     shown = " ".join(capsys.readouterr().out.split())
-    task = abstention.read_task(str(DATA))
+    task = abstention.read_task(str(DATA)).subset(None, None, seed=0, test_rows=80)
     posterior = SwagPosterior.from_pretrained(tmp_path / "out")
     tuning = posterior.tuning
     assert (tuning.dataset, tuning.split, tuning.num_calibration) == ("support.jsonl", "validation", 30)

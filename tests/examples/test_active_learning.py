@@ -25,7 +25,7 @@ def active_learning(monkeypatch):
 
 
 class Draws:
-    """Answers with draws that are given."""
+    """A predictor with given draws."""
 
     def __init__(self, logits):
         self.logits = torch.tensor(logits)
@@ -77,9 +77,7 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     # Red for: strategies that begin with other rows, a round that labels more or fewer rows than another strategy's, or rows that have
     # a label already; other pools for another strategy; a model that is not trained again.
     base = headless_base(base_folder, tmp_path / "base")
-    options = (
-        f"--model {base} --target-modules query value --steps 10 --first-rows 20 --rows-per-round 10 --rounds 1 --pool 200"
-    )
+    options = f"--model {base} --target-modules query value --steps 10 --first-rows 20 --rows-per-round 10 --rounds 1 --pool 60"
     options += " --test-rows 30 --seeds 2 --num-samples 4"
     monkeypatch.setattr(sys, "argv", ["active_learning.py", *options.split()])
     monkeypatch.setattr(active_learning.console, "width", 200)  # it read the terminal's when it was made
@@ -107,22 +105,22 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     level = logging.getLogger("swag_trainer").level
     active_learning.main()
     assert logging.getLogger("swag_trainer").level == level  # a notebook's other cells still warn
-    said = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
     for curves in seen:
         assert len({tuple(curve[0].values()) for curve in curves.values()}) == 1
         assert [len(curve) for curve in curves.values()] == [2, 2, 2, 2]
         assert all(curve[0] != curve[1] for curve in curves.values())
     assert [len(rows) for rows in trained] == [20, 30, 30, 30, 30] * 2
     assert all(rows[:20] == trained[5 * seed] for seed in range(2) for rows in trained[5 * seed : 5 * seed + 5])
-    assert [len(pool) for pool in pools] == [200] * 8
+    assert [len(pool) for pool in pools] == [60] * 8
     for seed in range(2):
         assert all(pool == pools[4 * seed] for pool in pools[4 * seed : 4 * seed + 4])
         assert not set(pools[4 * seed]) & set(trained[5 * seed])
     assert pools[0] != pools[4]
     mean = np.mean([curves["entropy"][1]["NLL"] for curves in seen])
-    assert f"{mean:.3f} ± " in said
-    assert said.count("with 30 examples") == 8
-    assert "mutual information, NLL: better than random choice for" in said
+    assert f"{mean:.3f} ± " in shown
+    assert shown.count("with 30 examples") == 8
+    assert "mutual information, NLL: better than random choice for" in shown
 
 
 def test_the_first_rows_are_balanced_over_the_classes(active_learning):
@@ -135,7 +133,7 @@ def test_the_first_rows_are_balanced_over_the_classes(active_learning):
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds_below_the_numbers_of_rows(active_learning):
-    # Red for: a deviation divided by the number of seeds, figures exchanged, numbers of rows that nobody labelled.
+    # Red for: a deviation divided by the number of seeds, metrics exchanged, numbers of examples that were not labelled.
     def curves(*accuracies):
         return {name: [{"accuracy": each, "NLL": 2 * each} for each in accuracies] for name in active_learning.STRATEGIES}
 
@@ -151,8 +149,8 @@ def test_the_table_has_means_and_deviations_over_the_seeds_below_the_numbers_of_
 
 
 def test_figures_are_those_of_the_rows_own_labels(active_learning):
-    # Red for: labels of other rows, a figure of the training rows.
+    # Red for: labels of other rows, a metric of the training examples.
     predictor = Draws([[[2.0, 0.0]] * 8 + [[0.0, 2.0]] * 8])
-    found = active_learning.figures(predictor, Dataset.from_dict({"labels": [0] * 8 + [1] * 7 + [0]}))
+    found = active_learning.metrics(predictor, Dataset.from_dict({"labels": [0] * 8 + [1] * 7 + [0]}))
     sure = 1 / (1 + np.exp(-2.0))
     assert found == {"accuracy": 15 / 16, "NLL": pytest.approx(-(15 * np.log(sure) + np.log(1 - sure)) / 16)}

@@ -10,7 +10,7 @@ import pytest
 
 FILE = Path(__file__).parents[2] / "examples" / "data" / "support.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-FOREIGN = "out_of_scope"
+OUT_OF_SCOPE = "out_of_scope"
 
 
 def words(text):
@@ -20,12 +20,12 @@ def words(text):
 def test_there_are_ten_intents_in_every_split_and_a_hundred_out_of_scope_questions():
     # Red for: a file that was cut, or a class without test rows.
     sizes = Counter((row["split"], row["intent"]) for row in ROWS)
-    intents = {row["intent"] for row in ROWS} - {FOREIGN}
+    intents = {row["intent"] for row in ROWS} - {OUT_OF_SCOPE}
     assert len(intents) == 10
-    assert sum(row["intent"] != FOREIGN for row in ROWS) >= 900
+    assert sum(row["intent"] != OUT_OF_SCOPE for row in ROWS) >= 900
     for intent in intents:
         assert (sizes["train", intent], sizes["validation", intent], sizes["test", intent]) == (30, 20, 42)
-    assert {split: count for (split, intent), count in sizes.items() if intent == FOREIGN} == {"test": 100}
+    assert {split: count for (split, intent), count in sizes.items() if intent == OUT_OF_SCOPE} == {"test": 100}
 
 
 def test_no_two_messages_are_alike_but_for_case_and_punctuation():

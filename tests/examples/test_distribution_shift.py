@@ -94,17 +94,17 @@ def test_the_example_measures_typos_and_ood_examples(shift, base_folder, tmp_pat
     )
     monkeypatch.setattr(shift, "MonteCarloPredictor", lambda *a, **k: settings.append(k) or predictor(*a, **k))
     shift.main()
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert shares == [0.05] * 420 + [0.15] * 420
     assert settings == [{"num_samples": 4, "seed": 0, "scale": 2.0, "progress": False}]
     # The labels are those of the test split, typos or not; there is one row in the second table for each kind of shift.
     labels = shift.read_task(str(EXAMPLES / "data" / "support.jsonl")).targets["test"]
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert [row[0] for row in cells] == ["test split", "5% typos", "15% typos", "OOD", "5% typos", "15% typos", "OOD"]
     for (name, accuracy, *_), predictive in zip(cells[:3], kept.values(), strict=False):
         assert accuracy == f"{(predictive.probabilities.argmax(axis=1) == labels).mean():.3f}", name
     assert cells[3][1] == "-"
-    line = next(line for line in said.splitlines() if "test split" in line and "accuracy" not in line and "AUROC" not in line)
+    line = next(line for line in shown.splitlines() if "test split" in line and "accuracy" not in line and "AUROC" not in line)
     assert f"{kept['test split'].entropy.mean():.3f}" in line
     ood = roc_auc_score([0] * 420 + [1] * 100, np.concatenate([kept["test split"].entropy, kept["OOD"].entropy]))
-    assert f"{ood:.3f} [" in said
+    assert f"{ood:.3f} [" in shown

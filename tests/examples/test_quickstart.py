@@ -30,9 +30,9 @@ def test_the_demo_compares_five_methods_and_leaves_a_posterior_and_a_diagram(tmp
         env={"COLUMNS": "80", "PATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    said = " ".join(result.stdout.split())  # titles and cells of the tables are wrapped
-    assert "…" not in said  # nothing is cut off in a terminal of 80 columns
-    for shown in (
+    shown = " ".join(result.stdout.split())  # titles and cells of the tables are wrapped
+    assert "…" not in shown  # nothing is cut off in a terminal of 80 columns
+    for name in (
         "MAP",
         "MAP, temperature",
         "MC dropout",
@@ -42,9 +42,9 @@ def test_the_demo_compares_five_methods_and_leaves_a_posterior_and_a_diagram(tmp
         "information",
         "australia",
     ):
-        assert shown in said, shown
+        assert name in shown, name
     posterior = SwagPosterior.from_pretrained(tmp_path / "seed-0")
-    assert f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation" in said
+    assert f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation" in shown
     measured = json.loads((tmp_path / "seed-0" / "results.json").read_text())
-    assert f"{measured['methods']['SWAG']['figures']['nll']['value']:.3f}" in said
+    assert f"{measured['methods']['SWAG']['figures']['nll']['value']:.3f}" in shown
     assert (tmp_path / "seed-0" / "reliability.png").stat().st_size > 10_000

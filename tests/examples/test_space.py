@@ -28,7 +28,7 @@ def test_the_space_serves_the_page_of_the_repository_it_was_given(tmp_path):
                     page = build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/", timeout=10).read().decode()
                 except URLError:
                     time.sleep(0.5)
-            assert "How sure is it?" in page, log.read_text()
+            assert "How certain is it?" in page, log.read_text()
             assert f"http://0.0.0.0:{port}" in log.read_text()
         finally:
             app.kill()
