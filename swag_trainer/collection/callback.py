@@ -171,11 +171,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
         if low and is_first():
             logger.warning("%s", low)
-        steps = collection_steps(
-            self.schedule,
-            max_steps=state.max_steps,
-            steps_per_epoch=steps_per_epoch(kwargs.get("train_dataloader"), args),
-        )
+        epoch = steps_per_epoch(kwargs.get("train_dataloader"), args)
+        steps = collection_steps(self.schedule, max_steps=state.max_steps, steps_per_epoch=epoch)
         if len(steps) < 2:
             raise TooFewCollectionsError(
                 f"A posterior needs at least 2 collections: {self.schedule} collects at {len(steps)} of the {state.max_steps} steps of this run. "

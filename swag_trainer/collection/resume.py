@@ -119,9 +119,8 @@ class TrainingRun:
                 )
         if record["digest"] is not None:
             self._restore(collector, record["digest"], filename, resume_from)
-        processed = record.get(
-            "last_processed_step", record.get("handled")
-        )  # "handled": the name in checkpoints of earlier versions
+        # "handled": its name in checkpoints of earlier versions.
+        processed = record.get("last_processed_step", record.get("handled"))
         self.last_processed_step = processed if isinstance(processed, int) else step
 
     def _schedule_begins_anew(self) -> bool:
