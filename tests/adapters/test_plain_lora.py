@@ -12,6 +12,7 @@ from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import InitialWeights, SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
+from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
 
 # A linear layer, an embedding and a convolution as PEFT spells them, with rank 2; a head and the magnitude of DoRA, which have none.
 A, B = "base_model.model.layer.lora_A.weight", "base_model.model.layer.lora_B.weight"
@@ -139,6 +140,22 @@ def test_a_posterior_over_some_of_the_weights_is_lifted_with_the_whole_adapter()
     assert lifted_layout.keys == layout.keys
     assert dict(zip(lifted_layout.keys, lifted_layout.shapes, strict=True))[B] == (3, 4)
     assert plain.tensors[A].shape == (4, 5) and plain.tensors["base_model.model.conv.lora_B.weight"].shape == (4, 4, 1, 1)
+
+
+def test_scale_and_temperature_stay_and_what_was_calibrated_for_other_draws_goes():
+    # Red for: a guarantee about the risk or the coverage of predictions that no draw of the plain LoRA gives.
+    layout, gaussian, adapter, initial = some_posterior()
+    calibrated = {
+        "thresholds": [CalibratedThreshold("risk", 0.05, 0.9, 0.8, 0.04, 0.9)],
+        "conformal": [ConformalQuantile("aps", 0.9, 0.7, 1.2)],
+    }
+    tuning = Tuning(1.5, "me/texts", num_examples=9, num_calibration=9, num_samples=8, seed=0, nll=0.5, **calibrated)
+    record = PosteriorRecord(scale=2.0, tuning=tuning)
+    plain = to_plain_lora(
+        SwagPosterior(layout, gaussian, record, SwagRecord(6, "Every(steps=1)", 1, 6), replace(adapter, initial=initial))
+    )
+    assert plain.record.scale == 2.0 and plain.record.tuning == replace(tuning, thresholds=[], conformal=[])
+    assert record.tuning.thresholds == calibrated["thresholds"]
 
 
 def test_nothing_that_goes_in_is_changed():
