@@ -48,8 +48,8 @@ def answer(setup, count, **arguments):
 def together(folder, setup):
     """Data sets that two processes can share evenly, and not."""
     predictor, rows = a_predictor(setup), setup["rows"]
-    answered, inner = [], predictor._answer
-    predictor._answer = lambda batch, *rest: answered.append(len(batch["input_ids"])) or inner(batch, *rest)
+    answered, inner = [], predictor._predict_batch
+    predictor._predict_batch = lambda batch, *rest: answered.append(len(batch["input_ids"])) or inner(batch, *rest)
     results = {str(count): as_tensors(predictor.predict(rows[:count])) for count in (24, 3, 2, 1)}
     results["answered here"] = list(answered)
     results["draws"] = torch.from_numpy(predictor.predict(rows[:5], return_draws=True).draw_probabilities)

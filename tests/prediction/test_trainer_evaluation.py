@@ -66,7 +66,7 @@ def test_settings_reach_the_predictor(setup, posterior, tmp_path):
     trainer.use_posterior(posterior, **settings)
     expected = worker.a_predictor(setup, **settings).predict(setup["rows"]).probabilities
     assert_probabilities(trainer.predict(setup["rows"]).predictions, expected)
-    with pytest.raises(TypeError, match="num_draws"):
+    with pytest.raises(SwagError, match="num_draws"):
         trainer.use_posterior(posterior, num_draws=3)
 
 
