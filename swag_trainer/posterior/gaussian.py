@@ -1,14 +1,17 @@
-"""The distribution itself: a Gaussian over flat weight vectors with a diagonal and a low-rank part."""
+"""Gaussian over flat weight vectors with a diagonal and a low-rank covariance, eq. (1) of Maddox et al. 2019."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.design import Design, draw_noise
+
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,23 +25,41 @@ class LowRankGaussian:
     Attributes:
         mean: Shape (P,), float32.
         variance: The diagonal variance of the collected vectors, >= 0. Shape (P,), float32.
-        deviations: The columns of D as rows, K = 0 or K >= 2. Shape (K, P), float32.
+        directions: The columns of D as rows, K = 0 or K >= 2. Shape (K, P), float32. With a rotation, r <= K directions that the
+            rotation turns into them. Shape (r, P), bfloat16 or float32.
+        rotation: None, or the matrix R with D^T = R directions. Shape (K, r), float32.
     """
 
     mean: Tensor
     variance: Tensor
-    deviations: Tensor
+    directions: Tensor
+    rotation: Tensor | None = None
 
     def __post_init__(self) -> None:
         size = self.mean.numel()
-        shapes = (tuple(self.mean.shape), tuple(self.variance.shape), tuple(self.deviations.shape))
-        if shapes != ((size,), (size,), (len(self.deviations), size)) or len(self.deviations) == 1:
+        shapes = [tuple(tensor.shape) for tensor in (self.mean, self.variance, self.directions)]
+        if shapes != [(size,), (size,), (len(self.directions), size)] or self.rank == 1:
             raise ValueError(f"A LowRankGaussian needs shapes (P,), (P,) and (K, P) with K = 0 or K >= 2, got {shapes}.")
+        if self.rotation is not None and self.rotation.shape != (self.rank, len(self.directions)):
+            raise ValueError(f"{len(self.directions)} directions need a rotation (K, r), got {tuple(self.rotation.shape)}.")
 
     @property
     def rank(self) -> int:
         """K, the number of deviations that were kept."""
-        return len(self.deviations)
+        return len(self.directions if self.rotation is None else self.rotation)
+
+    @cached_property
+    def deviations(self) -> Tensor:
+        """The columns of D as rows; with a rotation they are computed when first asked for. Shape (K, P), float32."""
+        if self.rotation is None:
+            return self.directions
+        return _times_directions(self.rotation, self.directions)
+
+    def deviation(self, index: int) -> Tensor:
+        """Return one deviation, without computing the others. Shape (P,), float32."""
+        if self.rotation is None:
+            return self.directions[index]
+        return _times_directions(self.rotation[index][None], self.directions)[0]
 
     def displacement(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Map standard normal noise to a step away from the mean.
@@ -59,7 +80,10 @@ class LowRankGaussian:
         variance = self.variance.to(z1.dtype)
         if self.rank == 0:
             return variance.sqrt() * z1
-        low_rank = z2 @ self.deviations.to(z2.dtype) / (2 * (self.rank - 1)) ** 0.5
+        if self.rotation is None:
+            low_rank = z2 @ self.directions.to(z2.dtype) / (2 * (self.rank - 1)) ** 0.5
+        else:
+            low_rank = _times_directions(z2 @ self.rotation.to(z2.dtype) / (2 * (self.rank - 1)) ** 0.5, self.directions)
         return torch.addcmul(low_rank, (variance / 2).sqrt(), z1)
 
     def factors(self, scale: float) -> tuple[Tensor, Tensor]:
@@ -95,6 +119,15 @@ class LowRankGaussian:
             return self.mean.expand(num_samples, -1).clone()
         z1, z2 = draw_noise(num_samples, num_weights=self.mean.numel(), rank=self.rank, seed=seed, design=design)
         return self.displacement(z1, z2).mul_(scale**0.5).add_(self.mean)
+
+
+def _times_directions(coordinates: Tensor, directions: Tensor) -> Tensor:
+    """Multiply (S, r) by (r, P) in the dtype of the former; the latter is converted a block of columns at a time. Shape (S, P)."""
+    product = torch.empty(len(coordinates), directions.shape[1], dtype=coordinates.dtype)
+    for start in range(0, directions.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        product[:, block] = coordinates @ directions[:, block].to(coordinates.dtype)
+    return product
 
 
 def checked_num_samples(num_samples: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError
-from swag_trainer.posterior.base import Draws, WeightPosterior
+from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPosterior
+from swag_trainer.posterior.compression import Compression, compress
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.documents import read_dataclass
 from swag_trainer.posterior.gaussian import LowRankGaussian
@@ -74,6 +75,7 @@ class SwagPosterior(WeightPosterior):
         record: What it belongs to and how it is to be used.
         collection: How it was collected.
         adapter: The adapter it lies beside, as PEFT saves it; after training that adapter holds the posterior mean.
+        compression: What was dropped when the Gaussian was compressed for a file; None where it was not.
     """
 
     kind: ClassVar[str] = "swag"
@@ -83,6 +85,7 @@ class SwagPosterior(WeightPosterior):
     record: PosteriorRecord
     collection: SwagRecord
     adapter: SavedAdapter
+    compression: Compression | None = None
 
     @property
     def variance(self) -> dict[str, Tensor]:
@@ -116,9 +119,11 @@ class SwagPosterior(WeightPosterior):
     def last_snapshot(self) -> Tensor | None:
         """Return the last weights that were collected: the mean stands still after them, so they are mean + deviation. Shape (P,).
 
-        None where no deviations were kept.
+        None where no deviations were kept. Exact to float32 rounding in memory and from a file in float32. From a file in bfloat16
+        the deviation lacks the dropped directions (see ``compression``), and each number of the others is rounded by up to 2^-9 of
+        itself.
         """
-        return self.gaussian.mean + self.gaussian.deviations[-1] if self.rank else None
+        return self.gaussian.mean + self.gaussian.deviation(-1) if self.rank else None
 
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors.
@@ -145,11 +150,27 @@ class SwagPosterior(WeightPosterior):
         return self.gaussian.factors(scale)
 
     def metadata(self) -> dict[str, Any]:
-        """Return how it was collected, as JSON values."""
-        return asdict(self.collection)
+        """Return how it was collected, and how it was compressed where it was, as JSON values."""
+        compression = {} if self.compression is None else {STORAGE: asdict(self.compression)}
+        return asdict(self.collection) | compression
+
+    def stored_as(self, dtype: StorageDtype) -> Self:
+        """Return the posterior as a file of this precision gives it back, see `WeightPosterior.stored_as`.
+
+        In bfloat16 the deviations are rotated to principal directions, and those below 1e-4 of the energy are dropped. What was
+        compressed before stays as it is. In float32 the deviations of a compressed posterior are reconstructed.
+        """
+        gaussian = self.gaussian
+        if dtype == "float32":
+            plain = LowRankGaussian(gaussian.mean, gaussian.variance, gaussian.deviations)
+            return replace(self, gaussian=plain, compression=None)
+        if gaussian.rotation is not None:
+            return replace(self, gaussian=replace(gaussian, directions=gaussian.directions.bfloat16()))
+        compressed, compression = compress(gaussian)
+        return replace(self, gaussian=compressed, compression=compression)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean/<key>``, ``variance/<key>`` and ``deviations/<key>``, float32."""
+        """Return what `swag_trainer.posterior.packing.pack` makes of the Gaussian."""
         return pack(self.layout, self.gaussian)
 
     @classmethod
@@ -167,9 +188,13 @@ class SwagPosterior(WeightPosterior):
         Raises:
             PosteriorFormatError: No SWAG posterior can have them.
         """
-        collection = SwagRecord.from_document(metadata, where=where)
+        collected = {name: value for name, value in metadata.items() if name != STORAGE}
+        collection = SwagRecord.from_document(collected, where=where)
         layout, gaussian = unpack(tensors, num_collected=collection.num_collected, where=where)
-        return cls(layout, gaussian, record, collection, adapter)
+        if (gaussian.rotation is None) == (STORAGE in metadata):
+            raise PosteriorFormatError(f"{where} should state how it was compressed if, and only if, it has a rotation.")
+        compression = read_dataclass(Compression, metadata[STORAGE], where=where) if STORAGE in metadata else None
+        return cls(layout, gaussian, record, collection, adapter, compression)
 
     def reparametrised(
         self,
@@ -182,9 +207,12 @@ class SwagPosterior(WeightPosterior):
     ) -> Self:
         """Carry the posterior over to other weights, see `WeightPosterior.reparametrised`."""
         gaussian = LowRankGaussian(
-            position(self.gaussian.mean), displacement(self.gaussian.variance), displacement(self.gaussian.deviations)
+            position(self.gaussian.mean),
+            displacement(self.gaussian.variance),
+            displacement(self.gaussian.directions.float()),
+            self.gaussian.rotation,
         )
-        return type(self)(layout, gaussian, record, self.collection, adapter)
+        return type(self)(layout, gaussian, record, self.collection, adapter, self.compression)
 
     def __repr__(self) -> str:
         """Sizes, never tensors."""

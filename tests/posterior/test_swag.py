@@ -46,10 +46,10 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_a_posterior_comes_back_from_a_folder_bit_for_bit(tmp_path, rank):
+def test_a_posterior_comes_back_from_a_file_in_float32_bit_for_bit(tmp_path, rank):
     # Red for: rows of deviations mixed up between weights, a scale or a label lost.
     posterior = a_posterior(rank, scale=2.0)
-    posterior.save_pretrained(tmp_path)
+    posterior.save_pretrained(tmp_path, dtype="float32")
     loaded = SwagPosterior.from_pretrained(tmp_path)
     for part in ("mean", "variance", "deviations"):
         for key, tensor in getattr(posterior, part).items():
@@ -208,7 +208,7 @@ def _infinite_scale(tensors, document):
 )
 def test_values_that_no_posterior_can_have_are_refused_with_the_files_name(tmp_path, change):
     # Red for: any check of from_tensors or from_document left out.
-    a_posterior().save_pretrained(tmp_path)
+    a_posterior().save_pretrained(tmp_path, dtype="float32")
     rewrite(tmp_path, change)
     with pytest.raises(PosteriorFormatError, match=POSTERIOR_FILE):
         SwagPosterior.from_pretrained(tmp_path)
