@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 
 from swag_trainer import SwagPosterior
 
@@ -12,13 +11,12 @@ _USUAL_RISK = 0.05
 
 
 def identity(posterior: SwagPosterior) -> str:
-    """Return 16 hexadecimal digits that change when the adapter, the scale or the tuning does.
+    """Return 16 hexadecimal digits that change when the adapter or the posterior beside it does, its scale and tuning included.
 
-    Figures that were measured on one identity say nothing about another.
+    Metrics that were measured on one identity say nothing about another.
     """
-    tuning = None if posterior.tuning is None else asdict(posterior.tuning)
-    facts = [posterior.adapter.digest, posterior.rank, posterior.scale, tuning]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    parts = [posterior.adapter.digest, posterior.digest, getattr(posterior, "rank", None)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def risk_to_show(posterior: SwagPosterior) -> float | None:

@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import torch
+from conftest import lora_model, trainer_for
 from test_card import some_posterior, some_tuning, tuned
 
 from hub_cards.identity import identity, risk_to_show
+from swag_trainer import Every, SwagCallback, load_posterior
 from swag_trainer.posterior.tuning import CalibratedThreshold
 
 
@@ -19,6 +21,22 @@ def test_the_identity_changes_with_everything_that_measured_figures_depend_on():
     ]
     assert len({identity(posterior) for posterior in changed}) == len(changed)
     assert identity(some_posterior()) == identity(replace(some_posterior()))
+
+
+def test_two_posteriors_beside_one_adapter_have_two_identities(base_folder, rows, tokenizer, tmp_path):
+    # Red for: hashing the adapter alone, which two callbacks of one run share with final_weights="trained": a card of the one was built
+    # from metrics of the other. Saving and loading must not change the identity.
+    early, late = (
+        SwagCallback(Every(steps=2, start=start), rank=2, final_weights="trained", name=name)
+        for start, name in ((0.25, "early"), (0.5, "late"))
+    )
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=[early, late], max_steps=12)
+    trainer.train()
+    assert early.posterior.adapter.digest == late.posterior.adapter.digest
+    assert identity(early.posterior) != identity(late.posterior)
+    for dtype in ("bfloat16", "float32"):
+        early.posterior.save_pretrained(tmp_path / dtype, dtype=dtype)
+        assert identity(load_posterior(tmp_path / dtype)) == identity(early.posterior)
 
 
 def test_the_risk_that_is_shown_is_one_that_can_be_asked_for():
