@@ -21,7 +21,7 @@ def lively(posterior: SwagPosterior) -> SwagPosterior:
     size = posterior.layout.size
     mean = 3 * torch.randn(size, generator=generator)
     deviations = 0.5 * torch.randn(posterior.rank, size, generator=generator)
-    return replace(posterior, gaussian=replace(posterior.gaussian, mean=mean, deviations=deviations))
+    return replace(posterior, gaussian=replace(posterior.gaussian, mean=mean, directions=deviations))
 
 
 def short_run(base_folder: Path, texts: list[str], folder: Path) -> tuple[PeftModel, SwagPosterior, BertTokenizerFast]:

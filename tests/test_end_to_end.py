@@ -72,7 +72,8 @@ def train_and_push(base, rows, tokenizer, folder, repo, **arguments):
 def test_a_new_process_gives_the_training_process_answers_bit_for_bit(base_repository, hub, rows, texts, tokenizer, tmp_path):
     # Red for: labels, a head of 3 classes, a digit of a weight or the seed lost between training and loading.
     trainer, swag = train_and_push(base_repository, rows, tokenizer, tmp_path / "run", "user/tiny-swag")
-    here = SwagTextClassificationPipeline(model=trainer.model, tokenizer=tokenizer, posterior=swag.posterior, device="cpu")
+    stored = swag.posterior.stored_as("bfloat16")
+    here = SwagTextClassificationPipeline(model=trainer.model, tokenizer=tokenizer, posterior=stored, device="cpu")
     # Through JSON, as in the other process: Python writes floats so that they come back exactly.
     expected = json.loads(json.dumps([here(text, top_k=None, seed=0) for text in texts[:8]]))
     assert ask_in_a_new_process(tmp_path / "home", "user/tiny-swag", texts[:8]) == expected

@@ -196,7 +196,7 @@ def test_it_warns_where_the_draws_make_it_worse_and_only_there(finished, held_ou
     # Exchange the roles: a posterior whose mean is off by one deviation, along which its draws come back.
     gaussian = posterior.gaussian
     off, *others = gaussian.deviations
-    lost = replace(posterior, gaussian=replace(gaussian, mean=gaussian.mean + off, deviations=torch.stack([-2 * off, *others])))
+    lost = replace(posterior, gaussian=replace(gaussian, mean=gaussian.mean + off, directions=torch.stack([-2 * off, *others])))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tuned = tune(lost, model, held_out, **(SETTINGS | {"scales": (0.5, 2.0, 8.0)}))

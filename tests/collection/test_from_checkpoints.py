@@ -119,7 +119,7 @@ def test_it_is_the_posterior_that_the_callback_collected_at_the_steps_that_were_
     assert facts.learning_rates == [logged[step] for step in facts.steps]
 
     # Stored, loaded and used: the answers of the posterior that the callback made.
-    made.save_pretrained(tmp_path / "made")
+    made.save_pretrained(tmp_path / "made", dtype="float32")
     loaded = SwagPosterior.from_pretrained(tmp_path / "made")
     assert same(loaded, made) and loaded.record == made.record
     for key, mean in loaded.mean.items():

@@ -146,7 +146,7 @@ def test_a_quantised_base_goes_the_whole_way(wide_base, rows, tokenizer, tmp_pat
     trainer, swag, trajectory = run(low_model(wide_base, dtype, quantisation, prepared=prepared), rows, tokenizer, folder)
     assert trajectory.dtypes == {torch.float32}
     assert_moments_of(swag.posterior, trajectory)
-    swag.posterior.save_pretrained(folder)
+    swag.posterior.save_pretrained(folder, dtype="float32")
     posterior = SwagPosterior.from_pretrained(folder)
     fresh = PeftModel.from_pretrained(load_base(wide_base, dtype, quantisation, prepared=prepared), folder)
     here, there = (

@@ -23,7 +23,8 @@ def test_it_gives_label_score_entropy_and_mutual_information_of_the_averaged_dra
     trainer, swag = trained
     answers = classify(texts)
     rows = [dict(tokenizer(text)) for text in texts]
-    ours = MonteCarloPredictor(trainer.model, swag.posterior, scale=20.0, batch_size=1).predict(rows)
+    stored = swag.posterior.stored_as("bfloat16")
+    ours = MonteCarloPredictor(trainer.model, stored, scale=20.0, batch_size=1).predict(rows)
     for row, answer in enumerate(answers):
         best = int(ours.probabilities[row].argmax())
         assert answer == {
