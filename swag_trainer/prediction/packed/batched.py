@@ -1,7 +1,7 @@
-"""How S draws of a module's weights answer at once.
+"""Batched forwards of modules under S weight draws at once.
 
-The rows of a packed batch lie sample-major: S blocks of B rows, block s being answered with draw s. Base weights see S * B rows; only
-what is drawn is multiplied block by block, from views of the one (S, P) matrix of draws.
+The rows of a packed batch lie draw by draw: S blocks of B rows, block s for draw s. Base weights see S * B rows; only sampled weights are
+multiplied block by block, from views of the one (S, P) matrix of draws.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils import _pytree as pytree
 
 from swag_trainer.prediction.packed.sampled_modules import NotPacked, Packing, SampledModule
+from swag_trainer.prediction.packed.torch_internals import flatten, hooks_of, unflatten
 from swag_trainer.prediction.packed.tracing import NO_TENSOR, Call
 
-_OWN_OUTPUT = ("Linear", "Conv1D")  # base layers whose output is a new tensor, which may be added to in place
+_NEW_OUTPUT = ("Linear", "Conv1D")  # base layers whose output is a new tensor, which may be added to in place
 
 
-def packed_forward(drawn: SampledModule, packing: Packing, calls: Sequence[Call]) -> Callable[..., Any]:
+def packed_forward(sampled: SampledModule, packing: Packing, calls: Sequence[Call]) -> Callable[..., Any]:
     """The forward to put in the place of a module's own.
 
     Args:
-        drawn: The module.
+        sampled: The module.
         packing: The state of the forward that is running.
-        calls: What `watch` saw of it.
+        calls: Its calls, as traced.
     """
-    if drawn.kind == "lora":
-        return _packed_lora(drawn, packing)
-    if drawn.kind == "linear":
-        return _packed_linear(drawn, packing)
-    return _packed_module(drawn, packing, calls)
+    if sampled.kind == "lora":
+        return _packed_lora(sampled, packing)
+    if sampled.kind == "linear":
+        return _packed_linear(sampled, packing)
+    return _packed_module(sampled, packing, calls)
 
 
-def _packed_lora(drawn: SampledModule, packing: Packing) -> Callable[..., Tensor]:
-    layer: Any = drawn.module
+def _packed_lora(sampled: SampledModule, packing: Packing) -> Callable[..., Tensor]:
+    layer: Any = sampled.module
     plain, base = layer.forward, layer.base_layer
-    scaling = float(layer.scaling[drawn.adapter_name])
-    name_a, name_b = (f"lora_{letter}.{drawn.adapter_name}.weight" for letter in "AB")
-    in_place = type(base).__name__ in _OWN_OUTPUT and not base._forward_hooks
+    scaling = float(layer.scaling[sampled.adapter_name])
+    name_a, name_b = (f"lora_{letter}.{sampled.adapter_name}.weight" for letter in "AB")
+    in_place = type(base).__name__ in _NEW_OUTPUT and not hooks_of(base)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if packing.mode == "plain":
             return plain(x, *args, **kwargs)
         packing.enter(x)
         result = base(x, *args, **kwargs)
-        a, b = drawn.stacked(packing, name_a), drawn.stacked(packing, name_b)
+        a, b = sampled.stacked(packing, name_a), sampled.stacked(packing, name_b)
         # In the draws' float32 whatever the base is: in bfloat16 the difference between two draws would drown.
         with _no_autocast(x):
             low = torch.bmm(x.reshape(packing.num_draws, -1, x.shape[-1]).to(a.dtype), a.mT)
@@ -61,19 +61,19 @@ def _packed_lora(drawn: SampledModule, packing: Packing) -> Callable[..., Tensor
     return forward
 
 
-def _packed_linear(drawn: SampledModule, packing: Packing) -> Callable[..., Tensor]:
-    module: Any = drawn.module
+def _packed_linear(sampled: SampledModule, packing: Packing) -> Callable[..., Tensor]:
+    module: Any = sampled.module
     plain, has_bias = module.forward, module.bias is not None
 
     def forward(x: Tensor) -> Tensor:
         if packing.mode == "plain":
             return plain(x)
         packing.enter(x)
-        weight = drawn.stacked(packing, "weight")
+        weight = sampled.stacked(packing, "weight")
         with _no_autocast(x):
             rows = x.reshape(packing.num_draws, -1, x.shape[-1]).to(weight.dtype)
             if has_bias:
-                result = torch.baddbmm(drawn.stacked(packing, "bias").to(weight.dtype)[:, None], rows, weight.mT)
+                result = torch.baddbmm(sampled.stacked(packing, "bias").to(weight.dtype)[:, None], rows, weight.mT)
             else:
                 result = torch.bmm(rows, weight.mT)
         return result.view(*x.shape[:-1], -1).to(x.dtype)
@@ -93,9 +93,9 @@ class _Plain(nn.Module):
         return self._forward(*args, **kwargs)
 
 
-def _packed_module(drawn: SampledModule, packing: Packing, calls: Sequence[Call]) -> Callable[..., Any]:
-    module, plain, skeleton = drawn.module, drawn.module.forward, _Plain(drawn.module)
-    dtypes = {name: drawn.module.get_parameter(name).dtype for name in drawn.keys}
+def _packed_module(sampled: SampledModule, packing: Packing, calls: Sequence[Call]) -> Callable[..., Any]:
+    module, plain, skeleton = sampled.module, sampled.module.forward, _Plain(sampled.module)
+    dtypes = {name: sampled.module.get_parameter(name).dtype for name in sampled.keys}
     understood = {
         (len(call.inputs), *(place for place, dimension in enumerate(call.inputs) if dimension != NO_TENSOR)): call.inputs
         for call in calls
@@ -104,7 +104,7 @@ def _packed_module(drawn: SampledModule, packing: Packing, calls: Sequence[Call]
     def forward(*args: Any, **kwargs: Any) -> Any:
         if packing.mode == "plain":
             return plain(*args, **kwargs)
-        leaves, structure = pytree.tree_flatten((args, kwargs))
+        leaves, structure = flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         dimensions = understood.get((len(leaves), *places))
         if dimensions is None:
@@ -115,21 +115,21 @@ def _packed_module(drawn: SampledModule, packing: Packing, calls: Sequence[Call]
         split = [
             leaves[place].unflatten(0, (packing.num_draws, -1)) if dimensions[place] == 0 else leaves[place] for place in places
         ]
-        stacked = {f"module.{name}": packing.weights[key].to(dtypes[name]) for name, key in drawn.keys.items()}
+        stacked = {f"module.{name}": packing.weights[key].to(dtypes[name]) for name, key in sampled.keys.items()}
         outside: list[Any] = []  # leaves and structure of the output, which vmap takes only if all leaves are tensors
 
-        def answer(weights: dict[str, Tensor], *tensors: Tensor) -> list[Tensor]:
+        def run(weights: dict[str, Tensor], *tensors: Tensor) -> list[Tensor]:
             given = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
                 given[place] = tensor
-            inner_args, inner_kwargs = pytree.tree_unflatten(given, structure)
-            outside[:] = pytree.tree_flatten(functional_call(skeleton, weights, inner_args, inner_kwargs))
+            inner_args, inner_kwargs = unflatten(given, structure)
+            outside[:] = flatten(functional_call(skeleton, weights, inner_args, inner_kwargs))
             return [leaf for leaf in outside[0] if isinstance(leaf, Tensor)]
 
         in_dims = (0, *(0 if dimensions[place] == 0 else None for place in places))
-        results = iter(vmap(answer, in_dims=in_dims)(stacked, *split))
+        results = iter(vmap(run, in_dims=in_dims)(stacked, *split))
         together = [next(results).flatten(0, 1) if isinstance(leaf, Tensor) else leaf for leaf in outside[0]]
-        return pytree.tree_unflatten(together, outside[1])
+        return unflatten(together, outside[1])
 
     return forward
 

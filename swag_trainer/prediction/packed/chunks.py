@@ -1,4 +1,4 @@
-"""How many draws go into one forward."""
+"""Chunks: how many weight draws go into one forward."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Chunks:
     def __init__(self, max_tokens: int | None = None) -> None:
         self.max_tokens = max_tokens
 
-    def run(self, answer: Callable[[Tensor], Tensor], draws: Tensor, *, tokens: int, bytes_per_token: int = 0) -> Tensor:
-        """Answer with all draws.
+    def run(self, predict: Callable[[Tensor], Tensor], draws: Tensor, *, tokens: int, bytes_per_token: int = 0) -> Tensor:
+        """Predict with all draws.
 
         Args:
-            answer: Draws of shape (s, P) -> their answers, shape (s, ...).
+            predict: Draws of shape (s, P) -> their logits, shape (s, ...).
             draws: Shape (S, P).
             tokens: Tokens of the batch, that is, per draw.
             bytes_per_token: What a token takes in a forward, for a GPU.
@@ -47,10 +47,10 @@ class Chunks:
         parts: list[Tensor] = []
         done, most = 0, max(1, self.max_tokens // tokens)
         while done < len(draws):
-            # 10 draws with room for 4 are answered as 4, 3, 3: equal sizes are compiled once.
+            # 10 draws with room for 4 run as 4, 3, 3: equal sizes are compiled once.
             size = -(-(len(draws) - done) // -(-(len(draws) - done) // most))
             try:
-                parts.append(answer(draws[done : done + size]))
+                parts.append(predict(draws[done : done + size]))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise

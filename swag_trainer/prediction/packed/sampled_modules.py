@@ -1,4 +1,4 @@
-"""The modules whose weights are drawn: where they are, and what they are told about the forward that is running."""
+"""Modules with sampled weights: where they are, and the state of the packed forward that they share."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from swag_trainer.prediction.packed.tracing import NO_TENSOR, Call
 
 
 class NotPacked(Exception):
-    """Why draws of this adapter in this model have to be answered one after the other. Never leaves this package."""
+    """Why draws of this adapter in this model have to run one after the other. Never leaves this package."""
 
 
 class PrefixDone(Exception):
-    """The first module whose weights are drawn was reached while the modules before it were being recorded."""
+    """The first module whose weights are sampled was reached while the modules before it were being recorded."""
 
 
 @dataclass
 class Packing:
-    """What the modules of a private copy are told about the forward that is running.
+    """The forward that is running, for the modules of a private copy.
 
     Attributes:
-        mode: "plain" for a forward as PEFT would do it, "record" for one that ends where the first drawn weight is needed, "packed".
+        mode: "plain" for a forward as PEFT would do it, "record" for one that ends where the first sampled weight is needed, "packed".
         num_draws: Draws in this forward.
         num_rows: Rows in this forward, all draws together.
-        weights: The drawn weights by key. Shape (num_draws, *shape).
+        weights: The sampled weights by key. Shape (num_draws, *shape).
     """
 
     mode: Literal["plain", "record", "packed"] = "plain"
@@ -43,7 +43,7 @@ class Packing:
         self.weights = weights
 
     def enter(self, rows: Tensor) -> None:
-        """Called by a module whose weights are drawn, with a tensor that has the rows in its first dimension."""
+        """Called by a module whose weights are sampled, with a tensor that has the rows in its first dimension."""
         if self.mode == "record":
             raise PrefixDone
         if rows.shape[0] != self.num_rows:
@@ -52,12 +52,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class SampledModule:
-    """A module whose weights are drawn.
+    """A module whose weights are sampled.
 
     Attributes:
         module: The module in the private copy.
         kind: "lora", "linear" for a trained Linear, or "any".
-        keys: Name of the parameter inside the module -> key of the drawn weight.
+        keys: Name of the parameter inside the module -> key of the sampled weight.
         adapter_name: The adapter, for LoRA.
     """
 
@@ -74,7 +74,7 @@ class SampledModule:
         return bool(calls)
 
     def stacked(self, packing: Packing, name: str) -> Tensor:
-        """A weight of every draw; one that is not drawn is the same in each. Shape (S, *shape)."""
+        """A weight of every draw; one that is not sampled is the same in each. Shape (S, *shape)."""
         if name in self.keys:
             return packing.weights[self.keys[name]]
         parameter = self.module.get_parameter(name)
@@ -105,7 +105,7 @@ def sampled_modules(weights: AdapterWeights) -> list[SampledModule]:
             if kind == "lora":
                 _check_lora(name, layer, weights.adapter_name, keys)
             found.append(SampledModule(module, kind, keys, weights.adapter_name))
-    known = {key for drawn in found for key in drawn.keys.values()}
+    known = {key for sampled in found for key in sampled.keys.values()}
     unknown = next((key for key in weights.layout.keys if key not in known), None)
     if unknown is not None:
         raise NotPacked(f"{unknown!r} is neither a LoRA matrix nor in modules_to_save")
@@ -113,7 +113,7 @@ def sampled_modules(weights: AdapterWeights) -> list[SampledModule]:
 
 
 def promote_to_parent(
-    model: nn.Module, drawn: Sequence[SampledModule], calls: Mapping[nn.Module, Sequence[Call]]
+    model: nn.Module, sampled: Sequence[SampledModule], calls: Mapping[nn.Module, Sequence[Call]]
 ) -> list[SampledModule]:
     """Where a module's calls do not have the rows in front, put in its place the nearest module around it whose calls do.
 
@@ -124,9 +124,9 @@ def promote_to_parent(
         NotPacked: There is no such module.
     """
     name_of = {module: name for name, module in model.named_modules()}
-    key_of = {id(item.module.get_parameter(name)): key for item in drawn for name, key in item.keys.items()}
+    key_of = {id(item.module.get_parameter(name)): key for item in sampled for name, key in item.keys.items()}
     result: dict[nn.Module, SampledModule] = {}
-    for item in drawn:
+    for item in sampled:
         first = name_of[item.module]
         while not item.takes(calls.get(item.module, ())):
             parent = model.get_submodule(name_of[item.module].rpartition(".")[0])

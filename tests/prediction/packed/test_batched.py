@@ -18,8 +18,8 @@ def test_a_rank_and_an_alpha_of_a_modules_own_are_kept():
 
 
 @pytest.mark.parametrize("kept", ["lora_B", "classifier"])
-def test_weights_that_are_not_drawn_stay_where_they_are(kept):
-    # Red for: A taken for drawn because B is, or a head's bias without its weight.
+def test_weights_that_are_not_sampled_stay_where_they_are(kept):
+    # Red for: A taken for sampled because B is, or a head's bias without its weight.
     model = tiny("bert")
     keys = [key for key in AdapterWeights(model).layout.keys if kept in key]
     packed, found, expected = both(model, ragged(), keys=keys)

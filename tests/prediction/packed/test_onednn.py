@@ -16,11 +16,11 @@ def test_a_layer_answers_as_it_does_by_itself():
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "deberta-v3"])
-def test_layers_that_are_drawn_are_left_alone(name):
+def test_layers_that_are_sampled_are_left_alone(name):
     # Red for: the head or a LoRA matrix among them, whose weights differ from draw to draw.
     weights = copy_of(tiny(name))
-    drawn = sampled_modules(weights)
-    layers = list(onednn_layers(weights.model, drawn))
+    sampled = sampled_modules(weights)
+    layers = list(onednn_layers(weights.model, sampled))
     own = {id(parameter) for parameter in weights.parameters()}
     assert layers and all(type(layer) is nn.Linear and id(layer.weight) not in own for layer in layers)
 
@@ -28,11 +28,11 @@ def test_layers_that_are_drawn_are_left_alone(name):
 def test_a_base_below_float32_and_one_with_hooks_are_left_alone():
     # Red for: the check of the weight's dtype, a hook that sees another call.
     model = tiny("bert")
-    drawn = sampled_modules(copy_of(model))
-    assert not list(onednn_layers(model.get_base_model().bfloat16(), drawn))
+    sampled = sampled_modules(copy_of(model))
+    assert not list(onednn_layers(model.get_base_model().bfloat16(), sampled))
     layer = nn.Linear(2, 2)
     layer.register_forward_hook(lambda *_: None)
-    assert not list(onednn_layers(nn.Sequential(layer), drawn))
+    assert not list(onednn_layers(nn.Sequential(layer), sampled))
 
 
 def test_it_is_what_answers(monkeypatch):

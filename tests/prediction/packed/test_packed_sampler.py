@@ -207,16 +207,16 @@ def test_it_answers_inside_inference_mode_and_with_its_tensors():
 
 def test_a_batch_with_other_inputs_is_looked_at_anew(monkeypatch):
     # Red for: the calls of the first kind of batch applied to another; here embeddings in the place of tokens, and back.
-    model, batch, looks, watch = tiny("deberta-v3"), ragged(), [], packed_module.watch
+    model, batch, traces, trace_calls = tiny("deberta-v3"), ragged(), [], packed_module.trace_calls
     packed, found, expected = both(model, batch)
-    monkeypatch.setattr(packed_module, "watch", lambda *args: looks.append(1) or watch(*args))
+    monkeypatch.setattr(packed_module, "trace_calls", lambda *args: traces.append(1) or trace_calls(*args))
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach()
     other = {"inputs_embeds": embedded, "attention_mask": batch["attention_mask"]}
     for _ in range(2):
         torch.testing.assert_close(packed(other), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(packed(other), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and len(looks) == 4
+    assert packed.obstacle is None and len(traces) == 4
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_blocks_before_the_adapter_see_each_row_once_however_many_forwards_there
 
 
 def test_a_posterior_over_the_head_alone_costs_one_forward():
-    # Red for: a fixed LoRA layer taken for a drawn one; a model that runs again for the S heads.
+    # Red for: a fixed LoRA layer taken for a sampled one; a model that runs again for the S heads.
     model, batch = tiny("bert"), ragged(B)
     keys = [key for key in AdapterWeights(model).layout.keys if "classifier" in key]
     weights = copy_of(model, keys)
@@ -176,7 +176,7 @@ def test_what_a_model_does_around_its_modules_is_not_lost(way, kept, draws_at_on
     expected = SequentialSampler(copy_of(model), draws)(batch)
     for _ in range(2):
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and packed._strategies[0].share
+    assert packed.obstacle is None and packed._strategies[0].cache_prefix
     names = last_names(packed)
     assert sorted((names[module], call) for module, call in packed._prefix._kept) == kept
 
@@ -189,11 +189,11 @@ def test_relative_positions_are_not_taken_for_rows():
     packed = PackedSampler(weights, draws, max_tokens=10_000)
     expected = SequentialSampler(copy_of(model), draws)(batch)
     torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and packed._strategies[0].share and len(packed._prefix._kept) == 4
+    assert packed.obstacle is None and packed._strategies[0].cache_prefix and len(packed._prefix._kept) == 4
 
 
 def test_sharing_is_given_up_where_it_changes_answers(caplog):
-    # Red for: answers that are believed unchecked. Here a module without drawn weights leaves rows behind for one that comes later.
+    # Red for: answers that are believed unchecked. Here a module without sampled weights leaves rows behind for one that comes later.
     class Whispering(nn.Module):
         def __init__(self):
             super().__init__()
@@ -218,4 +218,4 @@ def test_sharing_is_given_up_where_it_changes_answers(caplog):
     packed = PackedSampler(weights, draws)
     with caplog.at_level("INFO", logger="swag_trainer.prediction"):
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and not packed._strategies[0].share and "for each draw: RuntimeError" in caplog.text
+    assert packed.obstacle is None and not packed._strategies[0].cache_prefix and "for each draw: RuntimeError" in caplog.text

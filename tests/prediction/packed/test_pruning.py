@@ -6,7 +6,7 @@ from torch import nn
 
 from swag_trainer.prediction.packed.pruning import at_one_position, prunable_modules
 from swag_trainer.prediction.packed.sampler import PackedSampler
-from swag_trainer.prediction.packed.tracing import watch
+from swag_trainer.prediction.packed.tracing import trace_calls
 from swag_trainer.prediction.sequential import SequentialSampler
 
 FIRST = ["layer.2.attention.output", "layer.2.attention.self.query", "layer.2.intermediate", "layer.2.output"]
@@ -16,8 +16,8 @@ LAST = ["layers.2.mlp", "layers.2.post_attention_layernorm", "layers.2.self_attn
 def found(model, batch, whole=()):
     with torch.no_grad():
         row = {name: value[:1] for name, value in batch.items()}
-        calls, output = watch(model, batch)
-        modules, position = prunable_modules(model, calls, lambda: model(**row)["logits"], output["logits"], whole=whole)
+        trace = trace_calls(model, batch)
+        modules, position = prunable_modules(trace, lambda: model(**row)["logits"], trace.outputs["logits"], whole=whole)
     names = {module: name for name, module in model.named_modules()}
     return sorted(names[module] for module in modules), position
 
@@ -89,7 +89,7 @@ def test_a_first_batch_whose_rows_end_at_different_places_is_answered_in_full():
     # Red for: the check of the first row alone. Llama answers from the last token of each row.
     packed, answer, expected = both(tiny("llama"), ragged())
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-4)
-    assert packed.obstacle is None and packed._strategies[0].share and not packed._strategies[0].prune
+    assert packed.obstacle is None and packed._strategies[0].cache_prefix and not packed._strategies[0].prune
 
 
 def test_other_positions_come_back_as_nan():

@@ -8,7 +8,7 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.prediction.packed.sampled_modules import NotPacked, sampled_modules
 
 
-def test_a_dora_is_one_whatever_of_it_is_drawn():
+def test_a_dora_is_one_whatever_of_it_is_sampled():
     # Red for: its matrices taken for those of LoRA, its magnitudes being fixed here.
     model = tiny("bert", use_dora=True)
     keys = [key for key in AdapterWeights(model).layout.keys if "magnitude" not in key]
@@ -51,7 +51,7 @@ def test_the_module_around_must_take_and_give_rows_alone(with_table):
 
 
 def test_an_adapter_beside_the_active_one_changes_nothing():
-    # Red for: all adapters of a layer taken for active, or the first one for the drawn one.
+    # Red for: all adapters of a layer taken for active, or the first one for the sampled one.
     model = tiny("bert")
     model.add_adapter("other", LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "key"], init_lora_weights=False))
     packed, found, expected = both(model, ragged())

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from swag_trainer.prediction.packed.tracing import NO_TENSOR, watch
+from swag_trainer.prediction.packed.tracing import NO_TENSOR, trace_calls
 
 
-class Watched(nn.Module):
+class Traced(nn.Module):
     """One module of its own for each thing that is to be seen."""
 
     def __init__(self):
@@ -38,8 +38,9 @@ class Part(nn.Module):
 
 def test_rows_are_where_the_size_follows_their_number():
     # Red for: the first dimension, or one as long as the batch, taken for the rows.
-    model, batch = Watched(), {"x": torch.randn(2, 3, 4)}
-    calls, output = watch(model, batch)
+    model, batch = Traced(), {"x": torch.randn(2, 3, 4)}
+    trace = trace_calls(model, batch)
+    calls, output = trace.calls, trace.outputs
     seen = {name: calls[part] for name, part in model.parts.items() if part in calls}
     first = {name: (call.inputs, call.outputs) for name, (call, *_) in seen.items() if call.understood}
     no = NO_TENSOR
@@ -54,19 +55,19 @@ def test_rows_are_where_the_size_follows_their_number():
 def test_what_is_not_understood_is_said_to_be():
     # Red for: a number of rows handed over as a number, an object with rows inside, tokens of all rows in one dimension, an input
     # that is written to, or rows against rows, believed to be what can be copied.
-    model = Watched()
-    calls, _ = watch(model, {"x": torch.randn(2, 3, 4)})
+    model = Traced()
+    calls = trace_calls(model, {"x": torch.randn(2, 3, 4)}).calls
     for name in ("number", "object", "writes", "flat", "both"):
         assert [call.understood for call in calls[model.parts[name]]] == [False], name
     assert model.parts["often"] not in calls
 
 
-def test_watching_leaves_no_hook_behind():
+def test_tracing_leaves_no_hook_behind():
     # Red for: hooks that stay when the model raises.
-    model = Watched()
+    model = Traced()
     for batch in ({"x": torch.randn(2, 3, 4)}, {"x": torch.randn(2)}):
         try:
-            watch(model, batch)
+            trace_calls(model, batch)
         except IndexError:
             pass
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -74,6 +75,6 @@ def test_watching_leaves_no_hook_behind():
 
 def test_the_size_is_that_of_the_largest_tensor_for_one_row():
     # Red for: elements for bytes, or both rows.
-    model = Watched()
-    calls, _ = watch(model, {"x": torch.randn(2, 3, 4, dtype=torch.float64)})
+    model = Traced()
+    calls = trace_calls(model, {"x": torch.randn(2, 3, 4, dtype=torch.float64)}).calls
     assert calls[model.parts["rows"]][0].size == 3 * 4 * 8
