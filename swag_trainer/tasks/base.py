@@ -19,6 +19,9 @@ Link = Literal["softmax", "sigmoid", "identity"]
 
 TASKS: dict[str, Task] = {}
 
+# Parameters of vision models that are positions besides those of the image.
+_EXTRA_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+
 
 class Task(ABC):
     """What a model is used for.
@@ -91,11 +94,21 @@ class Task(ABC):
 
 
 def positions_of_images(model: nn.Module, images: Tensor) -> int:
-    """Return into how many positions a vision model cuts an image of shape (B, channels, height, width): patches, and one for the class."""
-    config = getattr(model, "config", None)
-    patch = getattr(config, "patch_size", None)
-    height, width = images.shape[-2:]
-    if not patch:
-        return height * width
-    rows, columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-    return 1 + (height // rows) * (width // columns)
+    """Return the most positions that a vision model computes for one image of shape (B, channels, height, width).
+
+    They are those of its first convolution over the image, which cuts it into patches or is the stem, and its extra tokens (the class,
+    DeiT's distillation, registers). Later stages of Swin, ConvNeXt or a ResNet have fewer. Without a convolution, every pixel is one.
+    """
+    size = images.shape[-2:]
+    channels = images.shape[1]
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == channels), None)
+    if first is not None:
+        padding = (0, 0) if isinstance(first.padding, str) else first.padding
+        taken = zip(size, padding, first.dilation, first.kernel_size, first.stride, strict=True)
+        size = [(length + 2 * pad - spread * (kernel - 1) - 1) // step + 1 for length, pad, spread, kernel, step in taken]
+    extra = {
+        name: parameter.numel() // parameter.shape[-1]
+        for path, parameter in model.named_parameters()
+        if (name := path.rpartition(".")[2]) in _EXTRA_TOKENS
+    }
+    return size[0] * size[1] + sum(extra.values())

@@ -73,9 +73,7 @@ class _Search:
             and module not in within
             and not isinstance(module, (nn.Dropout, nn.Identity))
         ]
-        inside = {
-            module: [other for other in seen if other is not module and other in set(module.modules())] for module in seen
-        }
+        inside = {module: [other for other in seen if self._contains(module, other)] for module in seen}
         self._leaves = [module for module in seen if not inside[module]]
         self._parts = {module: [part for part in parts if not inside[part]] for module, parts in inside.items() if parts}
         self._blocks = {leaf: module for module, parts in self._parts.items() if parts == inside[module] for leaf in parts}
@@ -106,12 +104,17 @@ class _Search:
 
     def _add(self, module: nn.Module) -> bool:
         """Take a module in place of those inside it, if the logits are the same with one position of it."""
-        others = [other for other in self._found if other not in set(module.modules())]
+        others = [other for other in self._found if other is not module and not self._contains(module, other)]
         for position in (0, -1) if self._position is None else (self._position,):
             if self._works(module, others, position):
                 self._found, self._position = [*others, module], position
                 return True
         return False
+
+    def _contains(self, module: nn.Module, other: nn.Module) -> bool:
+        """Whether the one call of a module was made within that of another."""
+        outer, inner = self._trace.calls[module][0], self._trace.calls[other][0]
+        return outer.begin < inner.begin and inner.end < outer.end
 
     def _works(self, module: nn.Module, found: Sequence[nn.Module], position: int) -> bool:
         calls, kept = self._trace.calls, self._trace.kept

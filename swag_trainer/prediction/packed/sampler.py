@@ -223,7 +223,9 @@ class PackedSampler:
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
         sampled = promote_to_parent(model, sampled_modules(self._weights), trace.calls)
-        return _Plain(trace, row, self._task.read(trace.outputs, row), sampled)
+        logits = self._task.read(trace.outputs, row)
+        self._task.check_logits(logits, row, model)
+        return _Plain(trace, row, logits, sampled)
 
     def _replace_forwards(self, plain: _Plain, strategy: _Strategy) -> None:
         self._restore()

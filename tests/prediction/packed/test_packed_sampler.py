@@ -72,12 +72,14 @@ def test_the_users_model_is_the_same_before_during_and_after(caplog):
 
 
 @pytest.mark.parametrize(
-    ("error", "call"),
-    [(KeyboardInterrupt, call) for call in range(18)] + [(MemoryError, 0), (MemoryError, 4), (torch.OutOfMemoryError, 3)],
+    ("error", "layer", "call"),
+    [(KeyboardInterrupt, 0, call) for call in range(9)]
+    + [(KeyboardInterrupt, 2, call) for call in range(16)]
+    + [(MemoryError, 0, 0), (MemoryError, 2, 4), (torch.OutOfMemoryError, 2, 3)],
 )
-def test_an_interrupt_anywhere_leaves_the_model_and_the_next_answer_alone(error, call):
-    # Red for: a state that is only put right where nothing is raised: a counter, a mode, a hook of the first look. The calls are one
-    # row, two rows, a dozen trials of positions that nobody reads, what comes before the adapter, and the first draws.
+def test_an_interrupt_anywhere_leaves_the_model_and_the_next_answer_alone(error, layer, call):
+    # Red for: a state that is only put right where nothing is raised: a counter, a mode, a hook of the trace. The calls are two rows, one
+    # row, proofs that positions are not read (of the last layer only), what comes before the adapter, and the first draws.
     model, batch = tiny("roberta"), ragged()
     _, _, expected = both(model, batch)
     weights, before, calls = copy_of(model), identity(model), []
@@ -88,7 +90,7 @@ def test_an_interrupt_anywhere_leaves_the_model_and_the_next_answer_alone(error,
         if len(calls) == call + 1:
             raise error
 
-    handle = weights.model.get_base_model().roberta.encoder.layer[0].attention.register_forward_pre_hook(interrupt)
+    handle = weights.model.get_base_model().roberta.encoder.layer[layer].attention.register_forward_pre_hook(interrupt)
     if error is MemoryError:
         packed(batch)  # an ordinary exception, which the plain forward did not repeat
     else:
