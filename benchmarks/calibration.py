@@ -4,7 +4,7 @@
     python examples/quickstart.py --seeds 5 --output runs/banking --dataset banking77 --train-rows 500
     python benchmarks/calibration.py demo=runs/demo banking=runs/banking
 
-Nothing is measured here. The figures of every seed go to benchmarks/results/calibration.json; the tables hold their means and the
+Nothing is measured here. The metrics of every seed go to benchmarks/results/calibration.json; the tables hold their means and the
 95 % intervals of these means (Student), which say what other seeds would change, training rows and initialisation included.
 """
 
@@ -23,7 +23,7 @@ METRICS = {
     "ece": "ECE (15 bins)",
     "brier": "Brier",
     "accuracy": "accuracy",
-    "auroc_entropy": "AUROC of foreign text",
+    "auroc_entropy": "AUROC of OOD text",
 }
 
 
@@ -43,9 +43,10 @@ def main(sources: list[str]) -> None:
 
 
 def values(seeds: list[dict], method: str, metric: str) -> np.ndarray | None:
-    """One figure of each seed."""
-    figures = [seed["methods"][method]["figures"].get(metric) for seed in seeds]
-    return None if None in figures else np.array([figure["value"] for figure in figures])
+    """One metric of each seed; results of earlier versions call the metrics "figures"."""
+    methods = [seed["methods"][method] for seed in seeds]
+    found = [method.get("metrics", method.get("figures", {})).get(metric) for method in methods]
+    return None if None in found else np.array([interval["value"] for interval in found])
 
 
 def table(runs: dict[str, list[dict]], metric: str, shown: str) -> str:

@@ -31,7 +31,6 @@ from hub_cards import reliability_diagram
 from swag_trainer import Sampling, SwagCallback, SwagError, tune
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import predict_methods
-from swag_trainer.metrics import reliability_bins
 
 NUM_SAMPLES = 10
 SHOWN_METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier", "auroc_entropy": "AUROC OOD"}
@@ -57,17 +56,16 @@ def main() -> None:
         measured, chosen = compare(subset, arguments, folder, seed)
         runs.append(measured)
         console.print(as_table(as_text(measured), f"{subset.name}, test split, seed {seed}: {chosen}"))
-        bins = {
-            name: reliability_bins(answers.probabilities, measured.labels, num_bins=10)
-            for name, answers in measured.answers.items()
-        }
+        bins = {name: method.bins for name, method in measured.methods.items()}
         reliability_diagram(bins, title=f"{subset.name}, seed {seed}").savefig(folder / "reliability.png", dpi=150)
-        (folder / "results.json").write_text(json.dumps(measured.as_json() | {"chosen": chosen, "task": subset.name}, indent=2))
+        (folder / "results.json").write_text(
+            json.dumps(json.loads(measured.to_json()) | {"chosen": chosen, "task": subset.name}, indent=2)
+        )
     if arguments.seeds > 1:
         console.print(as_table(over_seeds(runs), f"{task.name}: mean over {arguments.seeds} seeds and its 95 % interval"))
-        for other in runs[0].figures:
+        for other in runs[0].methods:
             if other != "SWAG":
-                wins = sum(run.figures["SWAG"]["nll"].value < run.figures[other]["nll"].value for run in runs)
+                wins = sum(run.metrics["SWAG"]["nll"].value < run.metrics[other]["nll"].value for run in runs)
                 console.print(f"SWAG has the lower test NLL than {other} for {wins} of {arguments.seeds} seeds.")
     show_sentences(Path(arguments.output) / "seed-0", ask_demo_questions=Path(arguments.dataset) == DATA, task=task)
     console.print(f"Adapter, posterior and reliability diagram are in {arguments.output}/seed-0.")
@@ -112,7 +110,8 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     posterior.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    settings = {"foreign": ood if task.ood else None, "num_samples": NUM_SAMPLES, "seed": seed, "progress": False}
+    sampling = Sampling(num_samples=NUM_SAMPLES, seed=seed)
+    settings = {"ood": ood if task.ood else None, "sampling": sampling, "progress": False}
     plain = predict_methods(
         map_model,
         posterior,
@@ -122,7 +121,9 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
         **settings,
     )
     ours = predict_methods(model, posterior, data["test"], methods=["SWA", "SWAG"], **settings)
-    measured = measure(plain | ours, task.targets["test"])
+    measured = measure(
+        plain | ours, task.targets["test"], dataset=task.name, split="test", posterior=posterior, sampling=sampling
+    )
     chosen = f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation"
     return measured, f"{chosen}, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"
 
@@ -196,7 +197,7 @@ def as_text(measured: Measurement) -> dict[str, dict[str, str]]:
             for name, shown in SHOWN_METRICS.items()
             if name in figures
         }
-        for method, figures in measured.figures.items()
+        for method, figures in measured.metrics.items()
     }
 
 
@@ -204,10 +205,10 @@ def over_seeds(runs: list[Measurement]) -> dict[str, dict[str, str]]:
     """Return means over the seeds, with the 95 % interval of such a mean (Student)."""
     quantile = float(student.ppf(0.975, len(runs) - 1))
     table: dict[str, dict[str, str]] = {}
-    for method, figures in runs[0].figures.items():
+    for method, figures in runs[0].metrics.items():
         for name, shown in SHOWN_METRICS.items():
             if name in figures:
-                values = np.array([run.figures[method][name].value for run in runs])
+                values = np.array([run.metrics[method][name].value for run in runs])
                 half = quantile * values.std(ddof=1) / len(values) ** 0.5
                 table.setdefault(method, {})[shown] = f"{values.mean():.3f} ± {half:.3f}"
     return table

@@ -1,4 +1,4 @@
-"""build_card: a posterior and measured figures -> the text of README.md. It prints what is on record and finds out nothing."""
+"""build_card: the model card (README.md) of a posterior, from its record and from measured metrics. Nothing is measured here."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from matplotlib.figure import Figure
 from hub_cards.identity import identity, risk_to_show
 from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
-from hub_cards.results import CardResults
-from swag_trainer import SwagPosterior
+from swag_trainer import WeightPosterior
+from swag_trainer.evaluation.card_results import CardResults
+from swag_trainer.tasks import task_named
 
-_TASK = "text-classification"
 _TAGS = ["swag-lora", "lora", "uncertainty"]  # "swag" alone is a data set (Situations With Adversarial Generations)
 _PLOT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 
 
 def build_card(
-    posterior: SwagPosterior,
+    posterior: WeightPosterior,
     results: CardResults | None = None,
     *,
     repo_id: str | None = None,
@@ -35,33 +35,34 @@ def build_card(
 ) -> ModelCard:
     """Write the model card of a posterior.
 
-    Names of labels, data sets, metrics and the like are data of strangers: in the text they are shown letter for letter and
+    Names of labels, data sets, metrics and the like are untrusted input: in the text they are shown letter for letter and
     are never Markdown, HTML or a template; control and bidirectional characters are dropped, long ones cut.
 
     All but the title stands between two marks (HTML comments), so that `hub_cards.merge_card` and `hub_cards.publish_card` can put
-    it into a README.md that people wrote, and replace it there.
+    it into a README.md with text of its own, and replace it there.
 
     Args:
-        posterior: Whose card.
-        results: Figures measured before; those of the method "SWAG" go into the metadata too.
+        posterior: Whose card; of any family.
+        results: Metrics measured before; those of the posterior's own method ("SWAG", or the family's ``title``) go into the metadata too.
         repo_id: "user/name" on the Hub, for the title and the example.
         plots: Paths of PNG files inside the repository; or, by these paths, the figures as given to `hub_cards.publish_card`, whose
-            words for what they show (``figure.get_label()``) become the alternative texts, or such words themselves.
+            descriptions (``figure.get_label()``) become the alternative texts, or such descriptions themselves.
 
     Returns:
         The card; ``str(card)`` is README.md.
 
     Raises:
-        ValueError: ``repo_id`` is no id, a plot no path of a PNG file inside a repository, or the figures are of "SWAG" at another
-            scale than the posterior's.
+        ValueError: ``repo_id`` is not an id, a plot is not the path of a PNG file inside a repository, or the metrics are of the
+            posterior at another scale than its own.
     """
     if repo_id is not None and not is_hub_id(repo_id):
         raise ValueError(f"build_card(repo_id=...) is the id of a repository on the Hub, such as 'user/name', got {repo_id!r}.")
-    if results and results.scale is not None and "SWAG" in results.metrics and results.scale != posterior.scale:
+    if results and results.scale is not None and posterior.title in results.metrics and results.scale != posterior.scale:
         raise ValueError(
-            f"The figures of 'SWAG' were measured at scale {results.scale:g}, the posterior's own is {posterior.scale:g}: a card of "
-            "both would promise what was not measured. Measure again, or take posterior.with_scale(...)."
+            f"The metrics of {posterior.title!r} were measured at scale {results.scale:g}, the posterior's own is {posterior.scale:g}: a card "
+            "of both would promise what was not measured. Measure again, or take posterior.with_scale(...)."
         )
+    task, summary = task_named(posterior.record.task), posterior.summary()
     name = "swag-lora" if repo_id is None else repo_id.rpartition("/")[2]
     record = posterior.record
     base_model = posterior.adapter.base_model
@@ -77,12 +78,14 @@ def build_card(
         holds_mean=_adapter_holds_mean(posterior),
         base_model=base_model,
         record=record,
-        collection=posterior.collection,
-        num_collected=posterior.num_collected,
-        rank=posterior.rank,
+        kind=posterior.kind,
+        method=posterior.title,
+        task=Markup(task.name),
+        task_tag=Markup(task.hub_tag),
+        summary=summary,
         scale=posterior.scale,
         diagnostics=listed(
-            f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(posterior.collection.diagnostics.items())
+            f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(summary.get("diagnostics", {}).items())
         ),
         versions=_versions(record.versions),
         labels=listed(record.labels or ()),
@@ -92,16 +95,18 @@ def build_card(
         measured_with=_versions(results.versions if results else {}),
         plots=[(Markup(checked_plot(path)), _alternative_text(plots, path)) for path in plots],
     )
-    title = name if repo_id else "SWAG posterior over a LoRA adapter"
+    title = name if repo_id else f"{posterior.title} posterior over a LoRA adapter"
     text = f"# {title}\n\n{marked(body, identity(posterior))}"
-    return ModelCard(f"---\n{_metadata(name, base_model, results).to_yaml()}\n---\n\n{text}")
+    return ModelCard(
+        f"---\n{_metadata(name, base_model, results, method=posterior.title, task=task.hub_tag).to_yaml()}\n---\n\n{text}"
+    )
 
 
 def checked_plot(path: str) -> str:
     """Return ``path`` if it can name a PNG file inside a repository.
 
     Raises:
-        ValueError: It is absolute, climbs out, is no PNG, or has characters that a link would need to have quoted.
+        ValueError: It is absolute, leaves the repository, is not a PNG, or has characters that a link would need to have quoted.
     """
     if not isinstance(path, str) or not _PLOT.fullmatch(path):
         raise ValueError(f"A plot is a path inside the repository such as 'reliability.png' or 'plots/swag.png', got {path!r}.")
@@ -114,7 +119,7 @@ def is_hub_id(text: Any) -> bool:
         validate_repo_id(text)
     except HFValidationError:
         return False
-    # validate_repo_id lets None pass, and in huggingface_hub 1 a line's end behind the id.
+    # validate_repo_id lets None pass, and in huggingface_hub 1 a newline after the id.
     return isinstance(text, str) and not text.endswith("\n")
 
 
@@ -131,10 +136,10 @@ def _template() -> Template:
     return environment.from_string(files("hub_cards").joinpath("template.md").read_text(encoding="utf-8"))
 
 
-def _metadata(name: str, base_model: str | None, results: CardResults | None) -> ModelCardData:
+def _metadata(name: str, base_model: str | None, results: CardResults | None, *, method: str, task: str) -> ModelCardData:
     evaluations = [
         EvalResult(
-            task_type=_TASK,
+            task_type=task,
             dataset_type=plain_text(results.dataset),
             dataset_name=plain_text(results.dataset),
             dataset_split=plain_text(results.split),
@@ -145,19 +150,19 @@ def _metadata(name: str, base_model: str | None, results: CardResults | None) ->
             metric_value=value,
             # "method" is also how a later card knows the entries that it replaces: see merging.is_ours.
             metric_args={
-                "method": "SWAG",
+                "method": method,
                 "num_bins": results.num_bins,
                 "num_samples": results.num_samples,
                 "seed": results.seed,
             },
         )
-        for metric, value in (results.metrics.get("SWAG", {}) if results else {}).items()
+        for metric, value in (results.metrics.get(method, {}) if results else {}).items()
     ]
     return ModelCardData(
         library_name="peft",
         base_model=base_model,
         base_model_relation=base_model and "adapter",
-        pipeline_tag=_TASK,
+        pipeline_tag=task,
         tags=list(_TAGS),
         model_name=name if evaluations else None,
         eval_results=evaluations or None,
@@ -174,13 +179,13 @@ def _versions(versions: Mapping[str, str]) -> Markup:
 
 
 def _alternative_text(plots: Sequence[str] | Mapping[str, Figure | str], path: str) -> Markup:
-    words = plots[path] if isinstance(plots, Mapping) else ""
-    if isinstance(words, Figure):
-        words = words.get_label()
-    return description(words) if words else Markup("Figure")
+    text = plots[path] if isinstance(plots, Mapping) else ""
+    if isinstance(text, Figure):
+        text = text.get_label()
+    return description(text) if text else Markup("Figure")
 
 
-def _adapter_holds_mean(posterior: SwagPosterior) -> bool:
+def _adapter_holds_mean(posterior: WeightPosterior) -> bool:
     """SwagCallback(final_weights="trained") leaves other weights in the adapter than the mean."""
     saved = posterior.adapter.tensors
     return all(key in saved and mean.to(saved[key].dtype).equal(saved[key]) for key, mean in posterior.mean.items())

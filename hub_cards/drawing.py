@@ -1,4 +1,4 @@
-"""The paper and the pens of the plots: what makes them readable on a light and on a dark page, and without colours."""
+"""Style of the plots: colours, markers and line styles that are readable on light and dark pages and without colours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FOREGROUND = "#222222"
 GREY = "#6B6B6B"
 
 # Okabe and Ito's palette as far as it stands out from BACKGROUND by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and
-# the light colours do not, so Paul Tol's wine red takes the fifth place. Colour is never the only difference: see `pen`.
+# the light colours do not, so Paul Tol's wine red takes the fifth place. Colour is never the only difference: see `line_style`.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 
 
-def pen(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Return colour, marker and line style of the method at this place; each of the three alone tells the first four apart."""
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -30,7 +30,7 @@ def pen(index: int) -> dict[str, Any]:
     }
 
 
-def sheet(heights: Sequence[float], *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def new_figure(heights: Sequence[float], *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Return an empty figure of that size in inches and its axes, one below the other, whatever matplotlib's settings are."""
     figure = Figure(figsize=size, layout="constrained", facecolor=BACKGROUND)
     axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
@@ -52,7 +52,7 @@ def label(axes: Axes, *, x: str | None = None, y: str | None = None, title: str 
 
 
 def legend(axes: Axes, **place: Any) -> None:
-    """Put the legend in, with the names as they are."""
+    """Add the legend, with the names letter for letter."""
     box = axes.legend(
         frameon=True, framealpha=0.85, facecolor=BACKGROUND, edgecolor="none", labelcolor=FOREGROUND, fontsize=10, **place
     )

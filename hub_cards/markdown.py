@@ -1,4 +1,4 @@
-"""Texts of strangers -> Markdown that shows them letter for letter and does nothing else."""
+"""Untrusted text as Markdown that shows it letter for letter and does nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from markupsafe import Markup
 _LONGEST_TEXT = 200
 _LONGEST_DESCRIPTION = 2000
 _MOST_ITEMS = 100
-_JOINERS = "\u200c\u200d"  # invisible, but words of Persian and Hindi, and many emoji, are spelt with them
+_JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and many emoji are spelt with them
 _HARMLESS = re.compile(r"[^\W_]+([ +%-][^\W_]+)*")
 
 
@@ -33,7 +33,7 @@ def plain_text(text: str, *, longest: int = _LONGEST_TEXT) -> str:
 def inline_markdown(value: Any) -> Markup:
     """Turn a value into Markdown that shows it and does nothing else, in running text as in a cell of a table.
 
-    Words stay as they are; everything else goes into a code span, where no markup, no entity and no link is looked for. The two
+    Plain words stay as they are; everything else goes into a code span, where no markup, no entity and no link is looked for. The two
     characters that would end the span or the cell stand between spans, as character references.
     """
     if isinstance(value, Markup):

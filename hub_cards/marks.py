@@ -1,4 +1,4 @@
-"""The two lines of a README.md between which everything is ours; what stands above and below is somebody else's."""
+"""Marks of a generated card in a README.md: the two lines between which the text is replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from swag_trainer import SwagError
 
-# Whole lines: a text of a stranger that spells a mark is printed in a code span, with other characters on its line.
+# Whole lines: untrusted text that spells a mark is printed in a code span, with other characters on its line.
 _BEGIN = re.compile(r"^<!-- swag_trainer card begins \(([0-9a-f]{16})\)[^\n]*-->[ \t]*\r?$", re.MULTILINE)
 _END = re.compile(r"^<!-- swag_trainer card ends -->[ \t]*\r?$", re.MULTILINE)
 
@@ -41,7 +41,7 @@ def find_marked(text: str) -> MarkedText | None:
     """Return the parts of a text with marks, None for one without.
 
     Raises:
-        SwagError: The marks are not one pair, so that nobody can tell whose the text is.
+        SwagError: The marks are not one pair, so the card's text cannot be told from other text.
     """
     begins, ends = list(_BEGIN.finditer(text)), list(_END.finditer(text))
     if not begins and not ends:

@@ -1,4 +1,4 @@
-"""merge_card: a card of ours and the README.md that is there already -> one README.md, with the words of people kept."""
+"""merge_card: put a generated card into an existing README.md and keep the text and metadata that others wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hub_cards.card import is_hub_id
 from hub_cards.marks import find_marked
 from swag_trainer import SwagError
 
-# What Trainer.create_model_card of transformers 5 writes: its comment, a sentence that says nothing, and three empty sections.
+# What Trainer.create_model_card of transformers 5 writes: its comment, a sentence without content, and three empty sections.
 _TRAINER_COMMENT = re.compile(
     r"<!-- This model card has been generated automatically according to the information the Trainer had access to\. You\s+"
     r"should probably proofread and complete it, then remove this comment\. -->\s*"
@@ -33,18 +33,19 @@ _TEMPLATE_ADDITIONS = re.compile(
     re.M,
 )
 _ADAPTER_TAG = "base_model:adapter:"
+_OUR_ARGUMENTS = {"method", "num_bins", "num_samples", "seed"}
 
 
 def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
     """Put a card into a README.md that is there already.
 
-    Only what is ours is replaced: the text between the marks, our tags, the base model, ``library_name`` and ``pipeline_tag``, and in
-    the model-index the figures of "SWAG". What people wrote stays: text above and below the marks, license, language, data sets, tags,
-    other figures, and any other key. A README.md without marks keeps its text too, with ours below; only what `Trainer` and PEFT
+    Only the generated part is replaced: the text between the marks, our tags, the base model, ``library_name`` and ``pipeline_tag``, and in
+    the model-index the metrics of the posterior. Everything else stays: text above and below the marks, license, language, data sets, tags,
+    other metrics, and any other key. A README.md without marks keeps its text too, with ours below; only what `Trainer` and PEFT
     leave empty in the cards that they generate ("More information needed") gives way to ours.
 
     Args:
-        card: What `hub_cards.build_card` returned. One without marks was written whole by somebody and is returned as it is.
+        card: What `hub_cards.build_card` returned. One without marks was written by hand and is returned as it is.
         existing: README.md as it is, metadata and text; None where there is none.
 
     Raises:
@@ -62,7 +63,7 @@ def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # all that YAML of another shape can raise
         raise SwagError(
             f"The metadata at the top of the README.md that is there already cannot be read: {str(error)[:300]} Correct it by hand; "
-            "overwriting it would lose what it says."
+            "overwriting it would lose its content."
         ) from error
 
 
@@ -107,7 +108,7 @@ def _merged_metadata(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, 
 
 
 def _merged_index(ours: list[dict[str, Any]], theirs: Any) -> list[dict[str, Any]]:
-    """Replace our figures and keep theirs. The Hub shows one model, so ours go to the one that is there."""
+    """Replace our metrics and keep theirs. The Hub shows one model, so ours go to the one that is there."""
     kept = []
     for model in theirs:
         results = [{**result, "metrics": [one for one in result["metrics"] if not is_ours(one)]} for result in model["results"]]
@@ -120,6 +121,6 @@ def _merged_index(ours: list[dict[str, Any]], theirs: Any) -> list[dict[str, Any
 
 
 def is_ours(metric: dict[str, Any]) -> bool:
-    """Is this a figure that `hub_cards.build_card` put into the metadata?"""
+    """Is this a metric that `hub_cards.build_card` put into the metadata?"""
     arguments = metric.get("args")
-    return isinstance(arguments, dict) and arguments.get("method") == "SWAG" and "num_samples" in arguments
+    return isinstance(arguments, dict) and _OUR_ARGUMENTS <= set(arguments)

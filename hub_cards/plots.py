@@ -1,6 +1,6 @@
-"""Figures for cards and reports: numbers in, a matplotlib Figure out. Nothing is measured here and no file is written.
+"""Plots for model cards: reliability diagram, risk-coverage curve, uncertainty histogram, trajectory. Metrics in, a Figure out.
 
-What a figure shows is also said in words, with its numbers: ``figure.get_label()``, which `hub_cards.build_card` prints as its
+What a figure shows is also described in text, with its numbers: ``figure.get_label()``, which `hub_cards.build_card` prints as its
 alternative text.
 """
 
@@ -12,10 +12,11 @@ from typing import Protocol
 import numpy as np
 from matplotlib.figure import Figure
 
-from hub_cards.drawing import COLOURS, FOREGROUND, GREY, label, legend, pen, sheet
-from swag_trainer import SwagError, SwagPosterior
+from hub_cards.drawing import COLOURS, FOREGROUND, GREY, label, legend, line_style, new_figure
+from swag_trainer import SwagError, WeightPosterior
 
 _BARS = 30
+_GROUPS = {"in_distribution": "in distribution", "ood": "out of distribution"}
 
 
 class Bins(Protocol):
@@ -27,7 +28,7 @@ class Bins(Protocol):
         edges: Borders of the bins. Shape (B + 1,).
         counts: Examples in each bin. Shape (B,).
         confidence: Mean probability of the predicted class. Shape (B,).
-        accuracy: Share of correct predictions. Shape (B,).
+        accuracy: Fraction of correct predictions. Shape (B,).
     """
 
     edges: np.ndarray
@@ -40,8 +41,8 @@ class Curve(Protocol):
     """What a risk-coverage plot needs.
 
     Attributes:
-        coverage: Share of the examples that are answered, the surest first, rising. Shape (N,).
-        risk: Share of wrong answers among these. Shape (N,).
+        coverage: Fraction of the examples that are accepted, the most confident first, rising. Shape (N,).
+        risk: Fraction of wrong predictions among these. Shape (N,).
     """
 
     coverage: np.ndarray
@@ -49,9 +50,9 @@ class Curve(Protocol):
 
 
 def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None) -> Figure:
-    """Plot accuracy against confidence, a line for each method, and below it how many examples lie where.
+    """Plot accuracy against confidence, a line for each method, and below it the number of examples in each bin.
 
-    On the dotted diagonal probabilities mean what they say; below it a model is overconfident.
+    On the dotted diagonal a model is perfectly calibrated; below it it is overconfident.
 
     Args:
         methods: Bins of each method, by its name.
@@ -65,11 +66,11 @@ def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None
     """
     if not methods:
         raise ValueError("reliability_diagram() needs the bins of at least one method.")
-    figure, (curve, histogram) = sheet((3, 1), size=(6.5, 6.5))
+    figure, (curve, histogram) = new_figure((3, 1), size=(6.5, 6.5))
     curve.plot([0, 1], [0, 1], linestyle=(0, (1, 2)), color=GREY, linewidth=1.5, label="perfectly calibrated")
-    words = []
+    parts = []
     for index, (name, bins) in enumerate(methods.items()):
-        style = pen(index)
+        style = line_style(index)
         filled = bins.counts > 0
         confidence, accuracy, counts = bins.confidence[filled], bins.accuracy[filled], bins.counts[filled]
         curve.plot(confidence, accuracy, label=name, linewidth=1.7, markersize=6, **style)
@@ -77,24 +78,24 @@ def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None
             low, high = bins.accuracy_low[filled], bins.accuracy_high[filled]
             curve.vlines(confidence, low, high, color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
         histogram.stairs(bins.counts, bins.edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
-        words.append(
+        parts.append(
             f"{name}: mean confidence {np.average(confidence, weights=counts):.3f}, accuracy "
             f"{np.average(accuracy, weights=counts):.3f}, N = {int(counts.sum())}"
         )
     curve.set(ylim=(-0.02, 1.02), xlim=(0, 1))
-    label(curve, y="share of correct answers", title=title)
+    label(curve, y="fraction of correct predictions", title=title)
     legend(curve, loc="best")
     histogram.set_yscale("symlog")
     histogram.set_ylim(bottom=0)
     label(histogram, x="probability of the predicted class", y="examples")
-    figure.set_label(f"Reliability diagram, accuracy against confidence. {'; '.join(words)}.")
+    figure.set_label(f"Reliability diagram, accuracy against confidence. {'; '.join(parts)}.")
     return figure
 
 
 def risk_coverage_plot(methods: Mapping[str, Curve], *, title: str | None = None) -> Figure:
-    """Plot the share of wrong answers against the share of examples that are answered, a line for each method.
+    """Plot the fraction of wrong predictions (risk) against the fraction of accepted examples (coverage), a line for each method.
 
-    Who may stay silent on the examples it is least sure of should be wrong more seldom; the lower the line the better.
+    A model that abstains where it is least confident should be wrong less often; the lower the line the better.
 
     Args:
         methods: The curve of each method, by its name.
@@ -105,88 +106,93 @@ def risk_coverage_plot(methods: Mapping[str, Curve], *, title: str | None = None
     """
     if not methods:
         raise ValueError("risk_coverage_plot() needs the curve of at least one method.")
-    figure, (axes,) = sheet((1,), size=(6.5, 4.5))
-    words = []
+    figure, (axes,) = new_figure((1,), size=(6.5, 4.5))
+    parts = []
     for index, (name, curve) in enumerate(methods.items()):
         coverage, risk = np.asarray(curve.coverage), np.asarray(curve.risk)
         # Ten markers, not one for each example; shifted, so that those of methods on one line do not cover each other.
-        axes.plot(coverage, risk, label=name, linewidth=1.7, markersize=6, markevery=(0.02 * index, 0.1), **pen(index))
+        axes.plot(coverage, risk, label=name, linewidth=1.7, markersize=6, markevery=(0.02 * index, 0.1), **line_style(index))
         half = np.searchsorted(coverage, 0.5 * coverage[-1])
-        words.append(f"{name}: {risk[-1]:.3f} at coverage {coverage[-1]:.2f}, {risk[half]:.3f} at {coverage[half]:.2f}")
+        parts.append(f"{name}: {risk[-1]:.3f} at coverage {coverage[-1]:.2f}, {risk[half]:.3f} at {coverage[half]:.2f}")
     axes.set_xlim(0, 1.01)
     axes.set_ylim(bottom=0)
-    label(axes, x="share of examples answered, the surest first", y="share of wrong answers among them", title=title)
+    label(axes, x="coverage (fraction of examples accepted)", y="risk (fraction of wrong predictions)", title=title)
     legend(axes, loc="best")
-    figure.set_label(f"Risk-coverage curve, the share of wrong answers. {'; '.join(words)}.")
+    figure.set_label(f"Risk-coverage curve, the fraction of wrong predictions. {'; '.join(parts)}.")
     return figure
 
 
-def uncertainty_histogram(known: np.ndarray, foreign: np.ndarray, *, name: str = "entropy", title: str | None = None) -> Figure:
-    """Plot how an uncertainty is spread over known and over foreign (out-of-distribution) examples.
+def uncertainty_histogram(
+    in_distribution: np.ndarray, ood: np.ndarray, *, name: str = "entropy", title: str | None = None
+) -> Figure:
+    """Plot the distribution of an uncertainty over in-distribution and over out-of-distribution (OOD) examples.
 
-    The further to the right the foreign ones lie, the better the uncertainty tells them apart.
+    The further to the right the OOD examples lie, the better the uncertainty detects them.
 
     Args:
-        known: The uncertainty of each known example, in nats. Shape (N,).
-        foreign: Of each foreign one. Shape (M,).
-        name: What the uncertainty is called, such as "entropy" or "mutual information".
+        in_distribution: The uncertainty of each in-distribution example, in nats. Shape (N,).
+        ood: Of each OOD example. Shape (M,).
+        name: Name of the uncertainty, such as "entropy" or "mutual information".
         title: Above the plot.
 
     Raises:
         ValueError: One of the two is empty, or holds something that is not finite.
     """
-    groups = {"known": np.asarray(known, dtype=np.float64), "foreign": np.asarray(foreign, dtype=np.float64)}
+    groups = {"in_distribution": np.asarray(in_distribution, dtype=np.float64), "ood": np.asarray(ood, dtype=np.float64)}
     for group, values in groups.items():
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
             raise ValueError(
                 f"uncertainty_histogram({group}=...) is one finite number for each example, at least one, got shape {values.shape} "
                 f"with {int(np.count_nonzero(~np.isfinite(values)))} that are not finite."
             )
-    figure, (axes,) = sheet((1,), size=(6.5, 4.5))
+    figure, (axes,) = new_figure((1,), size=(6.5, 4.5))
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=_BARS)
     lines = ("-", "--")
-    words = []
+    parts = []
     for (group, values), colour, line in zip(groups.items(), COLOURS, lines, strict=False):
-        shares = np.histogram(values, edges)[0] / len(values)
-        axes.stairs(shares, edges, color=colour, label=f"{group} (N = {len(values)})", linestyle=line, linewidth=2)
-        if group == "known":
-            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
+        fractions, title_of = np.histogram(values, edges)[0] / len(values), _GROUPS[group]
+        axes.stairs(fractions, edges, color=colour, label=f"{title_of} (N = {len(values)})", linestyle=line, linewidth=2)
+        if group == "in_distribution":
+            axes.stairs(fractions, edges, color=colour, fill=True, alpha=0.25)
         axes.axvline(np.median(values), color=colour, linestyle=line, linewidth=1)
-        words.append(
-            f"{group}, N = {len(values)}: median {np.median(values):.3g}, 95th percentile {np.quantile(values, 0.95):.3g}"
+        parts.append(
+            f"{title_of}, N = {len(values)}: median {np.median(values):.3g}, 95th percentile {np.quantile(values, 0.95):.3g}"
         )
-    label(axes, x=f"{name} in nats; the thin lines are the medians", y="share of the examples", title=title)
+    label(axes, x=f"{name} in nats; the thin lines are the medians", y="fraction of the examples", title=title)
     legend(axes, loc="best")
-    figure.set_label(f"Histogram of the {name} in nats. {'; '.join(words)}.")
+    figure.set_label(f"Histogram of the {name} in nats. {'; '.join(parts)}.")
     return figure
 
 
-def trajectory_plot(posterior: SwagPosterior, *, title: str | None = None) -> Figure:
+def trajectory_plot(posterior: WeightPosterior, *, title: str | None = None) -> Figure:
     """Plot the snapshots that the posterior was made of: how far each lay from the mean of those before, and its learning rate.
 
-    A length that keeps falling, or a rate that falls along, says that training was still on its way while it was collected.
+    A distance that keeps falling, or a rate that falls along, indicates that training had not converged while they were collected.
 
     Raises:
-        SwagError: The posterior's file has no record of its snapshots.
+        SwagError: The posterior was not made of snapshots, or its file has no record of them.
     """
-    record = posterior.collection
+    record = posterior.summary()
+    all_steps, all_norms, all_rates = (record.get(name, []) for name in ("steps", "deviation_norms", "learning_rates"))
     # The first snapshot is its own mean.
-    steps, norms = np.asarray(record.steps[1:], dtype=np.float64), np.asarray(record.deviation_norms[1:], dtype=np.float64)
+    steps, norms = np.asarray(all_steps[1:], dtype=np.float64), np.asarray(all_norms[1:], dtype=np.float64)
     if not len(steps) or len(steps) != len(norms):
         raise SwagError(
             f"trajectory_plot() needs a step and a deviation for each of at least two snapshots, the posterior's record has "
-            f"{len(record.steps)} steps and {len(record.deviation_norms)} deviations. It was made by an earlier version, or put "
-            "together from saved adapters; collect again to have them."
+            f"{len(all_steps)} steps and {len(all_norms)} deviations. It is of a family without snapshots, made by an earlier version, or "
+            "made of saved adapters; collect again to have them."
         )
-    rates = [(step, rate) for step, rate in zip(record.steps, record.learning_rates, strict=False) if rate is not None]
-    figure, axes = sheet((2, 1) if rates else (1,), size=(6.5, 5) if rates else (6.5, 4))
-    axes[0].plot(steps, norms, linewidth=1.5, markersize=4, **pen(0))
+    rates = [(step, rate) for step, rate in zip(all_steps, all_rates, strict=False) if rate is not None]
+    figure, axes = new_figure((2, 1) if rates else (1,), size=(6.5, 5) if rates else (6.5, 4))
+    axes[0].plot(steps, norms, linewidth=1.5, markersize=4, **line_style(0))
     axes[0].set_ylim(0, 1.1 * norms.max() or 1)
     label(axes[0], y="distance from the mean so far", title=title)
-    facts = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(record.diagnostics.items()))
-    if facts:
+    diagnostics = ", ".join(
+        f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(record.get("diagnostics", {}).items())
+    )
+    if diagnostics:
         axes[0].text(
-            0.99, 0.02, facts, transform=axes[0].transAxes, ha="right", color=FOREGROUND, fontsize=10, parse_math=False
+            0.99, 0.02, diagnostics, transform=axes[0].transAxes, ha="right", color=FOREGROUND, fontsize=10, parse_math=False
         )
     if rates:
         axes[1].plot(*zip(*rates, strict=True), drawstyle="steps-post", linewidth=1.5, color=COLOURS[1])
@@ -194,10 +200,10 @@ def trajectory_plot(posterior: SwagPosterior, *, title: str | None = None) -> Fi
         label(axes[1], y="learning rate")
     label(axes[-1], x="optimizer step")
     figure.set_label(
-        f"Trajectory of {len(record.steps)} snapshots, from step {record.steps[0]} to {record.steps[-1]}. Distance from the mean so "
+        f"Trajectory of {len(all_steps)} snapshots, from step {all_steps[0]} to {all_steps[-1]}. Distance from the mean so "
         f"far: {norms[0]:.3g} at the second snapshot, {norms[-1]:.3g} at the last, {norms.max():.3g} at most"
         + (f"; learning rate from {rates[0][1]:.3g} to {rates[-1][1]:.3g}" if rates else "")
-        + (f"; {facts}" if facts else "")
+        + (f"; {diagnostics}" if diagnostics else "")
         + "."
     )
     return figure

@@ -1,4 +1,4 @@
-"""PreserveModelCardMixin: a Trainer whose own pushes leave the card on the Hub standing."""
+"""PreserveModelCardMixin: a Trainer whose pushes keep the published model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hub_cards.card import build_card
 from hub_cards.marks import find_marked
 from hub_cards.merging import merge_card
-from swag_trainer import PosteriorNotFoundError, SwagError, SwagPosterior
+from swag_trainer import PosteriorNotFoundError, SwagError, load_posterior
 from swag_trainer.hub import FAILURES, read_readme
 
 
@@ -20,8 +20,8 @@ class PreserveModelCardMixin:
 
     ``Trainer.push_to_hub`` writes a README.md of its own over the one on the Hub, and calls nothing afterwards. With this mixin the
     README.md of the Hub goes back into the push if it holds a card made by `hub_cards.build_card`: whole, while the posterior is the one
-    that the card describes; with a fresh card in place of the old one, and without the old figures, when another posterior is pushed.
-    What people wrote into it stays in both cases.
+    that the card describes; with a fresh card in place of the old one, and without the old metrics, when another posterior is pushed.
+    Other text in it stays in both cases.
 
     The Hub is asked with ``args.hub_token`` for ``args.hub_revision``. A run that collected no posterior gets the Trainer's own card.
     Pushes from checkpoints upload the README.md that lies in the output folder as it is: remove it there before a second run.
@@ -50,7 +50,7 @@ def _kept(repo_id: str, folder: Path, revision: str | None, token: str | None) -
     if marked is None:
         return None
     try:
-        posterior = SwagPosterior.from_pretrained(folder)
+        posterior = load_posterior(folder)
     except PosteriorNotFoundError:
         return None
     fresh = build_card(posterior, repo_id=repo_id)

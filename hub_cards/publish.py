@@ -1,4 +1,4 @@
-"""publish_card: README.md, its plots and files -> one commit on the Hub, which keeps what people wrote into the README.md there."""
+"""publish_card: model card, plots and files in one commit on the Hub, with other text of the README.md there kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def publish_card(
     figures: Mapping[str, Figure] = {},
     files: Mapping[str, bytes] = {},
     private: bool | None = None,
-    commit_message: str = "Add model card with measured figures",
+    commit_message: str = "Add model card with measured metrics",
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -29,7 +29,7 @@ def publish_card(
     """Put a card and its plots into a model repository in one commit, so that no card links to a plot that is not there.
 
     The README.md that the repository has is kept but for what is ours, see `hub_cards.merge_card`; a card without marks, which
-    somebody wrote whole, replaces it. If another commit lands meanwhile, README.md is read again: nobody's words are overwritten.
+    was written by hand, replaces it. If another commit lands meanwhile, README.md is read again: no text is overwritten unread.
 
     ``trainer.push_to_hub()`` writes a README.md of its own: call this after it, or train with `hub_cards.PreserveModelCardMixin`. What else lies in
     the repository stays.

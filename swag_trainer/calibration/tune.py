@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import softmax
-from torch import nn
+from torch import Tensor, nn
 from transformers import default_data_collator
 
 from swag_trainer.adapters.keys import adapted_model, base_model
@@ -136,7 +136,7 @@ def tune(
         predictor = MonteCarloPredictor(
             model,
             of,
-            **vars(replace(sampling, scale=scale, temperature=1.0)),
+            replace(sampling, scale=scale, temperature=1.0),
             batch_size=batch_size,
             data_collator=data_collator,
             progress=progress,
@@ -144,7 +144,8 @@ def tune(
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
         # As good as the logits: a softmax is the same whatever is added to all classes. The floor keeps 0 from becoming -inf.
         logits = np.log(np.maximum(draws, np.finfo(np.float64).tiny))
-        return _candidate(logits, held_out.labels, fitting, calibration if len(calibration) else fitting)
+        held_back = calibration if len(calibration) else fitting
+        return _candidate(logits, held_out.labels, fitting, held_back, _numpy(predictor.draw_weights(len(draws))))
 
     if isinstance(posterior, PointPosterior):
         scales = [0.0]
@@ -172,17 +173,23 @@ def tune(
     return posterior.with_tuning(tuning, scale=scale)
 
 
-def _candidate(logits: np.ndarray, labels: np.ndarray, fitting: np.ndarray, calibration: np.ndarray) -> _Candidate:
+def _candidate(
+    logits: np.ndarray, labels: np.ndarray, fitting: np.ndarray, calibration: np.ndarray, weights: np.ndarray | None
+) -> _Candidate:
     fitted, held_back = logits[:, fitting], logits[:, calibration]
-    temperature = fit_temperature(fitted, labels[fitting])
+    temperature = fit_temperature(fitted, labels[fitting], weights=weights)
     return _Candidate(
         temperature=temperature,
-        penalised=penalised_nll(fitted, labels[fitting], temperature),
-        fitted_nll=averaged_nll(fitted, labels[fitting], temperature),
-        nll=averaged_nll(held_back, labels[calibration], temperature),
-        plain_nll=averaged_nll(held_back, labels[calibration]),
-        probabilities=softmax(held_back / temperature, axis=-1).mean(axis=0),
+        penalised=penalised_nll(fitted, labels[fitting], temperature, weights=weights),
+        fitted_nll=averaged_nll(fitted, labels[fitting], temperature, weights=weights),
+        nll=averaged_nll(held_back, labels[calibration], temperature, weights=weights),
+        plain_nll=averaged_nll(held_back, labels[calibration], weights=weights),
+        probabilities=np.average(softmax(held_back / temperature, axis=-1), axis=0, weights=weights),
     )
+
+
+def _numpy(weights: Tensor | None) -> np.ndarray | None:
+    return None if weights is None else weights.double().numpy()
 
 
 def _baselines(

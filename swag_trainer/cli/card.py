@@ -38,7 +38,7 @@ def run(options: Options, out: TextIO) -> None:
     from hub_cards import merge_card
     from hub_cards.marks import find_marked
     from swag_trainer.cli.card_parts import card_with_plots, plot_names
-    from swag_trainer.cli.results import EvaluationFile
+    from swag_trainer.evaluation.record import Measurement
 
     if options.output is None and not Path(options.model).is_dir():
         raise SwagError(
@@ -47,7 +47,7 @@ def run(options: Options, out: TextIO) -> None:
     path = Path(options.output) if options.output is not None else Path(options.model) / "README.md"
     if path.suffix != ".md":
         raise SwagError(f"--output must be a file that ends in .md, got {str(path)!r}.")
-    results = None if options.results is None else EvaluationFile.read(options.results)
+    results = None if options.results is None else Measurement.read(options.results)
     with prepared_outputs(files=[path], overwrite=True):
         existing = text_of(path)
         is_ours = existing is not None and find_marked(existing) is not None

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from hub_cards import build_card, reliability_diagram, risk_coverage_plot, trajectory_plot, uncertainty_histogram
 from hub_cards.drawing import as_png
 from hub_cards.identity import identity
-from swag_trainer.cli.results import EvaluationFile
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.record import Measurement
 from swag_trainer.posterior.base import WeightPosterior
 
 _MOST_METHODS = 7  # as many line styles as the plots have
@@ -19,7 +19,7 @@ _TRAJECTORY = "trajectory.png"
 
 
 def card_with_plots(
-    posterior: WeightPosterior, results: EvaluationFile | None, *, repo_id: str | None
+    posterior: WeightPosterior, results: Measurement | None, *, repo_id: str | None
 ) -> tuple[ModelCard, dict[str, bytes]]:
     """Return the card, and its plots as PNG files by their paths beside README.md.
 
@@ -29,15 +29,15 @@ def card_with_plots(
     """
     if results is not None and results.posterior != identity(posterior):
         raise SwagError(
-            "The results were measured with another posterior than this one, or before it was tuned. Measure again: swag-trainer "
-            "evaluate."
+            "The results were measured with another posterior than this one, before it was tuned, or by an earlier version. "
+            "Measure again: swag-trainer evaluate."
         )
     figures = _figures(posterior, results)
-    card = build_card(posterior, None if results is None else results.card, repo_id=repo_id, plots=figures)
+    card = build_card(posterior, None if results is None else results.to_card(), repo_id=repo_id, plots=figures)
     return card, {path: as_png(figure) for path, figure in figures.items()}
 
 
-def plot_names(results: EvaluationFile | None) -> list[str]:
+def plot_names(results: Measurement | None) -> list[str]:
     """Return the names of the files that `card_with_plots` may return."""
     measured = [] if results is None else ["reliability.png", "risk-coverage.png", *map(_histogram, results.uncertainties)]
     return [*measured, _TRAJECTORY]
@@ -47,16 +47,16 @@ def _histogram(uncertainty: str) -> str:
     return f"{uncertainty.replace('_', '-')}.png"
 
 
-def _figures(posterior: WeightPosterior, results: EvaluationFile | None) -> dict[str, Figure]:
+def _figures(posterior: WeightPosterior, results: Measurement | None) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     if results is not None:
-        methods = list(results.bins)[:_MOST_METHODS]
-        data = f"{results.card.dataset}, {results.card.split}"
-        figures["reliability.png"] = reliability_diagram({name: results.bins[name] for name in methods}, title=data)
-        figures["risk-coverage.png"] = risk_coverage_plot({name: results.curves[name] for name in methods}, title=data)
-        for name, (known, foreign) in results.uncertainties.items():
-            title = f"{data} against {results.card.foreign}"
-            figures[_histogram(name)] = uncertainty_histogram(known, foreign, name=name.replace("_", " "), title=title)
+        methods = dict(list(results.methods.items())[:_MOST_METHODS])
+        data = f"{results.dataset}, {results.split}"
+        figures["reliability.png"] = reliability_diagram({name: method.bins for name, method in methods.items()}, title=data)
+        figures["risk-coverage.png"] = risk_coverage_plot({name: method.curve for name, method in methods.items()}, title=data)
+        for name, (inside, ood) in results.uncertainties.items():
+            title = f"{data} against {results.ood}"
+            figures[_histogram(name)] = uncertainty_histogram(inside, ood, name=name.replace("_", " "), title=title)
     if "deviation_norms" not in posterior.metadata():  # a family without a trajectory
         return figures
     try:

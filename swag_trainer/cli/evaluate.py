@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, ClassVar, TextIO
 
 from swag_trainer.adapters.weights import AdapterWeights
@@ -16,13 +15,12 @@ from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import METHODS, predict_methods
+from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
-from swag_trainer.metrics import reliability_bins, risk_coverage_curve, uncertainty_scores
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import Request
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 from swag_trainer.prediction.sampler import Sampling
-from swag_trainer.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +86,9 @@ def run(options: Options, out: TextIO) -> None:
         classifier = load_classifier(options.model, device=options.device)
         tuned = asked.resolved(classifier.posterior)
         sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed)
-        measurement, map_weights = _measured(options, data, classifier, sampling)
+        measurement = _measured(options, data, classifier, sampling)
         if options.output is not None:
-            text = _evaluation_file(options, measurement, classifier.posterior, data, sampling, map_weights)
-        if options.rows is not None:
-            measurement.rows_to_parquet(options.rows)
-        if options.output is not None:
-            write_files({options.output: text.encode()})
+            write_files({options.output: measurement.to_json().encode()})
     show(measurement.table(), out)
 
 
@@ -138,13 +132,11 @@ class _Data:
         return cls(examples, validation, ood, others)
 
 
-def _measured(
-    options: Options, data: _Data, classifier: SwagTextClassificationPipeline, sampling: Sampling
-) -> tuple[Measurement, str]:
-    """Return the measurement, and whose weights "MAP" has."""
+def _measured(options: Options, data: _Data, classifier: SwagTextClassificationPipeline, sampling: Sampling) -> Measurement:
+    """Predict and measure; write the predictions where they are asked for."""
     classes, posterior, tokenizer = class_names(classifier), classifier.posterior, classifier.tokenizer
     labels = data.examples.numbers(classes)
-    map_weights = options.map_weights or ("last" if hasattr(posterior, "last_snapshot") else "adapter")
+    map_weights = options.map_weights or ("adapter" if posterior.last_snapshot() is None else "last")
     if map_weights == "last":
         _load_last_snapshot(classifier.model, posterior)
     validation = data.validation
@@ -152,15 +144,29 @@ def _measured(
         classifier.model,
         posterior,
         tokenised(tokenizer, data.examples.texts),
-        foreign=None if data.ood is None else tokenised(tokenizer, data.ood.ood),
+        ood=None if data.ood is None else tokenised(tokenizer, data.ood.ood),
         validation=None if validation is None else tokenised(tokenizer, validation.texts, validation.numbers(classes)),
-        num_samples=sampling.num_samples,
-        seed=sampling.seed,
-        methods=options.methods,  # type: ignore[arg-type]  # checked above
+        sampling=sampling,
+        methods=options.methods,
         batch_size=options.batch_size,
     )
-    settings = {"num_bins": options.num_bins, "num_resamples": options.num_resamples, "seed": abs(sampling.seed)}
-    return measure({**predictions, **data.others}, labels, **settings), map_weights
+    methods = {**predictions, **data.others}
+    if options.rows is not None:
+        predictions_to_parquet(options.rows, methods, labels)
+    return measure(
+        methods,
+        labels,
+        dataset=data.examples.name,
+        split=data.examples.split,
+        revision=data.examples.revision,
+        ood=None if data.ood is None else options.ood_name or _ood_name(data.ood, data.examples),
+        posterior=posterior,
+        sampling=sampling,
+        map_weights=map_weights,
+        num_bins=options.num_bins,
+        num_resamples=options.num_resamples,
+        seed=abs(sampling.seed),
+    )
 
 
 def _other_methods(given: list[str]) -> dict[str, MethodPredictions]:
@@ -173,80 +179,16 @@ def _other_methods(given: list[str]) -> dict[str, MethodPredictions]:
     return predictions
 
 
-def _load_last_snapshot(model: Any, posterior: Any) -> None:
+def _load_last_snapshot(model: Any, posterior: WeightPosterior) -> None:
     """Put the last collected weights into the model, which is no other's."""
-    if not posterior.rank:
+    last = posterior.last_snapshot()
+    if last is None:
         raise SwagError(
             "This posterior kept no deviations, so its last snapshot is not known: --map-weights adapter measures 'MAP' with the "
             "weights in the adapter's file, which are the mean unless it was trained with --final-weights trained."
         )
-    AdapterWeights(model, keys=posterior.layout.keys).write(posterior.layout.unflatten(posterior.last_snapshot()))
-
-
-def _evaluation_file(
-    options: Options,
-    measurement: Measurement,
-    posterior: WeightPosterior,
-    data: _Data,
-    sampling: Sampling,
-    map_weights: str,
-) -> str:
-    from hub_cards import CardResults
-    from hub_cards.identity import identity
-    from swag_trainer.cli.results import EvaluationFile
-
-    figures = measurement.figures
-    examples, ood = data.examples, data.ood
-    # A card compares methods by the same metrics; a single pass has no mutual information to detect OOD examples by.
-    shared = [metric for metric in next(iter(figures.values())) if all(metric in found for found in figures.values())]
-    times = {name: answers.seconds_per_row for name, answers in measurement.answers.items()}
-    card = CardResults(
-        dataset=examples.name,
-        split=examples.split,
-        revision=examples.revision,
-        num_examples=len(measurement.labels),
-        num_samples=sampling.num_samples,
-        seed=sampling.seed,
-        num_bins=measurement.num_bins,
-        metrics={name: {metric: found[metric].value for metric in shared} for name, found in figures.items()},
-        intervals={
-            name: {metric: (found[metric].low, found[metric].high) for metric in shared} for name, found in figures.items()
-        },
-        interval_level=measurement.level,
-        seconds_per_row={name: seconds for name, seconds in times.items() if seconds is not None},
-        scale=posterior.scale,
-        temperature=None if posterior.tuning is None else posterior.tuning.temperature,
-        foreign=None if ood is None else options.ood_name or _ood_name(ood, examples),
-        num_foreign=None if ood is None else len(ood.ood),
-        versions={"swag_trainer": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
-    )
-    return EvaluationFile(
-        card=card,
-        posterior=identity(posterior),
-        map_weights=map_weights,
-        measurement=measurement.as_json(),
-        bins={
-            name: reliability_bins(answers.probabilities, measurement.labels, num_bins=measurement.num_bins)
-            for name, answers in measurement.answers.items()
-        },
-        curves={
-            name: risk_coverage_curve(
-                answers.probabilities.max(axis=1), answers.probabilities.argmax(axis=1) == measurement.labels
-            )
-            for name, answers in measurement.answers.items()
-        },
-        uncertainties=_uncertainties(measurement.answers),
-    ).to_json()
+    AdapterWeights(model, keys=posterior.layout.keys).write(posterior.layout.unflatten(last))
 
 
 def _ood_name(ood: LabelledText, examples: LabelledText) -> str:
     return f"{ood.name}, {ood.split}" + (", out of scope" if ood.name == examples.name else "")
-
-
-def _uncertainties(predictions: Mapping[str, MethodPredictions]) -> dict[str, tuple[Any, Any]]:
-    swag = predictions.get("SWAG")
-    if swag is None or swag.foreign_probabilities is None:
-        return {}
-    inside = uncertainty_scores(swag.probabilities, swag.mutual_information)
-    outside = uncertainty_scores(swag.foreign_probabilities, swag.foreign_mutual_information)
-    return {name: (inside[name], outside[name]) for name in ("entropy", "mutual_information") if name in inside}

@@ -20,7 +20,7 @@ from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 
 if TYPE_CHECKING:
-    from swag_trainer.cli.results import EvaluationFile
+    from swag_trainer.evaluation.record import Measurement
 
 _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
 
@@ -48,7 +48,7 @@ def run(options: Options, out: TextIO) -> None:
     """
     require("matplotlib", "jinja2")
     from hub_cards import publish_card
-    from swag_trainer.cli.results import EvaluationFile
+    from swag_trainer.evaluation.record import Measurement
 
     folder = Path(options.model)
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def run(options: Options, out: TextIO) -> None:
         validate_repo_id(options.repo)
     except HFValidationError as error:
         raise SwagError(f"--repo {options.repo!r} is not the id of a repository on the Hub: {error}") from error
-    results = None if options.results is None else EvaluationFile.read(options.results)
+    results = None if options.results is None else Measurement.read(options.results)
     posterior = load_posterior(folder)
     card, plots = _card(options, folder, posterior, results)
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
@@ -85,7 +85,7 @@ def run(options: Options, out: TextIO) -> None:
 
 
 def _card(
-    options: Options, folder: Path, posterior: WeightPosterior, results: EvaluationFile | None
+    options: Options, folder: Path, posterior: WeightPosterior, results: Measurement | None
 ) -> tuple[ModelCard, dict[str, bytes]]:
     """Return the card and its plots: built from the results, taken from the folder, or one without metrics."""
     from hub_cards import merge_card

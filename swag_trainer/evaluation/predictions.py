@@ -1,4 +1,4 @@
-"""What one method says about the rows it is measured on, wherever its answers come from."""
+"""Predictions of one method for the examples it is evaluated on: from a predictor, from draws, or from a file of draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from swag_trainer.metrics.checks import checked_numbers, checked_probabilities
 from swag_trainer.metrics.ood import uncertainty_scores
 from swag_trainer.prediction.predictive import Predictive
 
-KNOWN, FOREIGN = "probabilities", "foreign_probabilities"  # the names of the arrays in a file of draws
+# Names of the arrays in a file of draws; the last one is what files of earlier versions call the second.
+_IN_DISTRIBUTION, _OOD, _OLD_OOD = "probabilities", "ood_probabilities", "foreign_probabilities"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +26,11 @@ class MethodPredictions:
 
     Attributes:
         probabilities: Mean over the draws. Shape (N, C), rows sum to 1.
-        mutual_information: Of answer and weights, in nats; None from a single draw, which has none. Shape (N,).
-        foreign_probabilities: The same for rows of another kind than the method was trained for, if there are any. Shape (M, C).
-        foreign_mutual_information: Shape (M,).
-        seconds_per_row: Time of the known rows divided by N; None if it was not measured.
-        num_draws: Draws per row, the mean where rows differ.
+        mutual_information: Of prediction and weights, in nats; None from a single draw, which has none. Shape (N,).
+        ood_probabilities: The same for out-of-distribution (OOD) examples, if there are any. Shape (M, C).
+        ood_mutual_information: Shape (M,).
+        seconds_per_example: Time of the in-distribution examples divided by N; None if it was not measured.
+        num_draws: Draws per example, the mean where examples differ.
 
     Raises:
         ValueError: The numbers are no probabilities, or their shapes do not fit.
@@ -37,83 +38,83 @@ class MethodPredictions:
 
     probabilities: np.ndarray
     mutual_information: np.ndarray | None = None
-    foreign_probabilities: np.ndarray | None = None
-    foreign_mutual_information: np.ndarray | None = None
-    seconds_per_row: float | None = None
+    ood_probabilities: np.ndarray | None = None
+    ood_mutual_information: np.ndarray | None = None
+    seconds_per_example: float | None = None
     num_draws: float = 1.0
 
     def __post_init__(self) -> None:
         num_classes = checked_probabilities(self.probabilities).shape[1]
         _check_information(self.mutual_information, len(self.probabilities))
-        if self.foreign_probabilities is not None:
-            if checked_probabilities(self.foreign_probabilities).shape[1] != num_classes:
+        if self.ood_probabilities is not None:
+            if checked_probabilities(self.ood_probabilities).shape[1] != num_classes:
                 raise ValueError(
-                    f"Known rows have {num_classes} classes, foreign rows {self.foreign_probabilities.shape[1]}. Foreign rows are "
-                    "answered with the same classes; their own labels are not needed."
+                    f"In-distribution examples have {num_classes} classes, OOD examples {self.ood_probabilities.shape[1]}. OOD examples "
+                    "are predicted with the same classes; their own labels are not needed."
                 )
-            _check_information(self.foreign_mutual_information, len(self.foreign_probabilities))
-        elif self.foreign_mutual_information is not None:
-            raise ValueError("There is mutual information of foreign rows, but there are no foreign rows.")
-        if self.foreign_probabilities is not None and (self.mutual_information is None) != (
-            self.foreign_mutual_information is None
-        ):
-            raise ValueError("Mutual information is needed for known and foreign rows, or for neither.")
+            _check_information(self.ood_mutual_information, len(self.ood_probabilities))
+        elif self.ood_mutual_information is not None:
+            raise ValueError("There is mutual information of OOD examples, but there are no OOD examples.")
+        if self.ood_probabilities is not None and (self.mutual_information is None) != (self.ood_mutual_information is None):
+            raise ValueError("Mutual information is needed for in-distribution and OOD examples, or for neither.")
         if not self.num_draws >= 1:
-            raise ValueError(f"num_draws is the number of draws per row and must be at least 1, got {self.num_draws}.")
+            raise ValueError(f"num_draws is the number of draws per example and must be at least 1, got {self.num_draws}.")
 
     @classmethod
     def from_predictive(
-        cls, known: Predictive, foreign: Predictive | None = None, *, seconds_per_row: float | None = None
+        cls, predictive: Predictive, ood: Predictive | None = None, *, seconds_per_example: float | None = None
     ) -> MethodPredictions:
-        """Take the answers of a predictor over as they are.
+        """Take over the predictions of a predictor.
 
         Args:
-            known: For the rows that have labels.
-            foreign: For rows of another kind.
-            seconds_per_row: What the known rows took, each.
+            predictive: For the in-distribution examples, which have labels.
+            ood: For the out-of-distribution examples.
+            seconds_per_example: Time of the in-distribution examples, each.
         """
-        draws = float(known.num_draws.mean())
+        draws = float(predictive.num_draws.mean())
         return cls(
-            probabilities=known.probabilities,
-            mutual_information=known.mutual_information if draws > 1 else None,
-            foreign_probabilities=None if foreign is None else foreign.probabilities,
-            foreign_mutual_information=None if foreign is None or draws <= 1 else foreign.mutual_information,
-            seconds_per_row=seconds_per_row,
+            probabilities=predictive.probabilities,
+            mutual_information=predictive.mutual_information if draws > 1 else None,
+            ood_probabilities=None if ood is None else ood.probabilities,
+            ood_mutual_information=None if ood is None or draws <= 1 else ood.mutual_information,
+            seconds_per_example=seconds_per_example,
             num_draws=draws,
         )
 
     @classmethod
     def from_draws(
-        cls, draws: ArrayLike | str | Path, foreign: ArrayLike | None = None, *, seconds_per_row: float | None = None
+        cls, draws: ArrayLike | str | Path, ood: ArrayLike | None = None, *, seconds_per_example: float | None = None
     ) -> MethodPredictions:
-        """Average each draw's probabilities: of any method, an ensemble of other people's models included.
+        """Average each draw's probabilities: of any method, such as an ensemble.
 
         Args:
             draws: Probabilities of each draw, shape (S, N, C), or a file that holds them: see `read_draws`.
-            foreign: The same for rows of another kind, shape (S, M, C); not with a file, which holds its own.
-            seconds_per_row: What the known rows took, each.
+            ood: The same for out-of-distribution examples, shape (S, M, C); not with a file, which holds its own.
+            seconds_per_example: Time of the in-distribution examples, each.
 
         Raises:
             SwagError: The file cannot be used.
             ValueError: The numbers are no probabilities, or their shapes do not fit.
         """
         if isinstance(draws, (str, Path)):
-            if foreign is not None:
-                raise ValueError(f"The foreign rows of a file are in the file, as {FOREIGN!r}; they cannot be given beside it.")
-            draws, foreign = read_draws(draws)
-        known_mean, known_information, count = _averaged(draws)
-        foreign_mean, foreign_information, foreign_count = (None, None, count) if foreign is None else _averaged(foreign)
-        if count != foreign_count:
-            raise ValueError(f"Known rows have {count} draws, foreign rows {foreign_count}; the same draws answer both.")
-        return cls(known_mean, known_information, foreign_mean, foreign_information, seconds_per_row, float(count))
+            if ood is not None:
+                raise ValueError(f"The OOD examples of a file are in the file, as {_OOD!r}; they cannot be given beside it.")
+            draws, ood = read_draws(draws)
+        mean, information, count = _averaged(draws)
+        ood_mean, ood_information, ood_count = (None, None, count) if ood is None else _averaged(ood)
+        if count != ood_count:
+            raise ValueError(
+                f"In-distribution examples have {count} draws, OOD examples {ood_count}; both need the same draws."
+            )
+        return cls(mean, information, ood_mean, ood_information, seconds_per_example, float(count))
 
 
 def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read each draw's probabilities from a file; nothing in it is executed.
 
     Args:
-        path: A ``.npz`` or ``.safetensors`` file with the array "probabilities", shape (S, N, C), and, if there are foreign rows,
-            "foreign_probabilities", shape (S, M, C).
+        path: A ``.npz`` or ``.safetensors`` file with the array "probabilities", shape (S, N, C), and, if there are
+            out-of-distribution examples, "ood_probabilities" (in files of earlier versions "foreign_probabilities"), shape (S, M, C).
 
     Returns:
         The two, the second None where there is none.
@@ -125,7 +126,9 @@ def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                arrays: dict[str, Any] = {name: archive[name] for name in (KNOWN, FOREIGN) if name in archive.files}
+                arrays: dict[str, Any] = {
+                    name: archive[name] for name in (_IN_DISTRIBUTION, _OOD, _OLD_OOD) if name in archive.files
+                }
                 names = archive.files
         elif path.suffix == ".safetensors":
             arrays = load_file(path)
@@ -134,9 +137,9 @@ def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise SwagError(f"Draws are read from .npz and .safetensors files, got {path.name!r}. np.savez writes the first.")
     except (OSError, ValueError, EOFError, AttributeError, SafetensorError, KeyError) as error:
         raise SwagError(f"The draws in {str(path)!r} cannot be read: {error}") from error
-    if KNOWN not in arrays:
-        raise SwagError(f"{str(path)!r} has no array {KNOWN!r} of shape (S, N, C). It holds {sorted(names)}.")
-    return arrays[KNOWN], arrays.get(FOREIGN)
+    if _IN_DISTRIBUTION not in arrays:
+        raise SwagError(f"{str(path)!r} has no array {_IN_DISTRIBUTION!r} of shape (S, N, C). It holds {sorted(names)}.")
+    return arrays[_IN_DISTRIBUTION], arrays.get(_OOD, arrays.get(_OLD_OOD))
 
 
 def _averaged(draws: ArrayLike) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -150,6 +153,6 @@ def _averaged(draws: ArrayLike) -> tuple[np.ndarray, np.ndarray | None, int]:
     return mean, np.maximum(information, 0.0), len(draws)  # Jensen; below 0 by rounding only
 
 
-def _check_information(information: np.ndarray | None, num_rows: int) -> None:
-    if information is not None and len(checked_numbers("Mutual information", information, ndim=1)) != num_rows:
-        raise ValueError(f"{num_rows} rows have {len(information)} values of mutual information.")
+def _check_information(information: np.ndarray | None, num_examples: int) -> None:
+    if information is not None and len(checked_numbers("Mutual information", information, ndim=1)) != num_examples:
+        raise ValueError(f"{num_examples} examples have {len(information)} values of mutual information.")

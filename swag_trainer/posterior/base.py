@@ -129,6 +129,10 @@ class WeightPosterior(ABC):
         """
         return self
 
+    def summary(self) -> dict[str, Any]:
+        """Return what a model card states of how the posterior was made, by name; numbers and texts of `metadata` unless overridden."""
+        return {name: value for name, value in self.metadata().items() if isinstance(value, (str, int, float))}
+
     @property
     def title(self) -> str:
         """Name of the family in tables, plots and model cards, such as "SWAG"."""

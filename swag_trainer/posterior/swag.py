@@ -111,6 +111,10 @@ class SwagPosterior(WeightPosterior):
         """Return the mean of the weights: the SWA solution. Shape (P,), float32."""
         return self.gaussian.mean
 
+    def summary(self) -> dict[str, Any]:
+        """Return how it was collected, and its rank K."""
+        return asdict(self.collection) | {"rank": self.rank}
+
     @property
     def title(self) -> str:
         """SWAG."""

@@ -141,6 +141,10 @@ class MonteCarloPredictor:
         """What each draw's logits are divided by."""
         return float(self.sampling.temperature or 1.0)
 
+    def draw_weights(self, num_draws: int) -> Tensor | None:
+        """Return what each of the first draws counts in an average. Shape (num_draws,), sums to 1; None where all count the same."""
+        return self._logits.averaging(num_draws)["weights"]
+
     def with_output(self, *, link: Link | None = None, temperature: float | None = None) -> MonteCarloPredictor:
         """Return a predictor with the same draws and the same copy of the model, but another link or temperature.
 

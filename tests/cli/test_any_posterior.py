@@ -9,6 +9,7 @@ from command_line import DEMO, trained_folder
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.main import main
 from swag_trainer.cli.page import build_page
+from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.posterior import base, load_posterior
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -46,7 +47,7 @@ def test_a_command_reads_the_posterior_and_its_adapter_once(command, tmp_path, m
     assert sorted(reads) == ["adapter", "posterior"]
 
 
-def test_commands_take_a_point_estimate_as_they_take_swag(point, capsys):
+def test_commands_take_a_point_estimate_as_they_take_swag(point, tmp_path, capsys):
     # Red for: a rank, snapshots or a trajectory that every posterior is expected to have.
     assert main(["inspect", point, "--json"]) == 0
     metadata = json.loads(capsys.readouterr().out)
@@ -56,6 +57,10 @@ def test_commands_take_a_point_estimate_as_they_take_swag(point, capsys):
     assert prediction["mutual_information"] == 0
     assert main(["predict", str(trained_folder()), "where is my parcel", "--scale", "0"]) == 0
     assert json.loads(capsys.readouterr().out) == prediction
-    assert main(["evaluate", point, *DATA, "--methods", "MAP", "SWA", "--num-resamples", "2"]) == 0
-    shown = {block.elem_id: block.value for block in build_page(load_classifier(point), text="hello").blocks.values()}
+    results = tmp_path / "results.json"
+    assert main(["evaluate", point, *DATA, "--methods", "MAP", "SWA", "--num-resamples", "2", "--output", str(results)]) == 0
+    assert Measurement.read(results).map_weights == "adapter"
+    assert main(["card", point, "--results", str(results), "--output", str(tmp_path / "README.md")]) == 0
+    blocks = build_page(load_classifier(point), text="hello").blocks.values()
+    shown = {block.elem_id: block.value for block in blocks if hasattr(block, "value")}
     assert "of a posterior of kind 'point'" in shown["about"]

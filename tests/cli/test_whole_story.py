@@ -14,16 +14,16 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import pipeline
 
-from hub_cards import CardResults
 from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
+from swag_trainer.evaluation.measurement import Measurement
 
 REPO = "user/whole-story"
 
 
 def table_of_figures(card):
     """{method: [figure, ...]} as the card's text shows them, without intervals."""
-    figures = card.text.partition("## Measured figures")[2]
+    figures = card.text.partition("## Evaluation")[2]
     lines = [line for line in figures.splitlines() if line.startswith("|")]
     return {
         cells[0].strip("`"): [float(cell.split(" (")[0]) for cell in cells[1:]]
@@ -60,21 +60,21 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     } <= set(HfApi().list_repo_files(REPO))
 
     # The figures: rows -> JSON -> card, text and metadata.
-    document = json.loads((tmp_path / "results.json").read_text())
-    results = CardResults.from_json(json.dumps(document["card"]))
-    assert (results.dataset, results.split, results.num_examples, results.num_foreign) == ("support.jsonl", "test", 420, 100)
+    measured = Measurement.read("results.json")
+    results = measured.to_card()
+    assert (results.dataset, results.split, results.num_examples, results.num_ood) == ("support.jsonl", "test", 420, 100)
     assert list(results.metrics) == ["MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout"]
     rows = pq.read_table("rows.parquet").to_pandas()
-    swag = rows[(rows.method == "SWAG") & ~rows.is_foreign]
+    swag = rows[(rows.method == "SWAG") & ~rows.is_ood]
     truth = np.stack(swag.probabilities)[np.arange(420), swag.label.astype(int)]
     np.testing.assert_allclose(results.metrics["SWAG"]["nll"], -np.log(truth).mean(), rtol=1e-9)
     assert results.metrics["SWAG"]["accuracy"] == swag.correct.astype(bool).mean()
-    assert results.metrics["SWAG"]["nll"] == document["measurement"]["methods"]["SWAG"]["figures"]["nll"]["value"]
+    assert results.metrics["SWAG"]["nll"] == measured.metrics["SWAG"]["nll"].value
     card = ModelCard.load(REPO)
     shown = table_of_figures(card)
     assert list(shown) == list(results.metrics)
     for method, figures in results.metrics.items():
-        expected = [*figures.values(), results.seconds_per_row[method]]
+        expected = [*figures.values(), results.seconds_per_example[method]]
         np.testing.assert_allclose(shown[method], expected, rtol=1e-3, err_msg=method)
     readme = hf_hub_download(REPO, "README.md")
     _, entries = model_index_to_eval_results(metadata_load(readme)["model-index"])

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 
@@ -6,150 +7,217 @@ import pytest
 
 from swag_trainer import metrics
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.measurement import measure
+from swag_trainer.evaluation.measurement import Measurement, measure
+from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.selective import area_under_risk_coverage
+from swag_trainer.prediction.sampler import Sampling
 
 N, M, C = 60, 40, 3
 
 
-def some_answers(seed=0, *, draws=5, foreign=True, time=None):
+def some_predictions(seed=0, *, draws=5, ood=True, time=None):
     generator = np.random.default_rng(seed)
-    known = generator.dirichlet([0.4] * C, size=(draws, N))
+    inside = generator.dirichlet([0.4] * C, size=(draws, N))
     return MethodPredictions.from_draws(
-        known, generator.dirichlet([0.8] * C, size=(draws, M)) if foreign else None, seconds_per_row=time
+        inside, generator.dirichlet([0.8] * C, size=(draws, M)) if ood else None, seconds_per_example=time
     )
 
 
 def some_labels():
-    """SampledModule from the answers, so that bins err to both sides and errors of different bins differ."""
+    """Drawn from the predictions, so that bins err to both sides and errors of different bins differ."""
     generator = np.random.default_rng(9)
-    return np.array([generator.choice(C, p=row) for row in some_answers().probabilities])
+    return np.array([generator.choice(C, p=row) for row in some_predictions().probabilities])
 
 
-def test_every_figure_is_that_of_its_metric():
-    # Red for: a metric under another's name, bins that are not passed on, known and foreign rows exchanged.
-    answers, labels = some_answers(), some_labels()
-    figures = measure({"ours": answers}, labels, num_bins=7, num_resamples=20).figures["ours"]
+def test_every_value_is_that_of_its_metric():
+    # Red for: a metric under another's name, bins that are not passed on, in-distribution and OOD examples exchanged.
+    answers, labels = some_predictions(), some_labels()
+    found = measure({"ours": answers}, labels, num_bins=7, num_resamples=20).metrics["ours"]
     p = answers.probabilities
     scores = {
-        "entropy": [-(q * np.log(q)).sum(1) for q in (p, answers.foreign_probabilities)],
-        "one_minus_max": [1 - q.max(1) for q in (p, answers.foreign_probabilities)],
-        "mutual_information": [answers.mutual_information, answers.foreign_mutual_information],
+        "entropy": [-(q * np.log(q)).sum(1) for q in (p, answers.ood_probabilities)],
+        "one_minus_max": [1 - q.max(1) for q in (p, answers.ood_probabilities)],
+        "mutual_information": [answers.mutual_information, answers.ood_mutual_information],
     }
     expected = {
         "accuracy": metrics.accuracy(p, labels),
         "macro_f1": metrics.macro_f1(p, labels),
         "nll": metrics.negative_log_likelihood(p, labels),
         "ece": metrics.expected_calibration_error(p, labels, num_bins=7),
-        "ece_mass": metrics.expected_calibration_error(p, labels, num_bins=7, scheme="quantile"),
+        "ece_quantile": metrics.expected_calibration_error(p, labels, num_bins=7, scheme="quantile"),
         "brier": metrics.brier_score(p, labels),
         "aurc": area_under_risk_coverage(p.max(1), p.argmax(1) == labels),
     }
-    for score, (known, foreign) in scores.items():
-        expected[f"auroc_{score}"] = metrics.auroc(known, foreign)
-        expected[f"aupr_{score}"] = metrics.aupr(known, foreign)
-        expected[f"fpr95_{score}"] = metrics.fpr_at_tpr(known, foreign)
-    assert figures.keys() == expected.keys()
+    for score, (inside, ood) in scores.items():
+        expected[f"auroc_{score}"] = metrics.auroc(inside, ood)
+        expected[f"aupr_{score}"] = metrics.aupr(inside, ood)
+        expected[f"fpr95_{score}"] = metrics.fpr_at_tpr(inside, ood)
+    assert found.keys() == expected.keys()
     for metric, value in expected.items():
-        assert figures[metric].value == pytest.approx(value, abs=1e-9), metric
-        assert figures[metric].low <= figures[metric].high
+        assert found[metric].value == pytest.approx(value, abs=1e-9), metric
+        assert found[metric].low <= found[metric].high
 
 
 def test_intervals_are_those_of_the_bootstrap_and_the_same_rows_for_every_method():
     # Red for: options that are not passed on, resamples that differ between methods.
-    answers, labels = some_answers(foreign=False), some_labels()
+    answers, labels = some_predictions(ood=False), some_labels()
     options = {"num_resamples": 200, "level": 0.8, "seed": 3}
-    figures = measure({"one": answers, "two": answers}, labels, **options).figures
-    assert figures["one"] == figures["two"]
+    found = measure({"one": answers, "two": answers}, labels, **options).metrics
+    assert found["one"] == found["two"]
     expected = metrics.bootstrap_interval(metrics.accuracy, answers.probabilities, labels, **options)
-    assert figures["one"]["accuracy"] == expected
+    assert found["one"]["accuracy"] == expected
 
 
-def test_resamples_keep_the_numbers_of_known_and_foreign_rows():
-    # Red for: one pot for both, from which a resample without any foreign row may come.
-    known, foreign = np.tile([[0.9, 0.1]], (30, 1)), np.array([[0.5, 0.5]])
-    answers = MethodPredictions(known, foreign_probabilities=foreign)
-    figures = measure({"ours": answers}, np.zeros(30, int), num_resamples=100).figures["ours"]
-    assert figures["auroc_entropy"] == metrics.Interval(1.0, 1.0, 1.0)
+def test_resamples_keep_the_numbers_of_in_distribution_and_ood_examples():
+    # Red for: one pot for both, from which a resample without any OOD example may come.
+    inside, ood = np.tile([[0.9, 0.1]], (30, 1)), np.array([[0.5, 0.5]])
+    answers = MethodPredictions(inside, ood_probabilities=ood)
+    found = measure({"ours": answers}, np.zeros(30, int), num_resamples=100).metrics["ours"]
+    assert found["auroc_entropy"] == metrics.Interval(1.0, 1.0, 1.0)
 
 
 def test_what_a_method_lacks_is_left_out_not_filled_in():
-    # Red for: figures of a mutual information of zero, or of no foreign rows.
-    measured = measure({"one pass": some_answers(draws=1), "draws": some_answers(time=0.002)}, some_labels(), num_resamples=10)
-    assert "auroc_mutual_information" not in measured.figures["one pass"]
-    assert "auroc_mutual_information" in measured.figures["draws"]
-    alone = measure({"ours": some_answers(foreign=False)}, some_labels(), num_resamples=10)
-    assert not any("_entropy" in metric for metric in alone.figures["ours"])
+    # Red for: figures of a mutual information of zero, or of no OOD examples.
+    measured = measure(
+        {"one pass": some_predictions(draws=1), "draws": some_predictions(time=0.002)}, some_labels(), num_resamples=10
+    )
+    assert "auroc_mutual_information" not in measured.metrics["one pass"]
+    assert "auroc_mutual_information" in measured.metrics["draws"]
+    alone = measure({"ours": some_predictions(ood=False)}, some_labels(), num_resamples=10)
+    assert not any("_entropy" in metric for metric in alone.metrics["ours"])
 
 
-def test_the_document_survives_json_and_brings_its_circumstances():
-    # Red for: numpy numbers that json refuses, figures without N, bins, resamples, draws and seed.
-    methods = {"one pass": some_answers(draws=1), "draws": some_answers(time=0.002)}
-    measured = measure(methods, some_labels(), num_bins=5, num_resamples=10, level=0.9, seed=2)
-    document = json.loads(json.dumps(measured.as_json(), allow_nan=False))
-    circumstances = {key: value for key, value in document.items() if key != "methods"}
-    assert circumstances == {
-        "num_rows": N, "num_foreign": M, "num_bins": 5, "num_resamples": 10, "level": 0.9, "seed": 2
+def as_numbers(measured):
+    """Everything that a measurement holds, arrays as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(measured), default=lambda array: array.tolist()))
+
+
+def test_a_record_survives_json_and_brings_its_circumstances():
+    # Red for: numpy numbers that json refuses, metrics without N, bins, resamples, draws, data set and seed, an array that is lost.
+    methods = {"one pass": some_predictions(draws=1), "SWAG": some_predictions(time=0.002)}
+    circumstances = {"dataset": "glue/sst2", "split": "test", "revision": "55", "ood": "imdb", "map_weights": "last"}
+    settings = {"num_bins": 5, "num_resamples": 10, "level": 0.9, "seed": 2}
+    measured = measure(methods, some_labels(), sampling=Sampling(num_samples=5, seed=7), **circumstances, **settings)
+    again = Measurement.from_json(measured.to_json())
+    assert as_numbers(again) == as_numbers(measured)
+    for name, value in {**circumstances, **settings, "num_examples": N, "num_ood": M, "posterior": None}.items():
+        assert getattr(again, name) == value, name
+    assert again.sampling == Sampling(num_samples=5, seed=7)
+    assert (again.methods["SWAG"].num_draws, again.methods["SWAG"].seconds_per_example) == (5, 0.002)
+    assert again.methods["one pass"].seconds_per_example is None
+    assert set(again.versions) == {"swag_trainer", "torch", "transformers", "peft"}
+    expected = metrics.uncertainty_scores(methods["SWAG"].probabilities)["entropy"]
+    np.testing.assert_array_equal(again.uncertainties["entropy"][0], expected)
+
+
+def test_a_card_gets_the_metrics_that_all_methods_have():
+    # Red for: a metric of one method alone, limits of another metric, OOD examples that the card does not name.
+    methods = {"one pass": some_predictions(draws=1), "SWAG": some_predictions(time=0.002)}
+    sampling = Sampling(num_samples=5, seed=7, scale=0.5, temperature=1.25)
+    measured = measure(methods, some_labels(), dataset="d", split="test", ood="imdb", sampling=sampling, num_resamples=10)
+    card = measured.to_card()
+    assert set(card.metrics["SWAG"]) == set(measured.metrics["one pass"]) < set(measured.metrics["SWAG"])
+    nll = measured.metrics["SWAG"]["nll"]
+    assert (card.metrics["SWAG"]["nll"], card.intervals["SWAG"]["nll"]) == (nll.value, (nll.low, nll.high))
+    assert (card.num_examples, card.ood, card.num_ood, card.num_samples, card.seed) == (N, "imdb", M, 5, 7)
+    assert (card.scale, card.temperature, card.seconds_per_example) == (0.5, 1.25, {"SWAG": 0.002})
+    with pytest.raises(SwagError, match="sampling="):
+        measure(methods, some_labels(), split="test", num_resamples=2).to_card()
+
+
+def test_results_of_an_earlier_version_are_read():
+    # Red for: a key of format 1 that is not found under its new name.
+    curve = {"coverage": [0.5, 1.0], "risk": [0.0, 0.5], "threshold": [0.9, 0.6]}
+    bins = {"edges": [0.0, 0.5, 1.0], "counts": [0, 2], "confidence": [None, 0.75], "accuracy": [None, 0.5]}
+    old = {
+        "format": 1,
+        "posterior": "0123456789abcdef",
+        "map_weights": "last",
+        "card": {
+            "dataset": "d", "split": "test", "revision": None, "num_examples": 2, "num_samples": 10, "seed": 3, "num_bins": 2,
+            "metrics": {"SWAG": {"nll": 0.5, "ece_mass": 0.25}}, "intervals": {}, "interval_level": None,
+            "seconds_per_row": {"SWAG": 0.01}, "scale": 2.0, "temperature": 1.5, "foreign": "imdb", "num_foreign": 3, "versions": {"torch": "2"},
+        },
+        "measurement": {
+            "num_rows": 2, "num_foreign": 3, "num_bins": 2, "num_resamples": 100, "level": 0.95, "seed": 3,
+            "methods": {"SWAG": {"num_draws": 10.0, "seconds_per_row": 0.01, "figures": {
+                "nll": {"value": 0.5, "low": 0.4, "high": 0.6}, "ece_mass": {"value": 0.25, "low": 0.2, "high": 0.3}}}},
+        },
+        "reliability": {"SWAG": bins},
+        "risk_coverage": {"SWAG": curve},
+        "uncertainty": {"entropy": {"known": [0.1, 0.2], "foreign": [0.3, 0.4, 0.5]}},
     }  # fmt: skip
-    assert document["methods"]["draws"]["num_draws"] == 5 and document["methods"]["draws"]["seconds_per_row"] == 0.002
-    assert document["methods"]["one pass"]["seconds_per_row"] is None
-    interval = measured.figures["draws"]["nll"]
-    assert document["methods"]["draws"]["figures"]["nll"] == {
-        "value": interval.value, "low": interval.low, "high": interval.high
-    }  # fmt: skip
+    measured = Measurement.from_json(json.dumps(old))
+    assert (measured.ood, measured.num_ood, measured.num_examples, measured.num_resamples) == ("imdb", 3, 2, 100)
+    assert measured.sampling == Sampling(num_samples=10, seed=3, scale=2.0, temperature=1.5)
+    assert measured.metrics["SWAG"]["ece_quantile"] == metrics.Interval(0.25, 0.2, 0.3)
+    assert measured.uncertainties["entropy"][1].tolist() == [0.3, 0.4, 0.5]
+    assert measured.methods["SWAG"].seconds_per_example == 0.01
+    assert np.isnan(measured.methods["SWAG"].bins.accuracy[0]) and measured.methods["SWAG"].curve.risk.tolist() == curve["risk"]
+    card = measured.to_card()
+    assert (card.ood, card.num_ood, card.metrics["SWAG"]["ece_quantile"]) == ("imdb", 3, 0.25)
+    assert as_numbers(Measurement.from_json(measured.to_json())).keys() == as_numbers(measured).keys()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3}', '{"format": 1, "card": {}}', '{"format": 2, "methods": 3}'])
+def test_a_file_of_another_form_is_refused_and_named(tmp_path, text):
+    # Red for: a traceback for a file that was edited or taken for another.
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(SwagError, match=r"odd\.json"):
+        Measurement.read(tmp_path / "odd.json")
 
 
 def test_the_table_has_a_row_for_each_metric_and_a_column_for_each_method():
     # Red for: markup in a method's name that paints the table, a figure in another's column.
     console = pytest.importorskip("rich.console")
-    methods = {"one pass": some_answers(draws=1), "[red]ours[/red]": some_answers(1, time=0.002)}
+    methods = {"one pass": some_predictions(draws=1), "[red]ours[/red]": some_predictions(1, time=0.002)}
     measured = measure(methods, some_labels(), num_resamples=10)
     shown = console.Console(width=200, file=io.StringIO())
     shown.print(measured.table())
     text = shown.file.getvalue()
     assert "[red]ours[/red]" in text
     lines = {line.split("│")[1].strip(): line.split("│")[2:4] for line in text.splitlines() if line.count("│") > 2}
-    assert [cell.strip() for cell in lines["nll"]] == [str(figures["nll"]) for figures in measured.figures.values()]
+    assert [cell.strip() for cell in lines["nll"]] == [str(found["nll"]) for found in measured.metrics.values()]
     assert lines["auroc_mutual_information"][0].strip() == "-"
-    assert [cell.strip() for cell in lines["ms per row"]] == ["-", "2"]
+    assert [cell.strip() for cell in lines["ms per example"]] == ["-", "2"]
     assert [cell.strip() for cell in lines["draws"]] == ["1", "5"]
 
 
-def test_the_rows_in_the_file_give_the_figures_again(tmp_path):
-    # Red for: rows of another method, foreign rows with a label, a confidence of the wrong class.
+def test_the_rows_in_the_file_give_the_metrics_again(tmp_path):
+    # Red for: rows of another method, OOD examples with a label, a confidence of the wrong class.
     parquet = pytest.importorskip("pyarrow.parquet")
-    methods, labels = {"one pass": some_answers(draws=1), "draws": some_answers(1)}, some_labels()
+    methods, labels = {"one pass": some_predictions(draws=1), "draws": some_predictions(1)}, some_labels()
     measured = measure(methods, labels, num_resamples=10)
-    measured.rows_to_parquet(tmp_path / "rows.parquet")
+    predictions_to_parquet(tmp_path / "rows.parquet", methods, labels)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
     rows = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     assert len(rows) == 2 * (N + M)
     for name, answers in methods.items():
-        known = [row for row in rows if row["method"] == name and not row["is_foreign"]]
-        foreign = [row for row in rows if row["method"] == name and row["is_foreign"]]
-        assert [row["row"] for row in known] == list(range(N)) and [row["row"] for row in foreign] == list(range(M))
-        assert [row["label"] for row in known] == labels.tolist()
-        assert np.mean([row["correct"] for row in known]) == pytest.approx(measured.figures[name]["accuracy"].value)
-        assert all(row["label"] is None and row["correct"] is None for row in foreign)
-        np.testing.assert_array_equal([row["probabilities"] for row in known], answers.probabilities)
-        np.testing.assert_array_equal([row["probabilities"] for row in foreign], answers.foreign_probabilities)
-        assert all(row["confidence"] == max(row["probabilities"]) == row["probabilities"][row["prediction"]] for row in known)
-        area = metrics.auroc([row["entropy"] for row in known], [row["entropy"] for row in foreign])
-        assert area == pytest.approx(measured.figures[name]["auroc_entropy"].value)
+        inside = [row for row in rows if row["method"] == name and not row["is_ood"]]
+        ood = [row for row in rows if row["method"] == name and row["is_ood"]]
+        assert [row["row"] for row in inside] == list(range(N)) and [row["row"] for row in ood] == list(range(M))
+        assert [row["label"] for row in inside] == labels.tolist()
+        assert np.mean([row["correct"] for row in inside]) == pytest.approx(measured.metrics[name]["accuracy"].value)
+        assert all(row["label"] is None and row["correct"] is None for row in ood)
+        np.testing.assert_array_equal([row["probabilities"] for row in inside], answers.probabilities)
+        np.testing.assert_array_equal([row["probabilities"] for row in ood], answers.ood_probabilities)
+        assert all(row["confidence"] == max(row["probabilities"]) == row["probabilities"][row["prediction"]] for row in inside)
+        area = metrics.auroc([row["entropy"] for row in inside], [row["entropy"] for row in ood])
+        assert area == pytest.approx(measured.metrics[name]["auroc_entropy"].value)
     assert all(row["mutual_information"] is None for row in rows if row["method"] == "one pass")
-    information = [row["mutual_information"] for row in rows if row["method"] == "draws" and row["is_foreign"]]
-    np.testing.assert_array_equal(information, methods["draws"].foreign_mutual_information)
+    information = [row["mutual_information"] for row in rows if row["method"] == "draws" and row["is_ood"]]
+    np.testing.assert_array_equal(information, methods["draws"].ood_mutual_information)
 
 
-def test_methods_that_answered_other_rows_are_not_compared():
+def test_methods_with_predictions_for_other_examples_are_not_compared():
     # Red for: figures side by side that are of different rows.
     labels = some_labels()
     with pytest.raises(SwagError, match="at least one method"):
         measure({}, labels)
-    with pytest.raises(SwagError, match="40 foreign rows and 'b' 60 rows of 3 classes and no foreign rows"):
-        measure({"a": some_answers(), "b": some_answers(foreign=False)}, labels)
+    with pytest.raises(SwagError, match="40 OOD examples and 'b' for 60 examples of 3 classes and no OOD"):
+        measure({"a": some_predictions(), "b": some_predictions(ood=False)}, labels)
     with pytest.raises(ValueError, match="N labels are needed"):
-        measure({"a": some_answers()}, labels[:-1])
+        measure({"a": some_predictions()}, labels[:-1])
     with pytest.raises(ValueError, match="from 0 to 2"):
-        measure({"a": some_answers()}, labels + 1)
+        measure({"a": some_predictions()}, labels + 1)

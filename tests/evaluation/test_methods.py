@@ -1,28 +1,41 @@
-import json
+import copy
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import lora_model
+from conftest import lora_model, trainer_for
 from scipy.special import softmax
 from tqdm.auto import tqdm
+from transformers import BertTokenizerFast
 
-from swag_trainer import MonteCarloPredictor
+from swag_trainer import MonteCarloPredictor, PointPosterior, Sampling, SwagCallback, tune
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, SwagError
-from swag_trainer.evaluation.measurement import measure
-from swag_trainer.evaluation.methods import METHODS, labels_of, predict_methods
+from swag_trainer.evaluation.identity import identity
+from swag_trainer.evaluation.measurement import Measurement, measure
+from swag_trainer.evaluation.methods import METHODS, predict_methods
 from swag_trainer.metrics.temperature import fit_temperature
 
 
-@pytest.fixture
-def moved(trained):
-    """(model, posterior) of a finished run, the model's weights moved off the mean so that MAP and SWA differ, and rows differ."""
-    trainer, swag = trained
-    weights = AdapterWeights(trainer.model)
+@pytest.fixture(scope="module")
+def finished(base_folder, texts, tmp_path_factory):
+    """(model, posterior) of one run for all tests here, the model's weights moved off the mean so that MAP and SWA differ."""
+    tokenizer, swag = BertTokenizerFast.from_pretrained(base_folder), SwagCallback(rank=5)
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path_factory.mktemp("run"), callbacks=[swag])
+    trainer.train()
+    weights = AdapterWeights(trainer.model.eval())
     generator = torch.Generator().manual_seed(0)
     weights.write({key: weight + torch.randn(weight.shape, generator=generator) for key, weight in weights.read().items()})
     return trainer.model, swag.posterior
+
+
+@pytest.fixture
+def moved(finished):
+    """The model and posterior of the run; a copy of the model, which a test may change."""
+    return copy.deepcopy(finished[0]), finished[1]
 
 
 def plain_logits(model, rows):
@@ -34,14 +47,21 @@ def one_row(row):
     return {name: torch.tensor([value]) for name, value in row.items() if name != "labels"}
 
 
-def answers_of(moved, rows, **options):
-    return predict_methods(*moved, rows, num_samples=4, progress=False, **options)
+SAMPLING = Sampling(num_samples=4)
+
+
+def predictions_of(moved, rows, **options):
+    return predict_methods(*moved, rows, sampling=SAMPLING, progress=False, **options)
+
+
+def labels_of(rows):
+    return np.array([row["labels"] for row in rows])
 
 
 def test_map_is_the_models_own_answer_and_temperature_scaling_divides_its_logits(moved, rows):
     # Red for: the posterior's mean in MAP's name, a temperature fitted on the rows it is judged on, probabilities scaled as logits.
     test, validation = rows[:12], rows[12:]
-    answers = answers_of(moved, test, validation=validation, methods=("MAP", "MAP, temperature"))
+    answers = predictions_of(moved, test, validation=validation, methods=("MAP", "MAP, temperature"))
     logits = plain_logits(moved[0], test)
     np.testing.assert_allclose(answers["MAP"].probabilities, softmax(logits, axis=1), atol=1e-6)
     temperature = fit_temperature(plain_logits(moved[0], validation), labels_of(validation))
@@ -53,12 +73,12 @@ def test_map_is_the_models_own_answer_and_temperature_scaling_divides_its_logits
 def test_swa_and_swag_are_those_of_the_predictor(moved, rows):
     # Red for: SWAG at another scale than the posterior's, SWA at the model's weights, a seed that is not passed on.
     model, posterior = moved[0], moved[1].with_scale(0.3)
-    answers = answers_of((model, posterior), rows, foreign=rows[:5], seed=3, methods=("SWAG", "SWA"))
+    answers = predictions_of((model, posterior), rows, ood=rows[:5], methods=("SWAG", "SWA"))
     assert list(answers) == ["SWAG", "SWA"]
     for name, scale in (("SWAG", 0.3), ("SWA", 0.0)):
-        predictor = MonteCarloPredictor(model, posterior, num_samples=4, seed=3, scale=scale)
+        predictor = MonteCarloPredictor(model, posterior, num_samples=4, seed=0, scale=scale)
         np.testing.assert_allclose(answers[name].probabilities, predictor.predict(rows).probabilities, atol=1e-7)
-        np.testing.assert_allclose(answers[name].foreign_probabilities, predictor.predict(rows[:5]).probabilities, atol=1e-7)
+        np.testing.assert_allclose(answers[name].ood_probabilities, predictor.predict(rows[:5]).probabilities, atol=1e-7)
     assert answers["SWAG"].num_draws == 4 and (answers["SWAG"].mutual_information > 0).all()
     assert not np.allclose(answers["SWA"].probabilities, softmax(plain_logits(model, rows), axis=1), atol=1e-4)
 
@@ -66,7 +86,7 @@ def test_swa_and_swag_are_those_of_the_predictor(moved, rows):
 def test_dropout_answers_vary_around_map_and_repeat_with_the_seed(moved, rows):
     # Red for: evaluation mode, one mask for all passes, a seed without effect, rows that come back in the order of their lengths.
     answers = [
-        predict_methods(*moved, rows, num_samples=n, seed=seed, methods=["MC dropout"])["MC dropout"]
+        predict_methods(*moved, rows, sampling=Sampling(n, seed), methods=["MC dropout"])["MC dropout"]
         for n, seed in ((4, 0), (4, 0), (4, 1), (60, 0))
     ]
     assert (answers[0].mutual_information > 0).all() and answers[0].num_draws == 4
@@ -89,7 +109,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were(moved, rows):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
     state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    answers_of(moved, rows[:6], foreign=rows[6:9], validation=rows[9:])
+    predictions_of(moved, rows[:6], ood=rows[6:9], validation=rows[9:])
     assert {name: module.training for name, module in model.named_modules()} == modes
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -108,7 +128,7 @@ class EagerBar(tqdm):
 def test_the_passes_of_dropout_show_a_bar_where_one_is_wanted(moved, rows, progress, monkeypatch, capsys):
     # Red for: the slowest method without a sign of life, or a bar although progress=False.
     monkeypatch.setattr("swag_trainer.prediction.predictor.tqdm", EagerBar)
-    predict_methods(*moved, rows, num_samples=2, methods=["MC dropout"], progress=progress)
+    predict_methods(*moved, rows, sampling=Sampling(2), methods=["MC dropout"], progress=progress)
     assert ("Predicting: 100%" in capsys.readouterr().err) is progress
 
 
@@ -119,17 +139,17 @@ def without_dropout(model, *, but=()):
     return model.eval()
 
 
-def test_a_model_without_dropout_has_no_mc_dropout(base_folder, trained, rows):
+def test_a_model_without_dropout_has_no_mc_dropout(base_folder, finished, rows):
     # Red for: S equal passes reported as a method.
     model = without_dropout(lora_model(base_folder, lora_dropout=0.0))
     with pytest.raises(SwagError, match="nothing in this model drops out"):
-        predict_methods(model, trained[1].posterior, rows, num_samples=3, methods=["MC dropout"])
+        predict_methods(model, finished[1], rows, sampling=Sampling(3), methods=["MC dropout"])
 
 
 def test_attention_drops_out_too(moved, rows):
     # Red for: training mode for the Dropout modules alone; attention asks its own mode, and reads only p from the module.
     model = without_dropout(moved[0], but=("attention.self.dropout",))
-    answers = answers_of((model, moved[1]), rows, methods=["MC dropout"])["MC dropout"]
+    answers = predictions_of((model, moved[1]), rows, methods=["MC dropout"])["MC dropout"]
     assert (answers.mutual_information > 0).all()
 
 
@@ -141,41 +161,59 @@ def test_batch_statistics_of_a_trained_model_are_left_alone(moved, rows):
     base.bert.pooler.add_module("norm", norm)
     base.bert.pooler.activation = torch.nn.Sequential(torch.nn.Tanh(), norm)
     before = norm.running_mean.clone(), norm.num_batches_tracked.clone()
-    answers_of(moved, rows, methods=["MC dropout"])
+    predictions_of(moved, rows, methods=["MC dropout"])
     assert torch.equal(norm.running_mean, before[0]) and torch.equal(norm.num_batches_tracked, before[1])
 
 
 def test_all_methods_are_measured_in_one_go(moved, rows):
     # Red for: answers that do not fit what measures them, a time that is not there.
-    answers = answers_of(moved, rows[:12], foreign=rows[12:16], validation=rows[16:])
+    answers = predictions_of(moved, rows[:12], ood=rows[12:16], validation=rows[16:])
     assert tuple(answers) == METHODS
-    assert all(0 < each.seconds_per_row < 60 for each in answers.values())
-    document = measure(answers, labels_of(rows[:12]), num_resamples=20).as_json()
-    assert tuple(document["methods"]) == METHODS
-    assert "auroc_mutual_information" in document["methods"]["SWAG"]["figures"]
-    json.dumps(document, allow_nan=False)
-    assert "MAP, temperature" not in answers_of(moved, rows[:3])
+    assert all(0 < each.seconds_per_example < 60 for each in answers.values())
+    measured = measure(answers, labels_of(rows[:12]), num_resamples=20, posterior=moved[1], sampling=SAMPLING)
+    assert tuple(measured.methods) == METHODS
+    assert "auroc_mutual_information" in measured.metrics["SWAG"]
+    assert measured.posterior == identity(moved[1])
+    assert measured.sampling == Sampling(4, scale=1.0, temperature=1.0)
+    assert Measurement.from_json(measured.to_json()).sampling == measured.sampling
+    assert "MAP, temperature" not in predictions_of(moved, rows[:3])
 
 
-def test_labels_are_found_under_the_names_a_trainer_knows():
-    # Red for: one spelling only, or a row without a label that counts as class 0.
-    assert labels_of([{"labels": 2}, {"label": torch.tensor(1)}, {"label_ids": 0}]).tolist() == [2, 1, 0]
-    with pytest.raises(SwagError, match="Row 1 has no label"):
-        labels_of([{"labels": 2}, {"input_ids": [1]}])
+def test_a_point_estimate_is_compared_under_its_own_name(moved, rows):
+    # Red for: a pass at the mean that is called SWAG, or a mean that is counted twice.
+    model, posterior = moved
+    point = PointPosterior.at(posterior.mean_vector(), posterior)
+    predictions = predict_methods(model, point, rows[:6], sampling=SAMPLING, progress=False)
+    assert list(predictions) == ["MAP", "point", "MC dropout"]
+    swa = predictions_of(moved, rows[:6], methods=["SWA"])["SWA"]
+    np.testing.assert_allclose(predictions["point"].probabilities, swa.probabilities, atol=1e-7)
+    with pytest.raises(SwagError, match="'point'"):
+        predict_methods(model, point, rows, methods=["SWAG"])
 
 
-def test_what_cannot_be_answered_is_refused(moved, rows, base_folder):
+def test_a_certain_and_wrong_example_costs_the_same_in_tune_and_in_measure(moved, rows):
+    # Red for: a floor of tune's own, 690.8 nats for what an evaluation counts as 36.04.
+    model, posterior = moved
+    certain = replace(posterior, gaussian=replace(posterior.gaussian, mean=1e4 * posterior.gaussian.mean))
+    measured = measure(predict_methods(model, certain, rows, methods=["SWA"], progress=False), labels_of(rows), num_resamples=2)
+    assert measured.metrics["SWA"]["nll"].value > 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        tuned = tune(certain, model, rows, scales=[1.0], calibration_fraction=0, sampling=SAMPLING, progress=False)
+    assert tuned.tuning.baselines["SWA"] == pytest.approx(measured.metrics["SWA"]["nll"].value, rel=1e-9)
+
+
+def test_what_cannot_be_predicted_is_refused(moved, rows, base_folder):
     # Red for: a method that is silently left out, a figure of no rows, a posterior of another adapter answered for by the model.
     for options, message in (
         ({"methods": ["SWAGG"]}, "The methods are"),
         ({"methods": []}, "The methods are"),
-        ({"methods": ["MAP, temperature"]}, "needs validation rows"),
-        ({"foreign": []}, "foreign has no rows"),
-        ({"num_samples": 0}, "num_samples"),
+        ({"methods": ["MAP, temperature"]}, "needs validation examples"),
+        ({"ood": []}, "ood has no examples"),
     ):
         with pytest.raises(SwagError, match=message):
             predict_methods(*moved, rows, **options)
-    with pytest.raises(SwagError, match="rows has no rows"):
+    with pytest.raises(SwagError, match="rows has no examples"):
         predict_methods(*moved, [])
     with pytest.raises(SwagError, match="exclude each other"):
         predict_methods(lora_model(base_folder, num_labels=1), moved[1], rows)

@@ -10,46 +10,53 @@ from swag_trainer.prediction.predictive import Predictive
 
 S, N, M, C = 4, 6, 5, 3
 LOGITS = torch.randn(S, N, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-KNOWN, FOREIGN = LOGITS.softmax(-1).numpy(), (2 * LOGITS[:, :M]).softmax(-1).numpy()
+IN_DISTRIBUTION, OOD = LOGITS.softmax(-1).numpy(), (2 * LOGITS[:, :M]).softmax(-1).numpy()
 
 
-def test_draws_say_what_the_predictive_of_their_logits_says():
-    # Red for: the entropy of one draw, bits, a mean over the rows, foreign rows left behind.
-    ours = MethodPredictions.from_draws(KNOWN, FOREIGN, seconds_per_row=0.5)
-    known, foreign = Predictive.from_logits(LOGITS, "softmax"), Predictive.from_logits(2 * LOGITS[:, :M], "softmax")
-    theirs = MethodPredictions.from_predictive(known, foreign, seconds_per_row=0.5)
-    for name in ("probabilities", "mutual_information", "foreign_probabilities", "foreign_mutual_information"):
+def test_draws_give_what_the_predictive_of_their_logits_gives():
+    # Red for: the entropy of one draw, bits, a mean over the rows, OOD examples left behind.
+    ours = MethodPredictions.from_draws(IN_DISTRIBUTION, OOD, seconds_per_example=0.5)
+    in_distribution, ood = Predictive.from_logits(LOGITS, "softmax"), Predictive.from_logits(2 * LOGITS[:, :M], "softmax")
+    theirs = MethodPredictions.from_predictive(in_distribution, ood, seconds_per_example=0.5)
+    for name in ("probabilities", "mutual_information", "ood_probabilities", "ood_mutual_information"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
-    np.testing.assert_allclose(ours.mutual_information, known.mutual_information, atol=1e-12)
-    assert (ours.num_draws, ours.seconds_per_row) == (theirs.num_draws, theirs.seconds_per_row) == (S, 0.5)
+    np.testing.assert_allclose(ours.mutual_information, in_distribution.mutual_information, atol=1e-12)
+    assert (ours.num_draws, ours.seconds_per_example) == (theirs.num_draws, theirs.seconds_per_example) == (S, 0.5)
 
 
 def test_a_single_draw_has_no_mutual_information():
     # Red for: a column of zeros, which an AUROC of 0.5 would be reported from.
-    assert MethodPredictions.from_draws(KNOWN[:1], FOREIGN[:1]).mutual_information is None
+    assert MethodPredictions.from_draws(IN_DISTRIBUTION[:1], OOD[:1]).mutual_information is None
     one = Predictive.from_logits(LOGITS[:1], "softmax")
     answers = MethodPredictions.from_predictive(one, one)
-    assert answers.mutual_information is None and answers.foreign_mutual_information is None
+    assert answers.mutual_information is None and answers.ood_mutual_information is None
 
 
-@pytest.mark.parametrize("foreign", [None, FOREIGN])
+@pytest.mark.parametrize("ood", [None, OOD])
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
-def test_draws_come_back_from_a_file(tmp_path, kind, foreign):
+def test_draws_come_back_from_a_file(tmp_path, kind, ood):
     # Red for: the two arrays exchanged, one kind of file only.
     path = tmp_path / f"draws.{kind}"
-    arrays = {"probabilities": KNOWN} | ({} if foreign is None else {"foreign_probabilities": foreign})
+    arrays = {"probabilities": IN_DISTRIBUTION} | ({} if ood is None else {"ood_probabilities": ood})
     np.savez(path, **arrays) if kind == "npz" else save_file(arrays, path)
-    from_file, expected = MethodPredictions.from_draws(path), MethodPredictions.from_draws(KNOWN, foreign)
+    from_file, expected = MethodPredictions.from_draws(path), MethodPredictions.from_draws(IN_DISTRIBUTION, ood)
     np.testing.assert_array_equal(from_file.probabilities, expected.probabilities)
     np.testing.assert_array_equal(from_file.mutual_information, expected.mutual_information)
-    if foreign is None:
-        assert from_file.foreign_probabilities is None
+    if ood is None:
+        assert from_file.ood_probabilities is None
     else:
-        np.testing.assert_array_equal(from_file.foreign_probabilities, expected.foreign_probabilities)
+        np.testing.assert_array_equal(from_file.ood_probabilities, expected.ood_probabilities)
+
+
+def test_the_name_that_earlier_versions_gave_to_the_ood_draws_is_read(tmp_path):
+    # Red for: OOD examples of an older file that are silently left out.
+    np.savez(tmp_path / "old.npz", probabilities=IN_DISTRIBUTION, foreign_probabilities=OOD)
+    predictions = MethodPredictions.from_draws(tmp_path / "old.npz")
+    np.testing.assert_array_equal(predictions.ood_probabilities, OOD.mean(axis=0))
 
 
 def test_a_pickle_in_a_file_is_not_executed(tmp_path):
-    # Red for: allow_pickle=True, which runs whatever a stranger's file says.
+    # Red for: allow_pickle=True, which runs the code of an untrusted file.
     executed = []
     path = tmp_path / "draws.npz"
     np.savez(path, probabilities=np.array([Evil(executed)], dtype=object))
@@ -84,7 +91,7 @@ class Evil:
     ],
 )
 def test_files_that_hold_no_draws_are_refused(tmp_path, name, content, message):
-    # Red for: a traceback out of zipfile, or an empty answer.
+    # Red for: a traceback out of zipfile, or an empty array.
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SwagError, match=message):
@@ -93,39 +100,39 @@ def test_files_that_hold_no_draws_are_refused(tmp_path, name, content, message):
 
 def test_a_file_without_the_array_says_what_it_has(tmp_path):
     # Red for: a KeyError.
-    np.savez(tmp_path / "draws.npz", logits=KNOWN)
+    np.savez(tmp_path / "draws.npz", logits=IN_DISTRIBUTION)
     with pytest.raises(SwagError, match=r"no array 'probabilities'.*\['logits'\]"):
         read_draws(tmp_path / "draws.npz")
-    np.savez(tmp_path / "draws.npz", probabilities=KNOWN)
+    np.savez(tmp_path / "draws.npz", probabilities=IN_DISTRIBUTION)
     with pytest.raises(ValueError, match="beside it"):
-        MethodPredictions.from_draws(tmp_path / "draws.npz", FOREIGN)
+        MethodPredictions.from_draws(tmp_path / "draws.npz", OOD)
 
 
 @pytest.mark.parametrize(
-    ("known", "foreign", "message"),
+    ("in_distribution", "ood", "message"),
     [
-        (np.log(KNOWN), None, "sum to 1"),
-        (KNOWN[0], None, "3 dimension"),
-        (KNOWN, FOREIGN[:2], "4 draws, foreign rows 2"),
-        (KNOWN, softmax(np.zeros((S, M, 2)), axis=-1), "3 classes, foreign rows 2"),
+        (np.log(IN_DISTRIBUTION), None, "sum to 1"),
+        (IN_DISTRIBUTION[0], None, "3 dimension"),
+        (IN_DISTRIBUTION, OOD[:2], "4 draws, OOD examples 2"),
+        (IN_DISTRIBUTION, softmax(np.zeros((S, M, 2)), axis=-1), "3 classes, OOD examples 2"),
     ],
 )
-def test_draws_that_do_not_fit_are_refused(known, foreign, message):
+def test_draws_that_do_not_fit_are_refused(in_distribution, ood, message):
     # Red for: logits averaged as if they were probabilities, or methods of other classes compared.
     with pytest.raises(ValueError, match=message):
-        MethodPredictions.from_draws(known, foreign)
+        MethodPredictions.from_draws(in_distribution, ood)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mutual_information": np.zeros(N - 1)}, "6 rows have 5"),
-        ({"foreign_mutual_information": np.zeros(M)}, "no foreign rows"),
-        ({"foreign_probabilities": FOREIGN[0], "mutual_information": np.zeros(N)}, "for neither"),
+        ({"mutual_information": np.zeros(N - 1)}, "6 examples have 5"),
+        ({"ood_mutual_information": np.zeros(M)}, "no OOD examples"),
+        ({"ood_probabilities": OOD[0], "mutual_information": np.zeros(N)}, "for neither"),
         ({"num_draws": 0}, "at least 1"),
     ],
 )
-def test_answers_check_themselves(change, message):
+def test_predictions_check_themselves(change, message):
     # Red for: information of other rows, which would be matched to these.
     with pytest.raises(ValueError, match=message):
-        MethodPredictions(KNOWN[0], **change)
+        MethodPredictions(IN_DISTRIBUTION[0], **change)

@@ -1,6 +1,6 @@
 import ast
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from measured import some_results
 
-from hub_cards import build_card, publish_card
-from swag_trainer import SwagPosterior
+from hub_cards import build_card, merge_card, publish_card, trajectory_plot
+from swag_trainer import PointPosterior, SwagError, SwagPosterior, WeightPosterior
+from swag_trainer.posterior.base import Draws
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
@@ -142,7 +143,7 @@ def test_a_card_whose_results_lack_swag_has_its_table_but_no_model_index():
 def test_a_card_without_results_says_that_nothing_was_measured():
     # Red for: an empty table, or a sentence about a measurement that never was.
     text = shown(build_card(some_posterior()))
-    assert "None are on record." in text
+    assert "No metrics are on record." in text
     assert "has not been measured" in text
     assert "was measured on" not in text
 
@@ -150,7 +151,7 @@ def test_a_card_without_results_says_that_nothing_was_measured():
 def test_a_card_says_that_nothing_is_promised_out_of_distribution():
     # Red for: the sentence lost in one of the two branches.
     for results in (None, some_results()):
-        assert "Nothing is promised about texts of another kind" in shown(build_card(some_posterior(), results))
+        assert "no guarantee for out-of-distribution text" in shown(build_card(some_posterior(), results))
 
 
 def test_the_record_of_the_collection_is_printed():
@@ -158,7 +159,7 @@ def test_the_record_of_the_collection_is_printed():
     posterior = some_posterior(num_skipped=2, base_revision="e2da8e2f", initialisation="pissa")
     lines = shown(build_card(posterior)).replace("\n", " ")
     for fact in (
-        "the adapter's 5 trained numbers",
+        "the adapter's 5 trained weights",
         "FacebookAI/roberta-base at revision e2da8e2f",
         "pissa",
         "Snapshots: 30, from step 1050 to step 2500",
@@ -179,7 +180,7 @@ def test_what_is_not_on_record_is_said_to_be_not_on_record():
         base_model=None, rank=0, first_learning_rate=None, last_learning_rate=None, labels=None, versions={}, schedule=""
     )
     text = shown(build_card(posterior))
-    assert "None " not in text.replace("None are on record", "")
+    assert "None " not in text.replace("No metrics are on record", "")
     assert "Rank: 0 (diagonal covariance)" in text
     assert "Learning rate: not on record" in text
     assert "Schedule: not on record" in text
@@ -311,11 +312,11 @@ def full_results(**changes):
     facts = {
         "intervals": {"SWAG": {"ECE": (0.025, 0.0401)}},
         "interval_level": 0.95,
-        "seconds_per_row": {"SWAG": 0.0103},
+        "seconds_per_example": {"SWAG": 0.0103},
         "scale": 0.5,
         "temperature": 1.25,
-        "foreign": "imdb",
-        "num_foreign": 500,
+        "ood": "imdb",
+        "num_ood": 500,
         "versions": {"torch": "2.13.0", "peft": "0.21.2"},
     }
     return some_results(**facts | changes)
@@ -325,7 +326,7 @@ def test_intervals_and_times_stand_beside_the_figures_they_are_of():
     # Red for: low and high swapped, an interval beside the neighbour's figure, a time that was not measured printed as one.
     card = build_card(some_posterior(), full_results())
     assert table(card) == [
-        ["method", "accuracy", "ECE", "seconds per text"],
+        ["method", "accuracy", "ECE", "seconds per example"],
         ["MAP", "0.931", "0.0512", "not measured"],
         ["SWAG", "0.925", "0.0312 (0.025 to 0.0401)", "0.0103"],
     ]
@@ -349,7 +350,7 @@ def test_figures_of_another_scale_than_the_posteriors_are_refused():
         build_card(some_posterior(), full_results(scale=0.25))
     assert build_card(
         some_posterior(),
-        full_results(scale=0.25, metrics={"MAP": {"ECE": 0.1}}, intervals={}, interval_level=None, seconds_per_row={}),
+        full_results(scale=0.25, metrics={"MAP": {"ECE": 0.1}}, intervals={}, interval_level=None, seconds_per_example={}),
     )
 
 
@@ -386,9 +387,9 @@ def test_tuning_is_printed_with_what_it_was_done_on_and_what_came_of_it():
     # Red for: a posterior that was tuned and does not say so, a fact of its tuning left out, one row's figures under another's.
     text = shown(build_card(tuned(some_tuning())))
     for fact in (
-        "temperature 1.25 were chosen on 61 rows of glue/sst2, validation",
+        "temperature 1.25 were chosen on 61 examples of glue/sst2, validation",
         "10 draws of seed 3",
-        "measured on 62 other rows",
+        "measured on 62 other examples",
         "SWAG 0.375, SWA 0.4375",
     ):
         assert fact in " ".join(text.split()), fact
@@ -398,6 +399,60 @@ def test_tuning_is_printed_with_what_it_was_done_on_and_what_came_of_it():
     assert "| coverage 0.5 | 0.9375 | 0.5 | 0.03125 | - |" in source
     assert "| 0.9 | aps | 1.75 |" in source
     assert "Tuning" not in shown(build_card(some_posterior()))
+
+
+@dataclass(frozen=True, eq=False)
+class Interval(WeightPosterior):
+    """Uniform between two weight vectors: a family that cards have never seen."""
+
+    kind = "uniform-interval"
+    layout: WeightLayout
+    record: PosteriorRecord
+    adapter: SavedAdapter
+    ends: torch.Tensor
+
+    def mean_vector(self):
+        return self.ends.mean(dim=0)
+
+    def draw(self, num_samples, *, seed=0, scale=None, design="matched"):
+        places = torch.linspace(0, 1, num_samples)[:, None]
+        return Draws(places * self.ends[0] + (1 - places) * self.ends[1])
+
+    def tensors(self):
+        return {"ends": self.ends}
+
+    def metadata(self):
+        return {"rule": "<b>ends</b> of 2 runs", "runs": 2}
+
+    @classmethod
+    def from_tensors(cls, tensors, record, adapter, metadata, *, where):
+        return cls(WeightLayout.of(adapter.tensors), record, adapter, tensors["ends"])
+
+
+def other_families():
+    swag = some_posterior()
+    interval = Interval(swag.layout, swag.record, swag.adapter, torch.stack([swag.mean_vector(), swag.mean_vector() + 1]))
+    return {"point": PointPosterior.at(swag.mean_vector(), swag), "uniform-interval": interval}
+
+
+@pytest.mark.parametrize("kind", ["point", "uniform-interval"])
+def test_a_posterior_of_another_family_has_a_card_that_does_not_speak_of_swag(kind):
+    # Red for: an attribute of SWAG that a card cannot do without, snapshots or a rank where there are none, metadata left out.
+    posterior = other_families()[kind]
+    results = some_results(metrics={"MAP": {"ECE": 0.05}, kind: {"ECE": 0.03}})
+    card = ModelCard(str(build_card(posterior, results, repo_id="me/other")))
+    text = shown(card)
+    for word in ("SWAG posterior", "Snapshots", "Rank", "Schedule", "Trajectory"):
+        assert word not in text, word
+    assert ("family uniform-interval" in text and "rule: <b>ends</b> of 2 runs" in text and "runs: 2" in text) == (
+        kind == "uniform-interval"
+    )
+    assert [entry.metric_value for entry in card.data.eval_results] == [0.03]
+    assert card.data.eval_results[0].metric_args["method"] == kind
+    again = str(merge_card(build_card(posterior, results, repo_id="me/other"), str(card)))
+    assert len(ModelCard(again).data.eval_results) == 1
+    with pytest.raises(SwagError, match="at least two snapshots"):
+        trajectory_plot(posterior)
 
 
 def code_of(card):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from hub_cards.drawing import BACKGROUND, COLOURS, FOREGROUND, GREY, LINES, MARKERS, label, legend, pen, sheet
+from hub_cards.drawing import BACKGROUND, COLOURS, FOREGROUND, GREY, LINES, MARKERS, label, legend, line_style, new_figure
 
 # Severity 1.0 of Machado, Oliveira and Fernandes 2009, "A physiologically-based model for simulation of color vision deficiency",
 # on linear RGB.
@@ -59,16 +59,16 @@ def test_no_two_colours_look_alike_to_a_colour_blind_reader(kind):
 
 def test_methods_are_told_apart_without_any_colour():
     # Red for: marker and line style that repeat together.
-    pens = [pen(index) for index in range(20)]
-    assert len({(one["marker"], one["linestyle"]) for one in pens}) == len(pens)
+    styles = [line_style(index) for index in range(20)]
+    assert len({(one["marker"], one["linestyle"]) for one in styles}) == len(styles)
     assert len(set(COLOURS)) == 5 and len(set(MARKERS)) == 7 and len(set(LINES)) == 4
 
 
-def test_a_sheet_is_opaque_light_and_the_same_whatever_style_the_user_has_chosen():
+def test_a_figure_is_opaque_light_and_the_same_whatever_style_the_user_has_chosen():
     # Red for: a transparent background, on which dark text is lost on a dark page; or colours taken from rcParams.
     def picture():
-        figure, (axes,) = sheet((1,), size=(2, 2))
-        axes.plot([0, 1], [0, 1], **pen(0))
+        figure, (axes,) = new_figure((1,), size=(2, 2))
+        axes.plot([0, 1], [0, 1], **line_style(0))
         label(axes, x="x", y="y", title="title")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=50)
@@ -84,7 +84,7 @@ def test_a_sheet_is_opaque_light_and_the_same_whatever_style_the_user_has_chosen
 
 def test_dollar_signs_in_names_are_dollar_signs():
     # Red for: a method called "$x" and "y$" read as mathematics, or a broken formula that stops the drawing.
-    figure, (axes,) = sheet((1,), size=(2, 2))
+    figure, (axes,) = new_figure((1,), size=(2, 2))
     axes.plot([0, 1], [0, 1], label=r"$\frac{$")
     label(axes, x="$\\bad{$", y="$_$", title="$\\x$")
     legend(axes)

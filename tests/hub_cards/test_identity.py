@@ -39,6 +39,19 @@ def test_two_posteriors_beside_one_adapter_have_two_identities(base_folder, rows
         assert identity(load_posterior(tmp_path / dtype)) == identity(early.posterior)
 
 
+def test_two_posteriors_of_one_run_have_identities_of_their_own(base_folder, rows, tokenizer, tmp_path):
+    # Red for: an identity of the adapter, which both callbacks save as training left it. One's card took the other's metrics.
+    first, second = (
+        SwagCallback(rank=5, final_weights="trained"),
+        SwagCallback(Every(steps=2), name="b", final_weights="trained"),
+    )
+    diagonal = SwagCallback(rank=0, name="c", final_weights="trained")
+    callbacks = [first, second, diagonal]
+    trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path, callbacks=callbacks).train()
+    assert len({one.posterior.adapter.digest for one in callbacks}) == 1
+    assert len({identity(one.posterior) for one in callbacks}) == 3
+
+
 def test_the_risk_that_is_shown_is_one_that_can_be_asked_for():
     # Red for: a threshold that was not found, a coverage taken for a risk, the smallest risk where one near 0.05 is there.
     assert risk_to_show(some_posterior()) is None

@@ -88,11 +88,11 @@ def test_every_figure_says_in_words_what_it_shows():
         "Reliability diagram, accuracy against confidence. SWAG: mean confidence 0.713, accuracy 0.625, N = 8."
     )
     assert risk_coverage_plot({"SWAG": some_curve()}).get_label() == (
-        "Risk-coverage curve, the share of wrong answers. SWAG: 0.250 at coverage 1.00, 0.000 at 0.50."
+        "Risk-coverage curve, the fraction of wrong predictions. SWAG: 0.250 at coverage 1.00, 0.000 at 0.50."
     )
     assert uncertainty_histogram(np.array([0.1, 0.2, 0.3]), np.array([0.5]), name="mutual information").get_label() == (
-        "Histogram of the mutual information in nats. known, N = 3: median 0.2, 95th percentile 0.29; "
-        "foreign, N = 1: median 0.5, 95th percentile 0.5."
+        "Histogram of the mutual information in nats. in distribution, N = 3: median 0.2, 95th percentile 0.29; "
+        "out of distribution, N = 1: median 0.5, 95th percentile 0.5."
     )
     assert trajectory_plot(travelled()).get_label() == (
         "Trajectory of 4 snapshots, from step 10 to 40. Distance from the mean so far: 3 at the second snapshot, 1 at the last, 3 at "
@@ -128,18 +128,18 @@ def test_the_histograms_share_their_bins_and_each_adds_up_to_all_of_its_examples
     # Red for: counts, which hide the smaller group; bins of each group's own; the last example outside the last bin.
     axes = uncertainty_histogram(np.linspace(0, 0.3, 900), np.linspace(0.2, 0.69, 100)).axes[0]
     outlines = {patch.get_label(): patch.get_data() for patch in axes.patches if patch.get_label()}
-    assert list(outlines) == ["known (N = 900)", "foreign (N = 100)"]
-    known, foreign = outlines.values()
-    np.testing.assert_array_equal(known.edges, foreign.edges)
-    assert (known.values.sum(), foreign.values.sum()) == (pytest.approx(1), pytest.approx(1))
-    assert known.values[-1] == 0 and foreign.values[0] == 0
+    assert list(outlines) == ["in distribution (N = 900)", "out of distribution (N = 100)"]
+    inside, ood = outlines.values()
+    np.testing.assert_array_equal(inside.edges, ood.edges)
+    assert (inside.values.sum(), ood.values.sum()) == (pytest.approx(1), pytest.approx(1))
+    assert inside.values[-1] == 0 and ood.values[0] == 0
     assert [line.get_xdata()[0] for line in axes.lines] == [pytest.approx(0.15), pytest.approx(0.445)]
 
 
 @pytest.mark.parametrize("values", [[], [[0.1]], [0.1, np.nan], [np.inf]])
 def test_an_uncertainty_that_is_not_one_number_for_each_example_is_refused(values):
     # Red for: an empty histogram, or one that leaves examples out in silence.
-    with pytest.raises(ValueError, match=r"uncertainty_histogram\(foreign=.*one finite number"):
+    with pytest.raises(ValueError, match=r"uncertainty_histogram\(ood=.*one finite number"):
         uncertainty_histogram(np.array([0.1]), np.array(values))
 
 

@@ -71,7 +71,7 @@ def test_a_push_of_another_posterior_keeps_the_words_and_drops_the_figures(run):
     another.push_to_hub()
     card = ModelCard.load("user/keep-other")
     assert "My last word." in card.text and card.data.license == "mit"
-    assert "None are on record." in card.text and "0.0312" not in str(card)
+    assert "No metrics are on record." in card.text and "0.0312" not in str(card)
     assert "model-index" not in card.data.to_dict()
     assert find_marked(card.text).identity == identity(posterior_of(another)) != find_marked(edited).identity
 

@@ -203,7 +203,7 @@ def test_words_that_land_while_we_publish_are_not_overwritten(hub, monkeypatch):
     intrude(monkeypatch, "user/card-race", ["# Mine\n\nJust written.\n"])
     publish_card("user/card-race", our_card())
     assert "Just written." in readme("user/card-race") and "| SWAG | 0.5 |" in readme("user/card-race")
-    assert commits("user/card-race")[:2] == ["Add model card with measured figures", "By hand"]
+    assert commits("user/card-race")[:2] == ["Add model card with measured metrics", "By hand"]
 
 
 def test_a_busy_hub_is_asked_again_with_the_same_card(hub, monkeypatch):

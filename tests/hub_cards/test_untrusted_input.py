@@ -59,9 +59,9 @@ def card_of(word):
         metrics={"SWAG": {word: 0.5}, f"m{word}": {word: 0.5}},
         intervals={"SWAG": {word: (0.25, 0.75)}},
         interval_level=0.9,
-        seconds_per_row={"SWAG": 0.25},
-        foreign="f" + word,
-        num_foreign=4,
+        seconds_per_example={"SWAG": 0.25},
+        ood="f" + word,
+        num_ood=4,
         versions={word: word},
     )
     posterior = some_posterior(

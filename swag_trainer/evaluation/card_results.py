@@ -1,4 +1,4 @@
-"""CardResults: figures that somebody measured, together with what they were measured on."""
+"""CardResults: metrics for a model card, together with what they were measured on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numbers import Integral, Real
 from pathlib import PurePosixPath, PureWindowsPath
 from sys import float_info
 
-from swag_trainer import SwagError
+from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.earlier import OLD_CARD_KEYS, renamed
 
 Interval = tuple[float, float]
 
@@ -18,7 +19,8 @@ Interval = tuple[float, float]
 class CardResults:
     """One measurement of one or several methods, all on the same examples.
 
-    A card prints these figures and nothing else; without their circumstances they would say little.
+    A card prints these metrics and nothing else; without their circumstances they would mean little. Made by hand, or by
+    `Measurement.to_card`.
 
         CardResults(
             dataset="glue/sst2", split="validation", revision="5503434", num_examples=872, num_samples=30, seed=0, num_bins=15,
@@ -26,22 +28,22 @@ class CardResults:
         )
 
     Attributes:
-        dataset: Its name, or its id on the Hub; never a path of the machine that measured.
+        dataset: Its name, or its id on the Hub; never a path of a machine.
         split: Which part of it.
         revision: Commit of the data set, None where it has none.
-        num_examples: N, how many examples were answered.
+        num_examples: N, how many examples were predicted.
         num_samples: S, how many draws were averaged.
         seed: What the draws depended on.
         num_bins: How many bins of equal width the calibration error has.
         metrics: ``{method: {metric: value}}``, the same metrics for every method. The method that the posterior stands for is
             "SWAG", at the posterior's own scale.
-        intervals: ``{method: {metric: (low, high)}}`` of any of these figures, by bootstrap over the examples.
+        intervals: ``{method: {metric: (low, high)}}`` of any of these metrics, by bootstrap over the examples.
         interval_level: What the intervals are meant to cover, such as 0.95; None where there are none.
-        seconds_per_row: ``{method: seconds}`` that one example took, of any of the methods.
+        seconds_per_example: ``{method: seconds}`` that one example took, of any of the methods.
         scale: Factor of the covariance that "SWAG" was measured with; None for the posterior's own.
         temperature: By which the logits of "SWAG" were divided; None for none.
-        foreign: Name of the out-of-distribution data that metrics such as an AUROC compare with; None where there was none.
-        num_foreign: How many examples of it were answered.
+        ood: Name of the out-of-distribution data that metrics such as an AUROC compare with; None where there was none.
+        num_ood: How many examples of it were predicted.
         versions: Versions of the libraries that measured.
 
     Raises:
@@ -58,30 +60,30 @@ class CardResults:
     metrics: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     interval_level: float | None = None
-    seconds_per_row: Mapping[str, float] = field(default_factory=dict)
+    seconds_per_example: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     temperature: float | None = None
-    foreign: str | None = None
-    num_foreign: int | None = None
+    ood: str | None = None
+    num_ood: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "split", "revision", "foreign"):
-            _check_text(name, getattr(self, name), optional=name in ("revision", "foreign"))
-        for name in ("dataset", "foreign"):
+        for name in ("dataset", "split", "revision", "ood"):
+            _check_text(name, getattr(self, name), optional=name in ("revision", "ood"))
+        for name in ("dataset", "ood"):
             if _is_local(getattr(self, name)):
                 raise ValueError(
-                    f"CardResults({name}=...) is printed for everybody, got the local path {getattr(self, name)!r}. "
+                    f"CardResults({name}=...) is published, got the local path {getattr(self, name)!r}. "
                     "Give the data set's name or its id on the Hub."
                 )
-        self._together("foreign", "num_foreign")
-        for name, least in (("num_examples", 1), ("num_samples", 1), ("seed", 0), ("num_bins", 1), ("num_foreign", 1)):
+        self._together("ood", "num_ood")
+        for name, least in (("num_examples", 1), ("num_samples", 1), ("seed", 0), ("num_bins", 1), ("num_ood", 1)):
             value = getattr(self, name)
-            if name == "num_foreign" and value is None:
+            if name == "num_ood" and value is None:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"CardResults({name}=...) is a whole number of at least {least}, got {value!r}.")
-            object.__setattr__(self, name, int(value))  # NumPy's integers are no YAML
+            object.__setattr__(self, name, int(value))  # NumPy's integers cannot be written as YAML
         object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
         object.__setattr__(self, "intervals", _checked_intervals(self.intervals, self.metrics))
         self._together("intervals", "interval_level")
@@ -95,11 +97,11 @@ class CardResults:
                 if not _is_finite(value) or not fits(value):
                     raise ValueError(f"CardResults({name}=...) is a finite number {range_}, or None, got {value!r}.")
                 object.__setattr__(self, name, float(value))
-        object.__setattr__(self, "seconds_per_row", _checked_seconds(self.seconds_per_row, self.metrics))
+        object.__setattr__(self, "seconds_per_example", _checked_seconds(self.seconds_per_example, self.metrics))
         object.__setattr__(self, "versions", _checked_versions(self.versions))
 
     def _together(self, first: str, second: str) -> None:
-        """One says nothing without the other."""
+        """Refuse one without the other."""
         if bool(getattr(self, first)) != (getattr(self, second) is not None):
             raise ValueError(
                 f"CardResults({first}=..., {second}=...) come together or not at all, got {getattr(self, first)!r} and "
@@ -114,15 +116,17 @@ class CardResults:
     def from_json(cls, text: str) -> CardResults:
         """Read what `to_json` returned; ``CardResults.from_json(results.to_json()) == results``.
 
-        What an earlier version did not record yet keeps its default; what this version does not know is refused.
+        What an earlier version did not record yet keeps its default, and its old keys are read; an unknown key is refused.
 
         Raises:
-            SwagError: The text is no JSON, or no record of this kind.
+            SwagError: The text is not valid JSON, or not a record of this kind.
         """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise SwagError(f"CardResults.from_json() was given a text that is no JSON: {error}") from error
+            raise SwagError(f"CardResults.from_json() was given a text that is not valid JSON: {error}") from error
+        if isinstance(document, dict):
+            document = renamed(document, OLD_CARD_KEYS)
         known = {item.name for item in fields(cls)}
         needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
         if not isinstance(document, dict) or not needed <= set(document) <= known:
@@ -134,7 +138,7 @@ class CardResults:
         try:
             return cls(**document)
         except ValueError as error:
-            raise SwagError(f"CardResults.from_json() was given a record with a hole in it. {error}") from error
+            raise SwagError(f"CardResults.from_json() was given an invalid record. {error}") from error
 
 
 def _is_local(name: str | None) -> bool:
@@ -153,7 +157,7 @@ def _check_text(name: str, value: object, *, optional: bool = False) -> None:
     if value is None and optional:
         return
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"CardResults({name}=...) must be a text with something in it{' or None' * optional}, got {value!r}.")
+        raise ValueError(f"CardResults({name}=...) must be a non-empty text{' or None' * optional}, got {value!r}.")
 
 
 def _check_mapping(name: str, value: object) -> None:
@@ -162,43 +166,43 @@ def _check_mapping(name: str, value: object) -> None:
 
 
 def _checked_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Copy the figures as plain floats; a later change of the caller's dictionaries must not change the record."""
+    """Copy the metrics as plain floats; a later change of the caller's dictionaries must not change the record."""
     _check_mapping("metrics", metrics)
     if not metrics:
-        raise ValueError("CardResults(metrics=...) needs the figures of at least one method, got none.")
+        raise ValueError("CardResults(metrics=...) needs the metrics of at least one method, got none.")
     first_method, first = next(iter(metrics.items()))
     copied: dict[str, dict[str, float]] = {}
-    for method, figures in metrics.items():
-        _check_mapping("metrics", figures)
-        if not figures:
-            raise ValueError(f"CardResults(metrics=...) has no figures for the method {method!r}.")
-        if set(figures) != set(first):
-            odd = sorted(set(figures) ^ set(first), key=str)[0]
+    for method, values in metrics.items():
+        _check_mapping("metrics", values)
+        if not values:
+            raise ValueError(f"CardResults(metrics=...) has no metrics for the method {method!r}.")
+        if set(values) != set(first):
+            odd = sorted(set(values) ^ set(first), key=str)[0]
             raise ValueError(
                 f"CardResults(metrics=...) compares methods by the same metrics, but {odd!r} is given for only one of "
                 f"{first_method!r} and {method!r}."
             )
-        for metric, value in figures.items():
+        for metric, value in values.items():
             if not all(isinstance(name, str) and name.strip() for name in (method, metric)):
                 raise ValueError(f"CardResults(metrics=...) names methods and metrics by texts, got {method!r} and {metric!r}.")
             if not _is_finite(value):
                 raise ValueError(f"CardResults(metrics=...) holds finite numbers, got {value!r} for {metric!r} of {method!r}.")
-        copied[method] = {metric: float(figures[metric]) for metric in first}
+        copied[method] = {metric: float(values[metric]) for metric in first}
     return copied
 
 
 def _checked_intervals(
     intervals: Mapping[str, Mapping[str, Interval]], metrics: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, Interval]]:
-    """Copy the intervals as pairs of plain floats. The figure itself may lie outside: a bootstrap is not centred on it."""
+    """Copy the intervals as pairs of plain floats. The value itself may lie outside: a bootstrap is not centred on it."""
     _check_mapping("intervals", intervals)
     copied: dict[str, dict[str, Interval]] = {}
-    for method, figures in intervals.items():
-        _check_mapping("intervals", figures)
+    for method, limits in intervals.items():
+        _check_mapping("intervals", limits)
         copied[method] = {}
-        for metric, interval in figures.items():
+        for metric, interval in limits.items():
             if method not in metrics or metric not in metrics[method]:
-                raise ValueError(f"CardResults(intervals=...) has one for {metric!r} of {method!r}, which has no figure.")
+                raise ValueError(f"CardResults(intervals=...) has one for {metric!r} of {method!r}, which has no value.")
             pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
             if len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
                 raise ValueError(
@@ -210,11 +214,11 @@ def _checked_intervals(
 
 
 def _checked_seconds(seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    _check_mapping("seconds_per_row", seconds)
+    _check_mapping("seconds_per_example", seconds)
     for method, value in seconds.items():
         if method not in metrics or not _is_finite(value) or value < 0:
             raise ValueError(
-                f"CardResults(seconds_per_row=...) gives {value!r} seconds to {method!r}; methods: {list(metrics)}."
+                f"CardResults(seconds_per_example=...) gives {value!r} seconds to {method!r}; methods: {list(metrics)}."
             )
     return {method: float(value) for method, value in seconds.items()}
 

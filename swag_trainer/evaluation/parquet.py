@@ -1,0 +1,80 @@
+"""Predictions of every method for every example as a Parquet file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from swag_trainer.evaluation.predictions import MethodPredictions
+from swag_trainer.metrics.ood import uncertainty_scores
+from swag_trainer.posterior.atomic import write_bytes
+
+
+def predictions_to_parquet(path: str | Path, methods: Mapping[str, MethodPredictions], labels: ArrayLike) -> None:
+    """Write the predictions of each method for each example, whole or not at all.
+
+    Columns: method, row, is_ood, label, prediction, correct, confidence, entropy (nats), mutual_information (nats), probabilities (a
+    list). Out-of-distribution examples have no label and are neither right nor wrong; a single draw has no mutual information.
+
+    Args:
+        path: The file.
+        methods: Predictions by the name of the method, all for the same examples.
+        labels: True classes of the in-distribution examples. Shape (N,).
+
+    Raises:
+        ImportError: The pyarrow library is not installed.
+        OSError: The file cannot be written.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("A Parquet file needs the pyarrow library: pip install pyarrow.") from error
+    parts = []
+    for name, predictions in methods.items():
+        parts.append(_rows(name, predictions.probabilities, predictions.mutual_information, np.asarray(labels)))
+        if predictions.ood_probabilities is not None:
+            parts.append(_rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, None))
+    table = pa.concat_tables(pa.table(part, schema=_schema(pa)) for part in parts)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_bytes(Path(path), buffer.getvalue())
+
+
+def _rows(name: str, probabilities: np.ndarray, information: np.ndarray | None, labels: np.ndarray | None) -> dict[str, Any]:
+    predictions = probabilities.argmax(axis=1)
+    count = len(probabilities)
+    return {
+        "method": [name] * count,
+        "row": np.arange(count),
+        "is_ood": np.full(count, labels is None),
+        "label": [None] * count if labels is None else labels,
+        "prediction": predictions,
+        "correct": [None] * count if labels is None else predictions == labels,
+        "confidence": probabilities.max(axis=1),
+        "entropy": uncertainty_scores(probabilities)["entropy"],
+        "mutual_information": [None] * count if information is None else information,
+        "probabilities": list(probabilities),
+    }
+
+
+def _schema(pa: Any) -> Any:
+    return pa.schema(
+        {
+            "method": pa.string(),
+            "row": pa.int64(),
+            "is_ood": pa.bool_(),
+            "label": pa.int64(),
+            "prediction": pa.int64(),
+            "correct": pa.bool_(),
+            "confidence": pa.float64(),
+            "entropy": pa.float64(),
+            "mutual_information": pa.float64(),
+            "probabilities": pa.list_(pa.float64()),
+        }
+    )

@@ -1,0 +1,238 @@
+"""Measurement: the record of an evaluation, its circumstances included, as JSON, as a table and for a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.card_results import CardResults
+from swag_trainer.evaluation.earlier import from_format_1
+from swag_trainer.metrics.bootstrap import Interval
+from swag_trainer.metrics.calibration import ReliabilityBins
+from swag_trainer.metrics.selective import RiskCoverage
+from swag_trainer.prediction.sampler import Sampling
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = 2
+_BINS = ("edges", "counts", "confidence", "accuracy")
+_CURVE = ("coverage", "risk", "threshold")
+_MOST_POINTS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class MethodMetrics:
+    """What was measured of one method.
+
+    Attributes:
+        metrics: {metric: value with interval}. Metrics: "accuracy", "macro_f1", "nll" (nats), "ece" and "ece_quantile" (bins of equal
+            width and between quantiles), "brier" (summed over classes), "aurc", and where there are out-of-distribution (OOD) examples
+            "auroc", "aupr" and "fpr95", each followed by "_entropy", "_one_minus_max" or "_mutual_information", the score by which
+            examples are called OOD.
+        num_draws: Draws per example.
+        seconds_per_example: None where it was not measured.
+        bins: Reliability of the top label.
+        curve: Risk against coverage.
+    """
+
+    metrics: Mapping[str, Interval]
+    num_draws: float
+    seconds_per_example: float | None
+    bins: ReliabilityBins
+    curve: RiskCoverage
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurement:
+    """The record of one evaluation; made by `swag_trainer.evaluation.measurement.measure`.
+
+    The file of `to_json` is one JSON object with a key for every attribute below and ``"format": 2``. Of a method it holds "metrics"
+    ({metric: {"value", "low", "high"}}), "num_draws", "seconds_per_example", "reliability" ({"edges": [B + 1], "counts": [B],
+    "confidence": [B], "accuracy": [B]}, null in an empty bin) and "risk_coverage" ({"coverage": [...], "risk": [...], "threshold":
+    [...]}, at most 1000 points, the first and the last among them); of an uncertainty "in_distribution" ([N]) and "ood" ([M]). Files of
+    format 1, of earlier versions, are still read.
+
+    Attributes:
+        dataset, split, revision: Of the in-distribution examples; None where not known.
+        num_examples: N, how many of them.
+        ood: Name of the OOD data; None where there was none.
+        num_ood: M, how many examples of it.
+        posterior: Identity of the posterior whose draws were averaged, see `swag_trainer.evaluation.identity`; None where there was none.
+        sampling: How it was drawn from; None where that is not known.
+        map_weights: "last" or "adapter": whose weights "MAP" has; None where not known.
+        num_bins: Bins of the calibration errors.
+        num_resamples: Resamples of the bootstrap.
+        level: Of the intervals.
+        seed: Of the resamples.
+        methods: What was measured, by the name of the method.
+        uncertainties: Of the posterior's method, in nats: {name: (in-distribution (N,), OOD (M,))}; {} without OOD examples.
+        versions: Of the libraries that measured.
+    """
+
+    dataset: str
+    split: str | None
+    revision: str | None
+    num_examples: int
+    ood: str | None
+    num_ood: int
+    posterior: str | None
+    sampling: Sampling | None
+    map_weights: str | None
+    num_bins: int
+    num_resamples: int
+    level: float
+    seed: int
+    methods: Mapping[str, MethodMetrics]
+    uncertainties: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Mapping[str, Interval]]:
+        """{method: {metric: value with interval}}."""
+        return {name: method.metrics for name, method in self.methods.items()}
+
+    def to_card(self) -> CardResults:
+        """Return what a model card prints: the metrics that all methods have, with their circumstances.
+
+        Raises:
+            SwagError: How the posterior was drawn from is not recorded.
+            ValueError: There is no split, or a name is a path of this machine.
+        """
+        if self.sampling is None:
+            raise SwagError("A card states draws and seed, and this measurement has none: pass measure(..., sampling=...).")
+        # A single pass has no mutual information to detect OOD examples by, so its metrics are fewer.
+        common = [
+            metric for metric in next(iter(self.metrics.values())) if all(metric in found for found in self.metrics.values())
+        ]
+        times = {name: method.seconds_per_example for name, method in self.methods.items()}
+        return CardResults(
+            dataset=self.dataset,
+            split=self.split,  # type: ignore[arg-type]  # refused there if it is None
+            revision=self.revision,
+            num_examples=self.num_examples,
+            num_samples=self.sampling.num_samples,
+            seed=self.sampling.seed,
+            num_bins=self.num_bins,
+            metrics={name: {metric: found[metric].value for metric in common} for name, found in self.metrics.items()},
+            intervals={
+                name: {metric: (found[metric].low, found[metric].high) for metric in common}
+                for name, found in self.metrics.items()
+            },
+            interval_level=self.level,
+            seconds_per_example={name: seconds for name, seconds in times.items() if seconds is not None},
+            scale=self.sampling.scale,
+            temperature=None if self.sampling.temperature == 1 else self.sampling.temperature,
+            ood=self.ood,
+            num_ood=self.num_ood or None,
+            versions=self.versions,
+        )
+
+    def to_json(self) -> str:
+        """Return the text of a results file; floats come back from it exactly."""
+        record = {item.name: getattr(self, item.name) for item in fields(self)}
+        record["sampling"] = None if self.sampling is None else asdict(self.sampling)
+        record["methods"] = {name: _method_document(method) for name, method in self.methods.items()}
+        record["uncertainties"] = {
+            name: {"in_distribution": _listed(in_distribution), "ood": _listed(ood)}
+            for name, (in_distribution, ood) in self.uncertainties.items()
+        }
+        return json.dumps({"format": FORMAT} | record, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Measurement:
+        """Read what `to_json` returned, or a file of an earlier version. Keys that are not the record's are ignored.
+
+        Raises:
+            SwagError: The text is not valid JSON, or not such a record.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] == 1:
+                document = from_format_1(document)
+            elif document["format"] != FORMAT:
+                raise SwagError(
+                    f"The results have format {document['format']!r}, this version reads 1 and {FORMAT}. Evaluate again."
+                )
+            record = {item.name: document[item.name] for item in fields(cls)}
+            record["sampling"] = None if record["sampling"] is None else Sampling(**record["sampling"])
+            record["methods"] = {name: _method(method) for name, method in record["methods"].items()}
+            record["uncertainties"] = {
+                name: (_array(values["in_distribution"]), _array(values["ood"]))
+                for name, values in record["uncertainties"].items()
+            }
+            return cls(**record)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SwagError(f"These are not results of an evaluation: {type(error).__name__}: {str(error)[:200]}") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> Measurement:
+        """Read a results file, as ``swag-trainer evaluate --output`` writes it.
+
+        Raises:
+            SwagError: There is none, or it is not such a file.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, SwagError) as error:
+            raise SwagError(f"{str(path)!r} is not what 'swag-trainer evaluate --output' writes: {error}") from error
+
+    def table(self) -> Table:
+        """Return the metrics as a table for the terminal, a row for each metric and a column for each method.
+
+        Raises:
+            ImportError: The rich library is not installed.
+        """
+        try:
+            from rich.markup import escape
+            from rich.table import Table
+        except ImportError as error:
+            raise ImportError("The table needs the rich library: pip install rich, or use to_json().") from error
+        table = Table(
+            title=f"{self.num_examples} examples, {self.level:.0%} intervals of {self.num_resamples} resamples, {self.num_bins} bins"
+        )
+        table.add_column("")
+        for name in self.methods:
+            table.add_column(escape(name), justify="right")
+        for metric in dict.fromkeys(metric for found in self.metrics.values() for metric in found):
+            cells = [found.get(metric) for found in self.metrics.values()]
+            table.add_row(metric, *("-" if cell is None else escape(str(cell)) for cell in cells))
+        times = [method.seconds_per_example for method in self.methods.values()]
+        table.add_row("ms per example", *("-" if time is None else f"{1000 * time:.3g}" for time in times))
+        table.add_row("draws", *(f"{method.num_draws:g}" for method in self.methods.values()))
+        return table
+
+
+def _method_document(method: MethodMetrics) -> dict[str, Any]:
+    places = np.linspace(0, len(method.curve.risk) - 1, min(len(method.curve.risk), _MOST_POINTS)).astype(int)
+    return {
+        "num_draws": method.num_draws,
+        "seconds_per_example": method.seconds_per_example,
+        "metrics": {metric: asdict(interval) for metric, interval in method.metrics.items()},
+        "reliability": {item: _listed(getattr(method.bins, item)) for item in _BINS},
+        "risk_coverage": {item: _listed(getattr(method.curve, item)[places]) for item in _CURVE},
+    }
+
+
+def _method(document: Mapping[str, Any]) -> MethodMetrics:
+    return MethodMetrics(
+        metrics={metric: Interval(**interval) for metric, interval in document["metrics"].items()},
+        num_draws=document["num_draws"],
+        seconds_per_example=document["seconds_per_example"],
+        bins=ReliabilityBins(**{item: _array(document["reliability"][item]) for item in _BINS}),
+        curve=RiskCoverage(**{item: _array(document["risk_coverage"][item]) for item in _CURVE}),
+    )
+
+
+def _listed(values: np.ndarray) -> list[float | int | None]:
+    return [None if value != value else value for value in np.asarray(values).tolist()]
+
+
+def _array(values: list[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values])
