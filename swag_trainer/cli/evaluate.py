@@ -18,7 +18,7 @@ from swag_trainer.evaluation.methods import METHODS, predict_methods
 from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.decisions import Request
+from swag_trainer.prediction.decisions import PredictionOptions
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 from swag_trainer.prediction.sampler import Sampling
 
@@ -80,7 +80,7 @@ def run(options: Options, out: TextIO) -> None:
         raise SwagError(
             f"--validation-split and --split are both {options.split!r}: nothing may be fitted on what is measured."
         )
-    asked = Request().updated({"num_samples": options.num_samples, "seed": options.seed})
+    asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
         data = _Data.read(options)
         classifier = load_classifier(options.model, device=options.device)

@@ -12,10 +12,9 @@ import torch
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
-from swag_trainer.prediction.decisions import Decision, Request, confidence, decide
+from swag_trainer.prediction.decisions import Decision, PredictionOptions, confidence, decide
 from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
-from swag_trainer.prediction.sampler import Sampling
 
 if TYPE_CHECKING:
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
@@ -71,11 +70,8 @@ class PagePredictions:
 
     def __init__(self, classify: SwagTextClassificationPipeline) -> None:
         model, self.posterior = classify.model, classify.posterior
-        asked = classify.request.resolved(self.posterior)
-        self.first_decision = _first_decision(asked, self.posterior)
-        self.sampling = Sampling(
-            num_samples=asked.num_samples, seed=asked.seed, scale=asked.scale, temperature=asked.temperature
-        )
+        self.first_decision = _first_decision(classify.options, self.posterior)
+        self.sampling = classify.options.resolved(self.posterior)
         self._swag = MonteCarloPredictor(model, self.posterior, self.sampling, progress=False)
         if self._swag.link != "softmax":
             raise SwagError(
@@ -135,12 +131,12 @@ def verdict(predictions: TextPredictions, decision: Decision) -> str:
     names = dict(enumerate(predictions.labels))
     best = predictions.likeliest(1)[0]
     score = float(confidence(predictions.probabilities[None])[0])
-    row = decision.act([{"label": names[best], "score": score}], predictions.probabilities, names)[0]
+    row = decision.apply([{"label": names[best], "score": score}], predictions.probabilities, names)[0]
     if row["label"] is None:
         return f"Defer to a human. {row['reason']} (The likeliest label is {row['top_label']}.)"
     if not decision:
         return f"Label: {row['label']}. Its score is {score:.3f}; with a threshold of 0 every text gets a label."
-    return f"Label: {row['label']}. Its score {score:.3f} is not below {decision.threshold:.3f}, {decision.because}."
+    return f"Label: {row['label']}. Its score {score:.3f} is not below {decision.threshold:.3f}, {decision.reason}."
 
 
 def uncertainty(predictions: TextPredictions) -> str:
@@ -190,21 +186,21 @@ def _source(posterior: WeightPosterior) -> str:
     return f"{snapshots} snapshots, rank {rank}"
 
 
-def _first_decision(request: Request, posterior: WeightPosterior) -> Decision:
+def _first_decision(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
     """Return the decision that the pipeline was given.
 
     Without one it is a threshold that `swag_trainer.tune` calibrated: for a risk near 5 %, where one could be guaranteed, else for a
     coverage near 90 %. None applies where there is none for these draws.
     """
-    given = decide(request, posterior)
+    given = decide(options, posterior)
     if given.threshold > 0 or posterior.tuning is None:
-        return Decision(given.threshold, given.because)
+        return Decision(given.threshold, given.reason)
     for goal, wanted in _DEFAULT_GOALS:
         records = [each for each in posterior.tuning.thresholds if each.goal == goal and each.threshold is not None]
         if records:
             nearest = min(records, key=lambda each: abs(each.target - wanted))
             try:
-                return decide(request.updated({goal: nearest.target, "prediction_set": None}), posterior)
+                return decide(options.updated({goal: nearest.target, "prediction_set": None}), posterior)
             except SwagError:  # calibrated for other draws, another scale or temperature
                 return Decision()
     return Decision()

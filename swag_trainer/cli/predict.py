@@ -15,7 +15,7 @@ from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.text_data import read_any_text
 from swag_trainer.errors import SwagError
-from swag_trainer.prediction.decisions import Request
+from swag_trainer.prediction.decisions import PredictionOptions
 
 _FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -71,8 +71,8 @@ def run(options: Options, out: TextIO) -> None:
         raise SwagError(f"--output is a file that ends in {', '.join(_FORMATS)}, got {options.output!r}.")
     if form == ".parquet":
         require("pyarrow.parquet")
-    asked = {name: value for name in Request.option_names() if (value := getattr(options, name, None)) is not None}
-    Request().updated(asked)  # refuses numbers out of range before anything is loaded
+    asked = {name: value for name in PredictionOptions.option_names() if (value := getattr(options, name, None)) is not None}
+    PredictionOptions().updated(asked)  # refuses numbers out of range before anything is loaded
     texts = _texts(options)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite):
         classifier = load_classifier(options.model, device=options.device)

@@ -1,35 +1,42 @@
-"""Acting on it: whether a pipeline answers or abstains, and which labels it cannot rule out.
+"""Selective prediction and conformal sets: the options of a pipeline, and what is decided upon a prediction.
 
-Thresholds and quantiles were calibrated by `SwagPosterior.tune` for the answers of certain draws at a certain scale and temperature. They
-say nothing about other answers, and are refused for them.
+Thresholds and quantiles were calibrated by `swag_trainer.tune` for the predictions of certain draws at a certain scale and temperature.
+They do not hold for other predictions, and are refused for them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from swag_trainer.errors import SwagError
 from swag_trainer.metrics.conformal import ConformalSets
-from swag_trainer.posterior.gaussian import checked_scale
-from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
+from swag_trainer.prediction.draw_logits import Method, check_method
+from swag_trainer.prediction.monte_carlo import checked_max_error
 from swag_trainer.prediction.sampler import Sampling
 
 _WAYS_TO_ABSTAIN = ("abstain_below", "risk", "coverage")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a pipeline, or one call of it, is asked for. The options are those of the pipeline; None is "not asked"."""
+class PredictionOptions:
+    """What a pipeline, or one call of it, was asked for.
 
-    num_samples: int | None = None
-    seed: int | None = None
-    scale: float | None = None
-    temperature: float | None = None
+    Attributes:
+        sampling: The fields of `Sampling` that were asked for, by name.
+        method, max_error: As in `MonteCarloPredictor`.
+        abstain_below, risk, coverage, prediction_set, prediction_set_method: As in `SwagTextClassificationPipeline`; None where not asked.
+    """
+
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    method: Method = "monte_carlo"
+    max_error: float | None = None
     abstain_below: float | None = None
     risk: float | None = None
     coverage: float | None = None
@@ -38,11 +45,11 @@ class Request:
 
     @classmethod
     def option_names(cls) -> list[str]:
-        """What can be asked for."""
-        return [item.name for item in fields(cls)]
+        """Return the names of all options; those of `Sampling` come first."""
+        return [*Sampling.field_names(), *(item.name for item in fields(cls) if item.name != "sampling")]
 
-    def updated(self, options: dict[str, Any]) -> Request:
-        """Return this request with the options that are not None put over it; one way to abstain replaces another.
+    def updated(self, options: Mapping[str, Any]) -> PredictionOptions:
+        """Return these options with those that are not None in their place; one way to abstain replaces another.
 
         Raises:
             SwagError: Two ways to abstain at once, or a number out of range.
@@ -50,42 +57,43 @@ class Request:
         given = {name: value for name, value in options.items() if value is not None}
         ways = [name for name in _WAYS_TO_ABSTAIN if name in given]
         if len(ways) > 1:
-            raise SwagError(f"{ways[0]} and {ways[1]} both say when to abstain; pass one of them.")
-        _check_range(given)
+            raise SwagError(f"{ways[0]} and {ways[1]} both set when to abstain; pass one of them.")
+        for name in (*_WAYS_TO_ABSTAIN, "prediction_set"):
+            if not 0 <= given.get(name, 0) <= 1:
+                raise SwagError(f"{name} is a fraction or a probability between 0 and 1, got {given[name]}.")
+        checked_max_error(given.get("max_error"))
+        asked = {name: given.pop(name) for name in Sampling.field_names() if name in given}
+        Sampling().changed(asked)
+        given["sampling"] = {**self.sampling, **asked}
         return replace(self, **(dict.fromkeys(_WAYS_TO_ABSTAIN) | given if ways else given))
 
-    def resolved(self, posterior: SwagPosterior) -> Request:
-        """Return this request with draws, scale and temperature settled: those the posterior was tuned with where not asked otherwise."""
+    def resolved(self, posterior: WeightPosterior) -> Sampling:
+        """Return the sampling settings, with those that the posterior was tuned with where nothing else was asked for."""
         tuning = posterior.tuning
-        return replace(
-            self,
-            num_samples=self.num_samples or (10 if tuning is None else tuning.num_samples),
-            seed=self.seed if self.seed is not None else (0 if tuning is None else tuning.seed),
-            scale=posterior.scale if self.scale is None else float(self.scale),
-            temperature=Sampling(scale=self.scale, temperature=self.temperature).temperature_for(posterior),
-        )
+        tuned = Sampling() if tuning is None else Sampling(num_samples=tuning.num_samples, seed=tuning.seed)
+        return tuned.changed(self.sampling).resolved(posterior)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with an answer.
+    """What is done with a prediction.
 
     Attributes:
         threshold: Abstain where the top label's score is below this.
-        because: Where the threshold comes from, as the end of a sentence.
-        sets: What makes the prediction set; None where none was asked for.
+        reason: Where the threshold comes from, as the end of a sentence.
+        sets: Makes the prediction set; None where none was asked for.
     """
 
     threshold: float = 0.0
-    because: str = ""
+    reason: str = ""
     sets: ConformalSets | None = None
 
     def __bool__(self) -> bool:
         """Whether anything is to be decided."""
         return bool(self.threshold > 0) or self.sets is not None
 
-    def act(self, rows: list[dict[str, Any]], probabilities: np.ndarray, labels: dict[int, str]) -> list[dict[str, Any]]:
-        """Return the rows of an answer, the first one of the top label, with the first one decided upon.
+    def apply(self, rows: list[dict[str, Any]], probabilities: np.ndarray, labels: dict[int, str]) -> list[dict[str, Any]]:
+        """Return the labels of a prediction, the first one the likeliest, with the first one decided upon.
 
         Args:
             rows: ``label``, ``score`` and so on, the likeliest first.
@@ -96,7 +104,7 @@ class Decision:
         score = float(confidence(probabilities[None])[0])
         if score < self.threshold:
             first |= {"label": None, "top_label": first["label"]}
-            first["reason"] = f"The score {score:.3f} of the likeliest label is below {self.threshold:.3f}, {self.because}."
+            first["reason"] = f"The score {score:.3f} of the likeliest label is below {self.threshold:.3f}, {self.reason}."
         if self.sets is not None:
             chosen = self.sets.sets(probabilities[None])[0]
             order = np.argsort(-probabilities, kind="stable")
@@ -105,63 +113,63 @@ class Decision:
 
 
 def confidence(probabilities: np.ndarray) -> np.ndarray:
-    """What thresholds are compared with: the top label's averaged probability, at most 1 also after rounding. (N, C) -> (N,)."""
+    """Return what thresholds are compared with: the top label's averaged probability, at most 1 also after rounding. (N, C) -> (N,)."""
     return np.minimum(probabilities.max(axis=1), 1.0)
 
 
-def decide(request: Request, posterior: SwagPosterior) -> Decision:
-    """Look up what a request asks to be decided.
+def decide(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
+    """Look up what the options ask to be decided.
 
     Raises:
-        SwagError: It needs a tuned posterior, a level that was calibrated, or the draws, scale and temperature of the calibration.
+        SwagError: They need a tuned posterior, a level that was calibrated, or the draws, scale and temperature of the calibration.
     """
-    threshold, because, sets = 0.0, "", None
-    if request.abstain_below is not None:
-        threshold, because = request.abstain_below, "the abstain_below that was asked for"
+    threshold, reason, sets = 0.0, "", None
+    if options.abstain_below is not None:
+        threshold, reason = options.abstain_below, "the abstain_below that was asked for"
     for goal in ("risk", "coverage"):
-        if (target := getattr(request, goal)) is not None:
-            tuning = _calibrated(goal, request, posterior)
+        if (target := getattr(options, goal)) is not None:
+            tuning = _calibrated(goal, options, posterior)
             record = _threshold(tuning, goal, target)
-            threshold, because = float(record.threshold), _origin(tuning, record)
-    if request.prediction_set is not None:
-        tuning = _calibrated("prediction_set", request, posterior)
-        sets = _sets(tuning, request.prediction_set, request.prediction_set_method or "aps")
-    return Decision(threshold, because, sets)
+            threshold, reason = float(record.threshold), _origin(tuning, record)
+    if options.prediction_set is not None:
+        tuning = _calibrated("prediction_set", options, posterior)
+        sets = _sets(tuning, options.prediction_set, options.prediction_set_method or "aps")
+    return Decision(threshold, reason, sets)
 
 
-def _check_range(given: dict[str, Any]) -> None:
-    if given.get("num_samples", 1) < 1:
-        raise SwagError(
-            "num_samples is the number of draws and must be at least 1, "
-            f"got {given['num_samples']}. For the mean alone pass scale=0."
-        )
-    checked_scale(given.get("scale", 1.0))
-    for name in (*_WAYS_TO_ABSTAIN, "prediction_set"):
-        if not 0 <= given.get(name, 0) <= 1:
-            raise SwagError(f"{name} is a share or a probability between 0 and 1, got {given[name]}.")
+def check_options(options: PredictionOptions, posterior: WeightPosterior) -> None:
+    """Refuse what cannot be done with a posterior, before anything is predicted.
+
+    Raises:
+        SwagError: As `decide`, or the method does not go with the posterior or with other options.
+    """
+    decide(options, posterior)
+    check_method(options.method, posterior, options.resolved(posterior), in_blocks=options.max_error is not None)
 
 
-def _calibrated(option: str, request: Request, posterior: SwagPosterior) -> Tuning:
-    """Return the posterior's tuning, if it is about the answers that are asked for."""
+def _calibrated(option: str, options: PredictionOptions, posterior: WeightPosterior) -> Tuning:
+    """Return the posterior's tuning, if it was calibrated for the predictions that are asked for."""
     tuning = posterior.tuning
     if tuning is None:
         raise SwagError(
             f"{option}=... needs what swag_trainer.tune(posterior, model, data) calibrates on held-out data, and this posterior was not tuned. "
             "Tune it and save it again, or choose a score yourself with abstain_below=..."
         )
-    asked = request.resolved(posterior)
-    for name, value in {
-        "num_samples": tuning.num_samples,
-        "seed": tuning.seed,
-        "scale": posterior.scale,
-        "temperature": tuning.temperature,
-    }.items():
-        if getattr(asked, name) != value:
+    asked = options.resolved(posterior)
+    tuned = Sampling(tuning.num_samples, tuning.seed, posterior.scale, tuning.temperature)
+    differing = [(name, getattr(tuned, name), getattr(asked, name)) for name in Sampling.field_names()]
+    differing += [("method", "monte_carlo", options.method), ("max_error", None, options.max_error)]
+    for name, calibrated, value in differing:
+        if value != calibrated:
             raise SwagError(
-                f"{option}=... was calibrated for the answers with {name}={value:g}, this call asks for {name}={getattr(asked, name):g}, "
+                f"{option}=... was calibrated for the predictions with {name}={_text(calibrated)}, this call asks for {name}={_text(value)}, "
                 f"whose scores mean something else. Leave {name} out, or tune the posterior with it."
             )
     return tuning
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else repr(value)
 
 
 def _threshold(tuning: Tuning, goal: str, target: float) -> CalibratedThreshold:
@@ -175,8 +183,9 @@ def _threshold(tuning: Tuning, goal: str, target: float) -> CalibratedThreshold:
     if record.threshold is None:
         promise = "" if record.level is None else f" that can be promised with probability {record.level:g}"
         raise SwagError(
-            f"No threshold has a risk of at most {target:g}{promise}: {_rows(tuning)} were too few or too often answered wrongly. "
-            "Ask for a higher risk, or tune with more rows" + (", or with confidence=None for no promise." if promise else ".")
+            f"No threshold has a risk of at most {target:g}{promise}: {_examples(tuning)} were too few or too often predicted wrongly. "
+            "Ask for a higher risk, or tune with more examples"
+            + (", or with confidence=None for no promise." if promise else ".")
         )
     return record
 
@@ -196,14 +205,14 @@ def _sets(tuning: Tuning, level: float, method: str) -> ConformalSets:
 
 def _origin(tuning: Tuning, record: CalibratedThreshold) -> str:
     if record.goal == "coverage":
-        return f"the score from which on at least {record.target:g} of {_rows(tuning)} were answered"
+        return f"the score from which on at least {record.target:g} of {_examples(tuning)} were predicted"
     if record.level is None:
-        return f"the score from which on at most {record.target:g} of the answers for {_rows(tuning)} were wrong"
+        return f"the score from which on at most {record.target:g} of the predictions for {_examples(tuning)} were wrong"
     return (
-        f"from which on at most {record.target:g} of the answers are wrong, with probability {record.level:g} "
-        f"(calibrated on {_rows(tuning)})"
+        f"from which on at most {record.target:g} of the predictions are wrong, with probability {record.level:g} "
+        f"(calibrated on {_examples(tuning)})"
     )
 
 
-def _rows(tuning: Tuning) -> str:
-    return f"{tuning.num_calibration} rows of {tuning.dataset!r}"
+def _examples(tuning: Tuning) -> str:
+    return f"{tuning.num_calibration} examples of {tuning.dataset!r}"

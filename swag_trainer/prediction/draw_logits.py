@@ -48,7 +48,7 @@ class DrawLogits:
 
     Raises:
         AdapterMismatchError: The posterior has other weights than the adapter, or was made on another base.
-        SwagError: The method does not go with the posterior or the settings; the adapter is merged, switched off or not active.
+        SwagError: The adapter is merged, switched off or not active.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class DrawLogits:
         max_tokens: int | None,
         compile: bool,
     ) -> None:
-        _check_method(method, posterior, sampling, compile=compile)
         with torch.inference_mode(False):  # tensors made in inference mode would never have derivatives
             weights = private_copy(model, adapter_name, posterior.layout.keys)
         difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
@@ -151,7 +150,18 @@ class DrawLogits:
         return logits[:, order], rows[order]
 
 
-def _check_method(method: str, posterior: WeightPosterior, sampling: Sampling, *, compile: bool) -> None:
+def check_method(
+    method: str, posterior: WeightPosterior, sampling: Sampling, *, compile: bool = False, in_blocks: bool = False
+) -> None:
+    """Check that a method goes with a posterior and with other settings.
+
+    Args:
+        method, posterior, sampling, compile: As in `MonteCarloPredictor`.
+        in_blocks: Whether several blocks of draws are asked for.
+
+    Raises:
+        SwagError: It does not, or there is no such method.
+    """
     if method not in get_args(Method):
         raise SwagError(f"method must be one of {get_args(Method)}, got {method!r}.")
     if method == "linearized" and not isinstance(posterior, GaussianPosterior):
@@ -159,7 +169,9 @@ def _check_method(method: str, posterior: WeightPosterior, sampling: Sampling, *
             f'method="linearized" needs a Gaussian posterior, and one of kind {posterior.kind!r} has no factors of a covariance. '
             'Use method="monte_carlo".'
         )
-    if method == "linearized" and (compile or sampling.dropout):
-        raise SwagError('method="linearized" draws no weights: dropout and compile are for method="monte_carlo".')
+    if method == "linearized" and (compile or in_blocks or sampling.dropout):
+        raise SwagError(
+            'method="linearized" draws no weights: num_blocks, max_error, dropout and compile are for method="monte_carlo".'
+        )
     if sampling.dropout and compile:
         raise SwagError("dropout=True runs the plain model, one draw after the other: leave compile=True out.")

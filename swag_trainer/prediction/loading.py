@@ -1,15 +1,14 @@
-"""Loads base model, adapter and posterior together: the one object in a pipeline that is told where the adapter lies."""
+"""Load a base model, its adapter and its posterior together, for a pipeline or by hand."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoModelForSequenceClassification
 
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
 from swag_trainer.adapters.plain_lora import is_reproducible
@@ -18,16 +17,23 @@ from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.prediction.tokenizers import TokenizerSource
+from swag_trainer.tasks import task_named
+from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 
-class AutoSwagModelForSequenceClassification:
-    """Loads a PEFT classifier with its posterior, which it attaches as ``model.swag_posterior``; ``model.swag_tokenizer`` says
-    where its tokenizer lies.
+class AutoSwagModel:
+    """Loads a PEFT model with its posterior, which it attaches as ``model.swag_posterior``; ``model.swag_tokenizer`` loads its tokenizer.
 
     PEFT loads the adapter, not transformers: that keeps the adapter in float32 on a bfloat16 base, and loads a trained head in
-    every version of transformers we accept. Labels and problem type come from the posterior's file, as adapter_config.json has
-    no place for them.
+    every version of transformers that this package accepts. Labels and problem type come from the posterior's file, as
+    adapter_config.json has no place for them.
+
+    Attributes:
+        task_name: The task to load for; None for the one in the posterior's record.
     """
+
+    task_name: ClassVar[str | None] = None
 
     @classmethod
     def from_pretrained(
@@ -76,7 +82,8 @@ class AutoSwagModelForSequenceClassification:
                 pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
             )
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
-        base = _load_base(posterior, **hub, **base_kwargs)
+        task = task_named(cls.task_name or posterior.record.task)
+        base = _load_base(posterior, task, **hub, **base_kwargs)
         model = _load_adapter(base, posterior.adapter)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:
@@ -97,6 +104,12 @@ class AutoSwagModelForSequenceClassification:
         return model.eval()
 
 
+class AutoSwagModelForSequenceClassification(AutoSwagModel):
+    """Loads a PEFT classifier of texts with its posterior."""
+
+    task_name: ClassVar[str | None] = SequenceClassification.name
+
+
 def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> None:
     """Say before the base is loaded that its change in memory cannot be repeated; PEFT says it late, in other words, or not at all."""
     initialisation = base_changing_initialisation(adapter.config)
@@ -115,7 +128,7 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
         )
 
 
-def _load_base(posterior: WeightPosterior, **kwargs: Any) -> torch.nn.Module:
+def _load_base(posterior: WeightPosterior, task: Task, **kwargs: Any) -> torch.nn.Module:
     name, record = posterior.adapter.base_model, posterior.record
     if not name:
         raise SwagError(
@@ -131,15 +144,15 @@ def _load_base(posterior: WeightPosterior, **kwargs: Any) -> torch.nn.Module:
         kwargs["problem_type"] = record.problem_type
     if record.pad_token_id is not None:
         kwargs["pad_token_id"] = record.pad_token_id
-    base, info = AutoModelForSequenceClassification.from_pretrained(
+    base, info = task.auto_model.from_pretrained(
         name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     # A mismatched entry is (name, shape in the file, shape in the model): a head of another task, which the adapter's must replace.
     fresh = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-    homeless = sorted(fresh - {key.removeprefix("base_model.model.") for key in posterior.adapter.tensors})
-    if homeless:
+    missing = sorted(fresh - {key.removeprefix("base_model.model.") for key in posterior.adapter.tensors})
+    if missing:
         raise SwagError(
-            f"The weights {homeless[:3]} are in neither the checkpoint of {name!r} nor the adapter's file, so they would be random at every "
+            f"The weights {missing[:3]} are in neither the checkpoint of {name!r} nor the adapter's file, so they would be random at every "
             "load. The adapter must be trained anew with their module in modules_to_save."
         )
     return base

@@ -8,10 +8,23 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from swag_trainer.errors import SwagError
+
 
 def block_seed(seed: int, block: int) -> int:
     """The seed of one of several independent blocks of draws; the first block's is the seed itself."""
     return seed if block == 0 else int.from_bytes(hashlib.sha256(f"{seed}/block {block}".encode()).digest()[:8], "little") >> 1
+
+
+def checked_max_error(max_error: float | None) -> float | None:
+    """Return a standard error to stay below.
+
+    Raises:
+        SwagError: It is not above 0, or not finite.
+    """
+    if max_error is not None and not 0 < max_error < float("inf"):
+        raise SwagError(f"max_error is a standard error to stay below and must be finite and > 0, got {max_error}.")
+    return max_error
 
 
 def weighted_mean(draws: Tensor, weights: Tensor | None) -> Tensor:

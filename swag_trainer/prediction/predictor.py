@@ -18,9 +18,9 @@ from transformers import default_data_collator
 from swag_trainer.distributed import Processes, digest
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.draw_logits import DrawLogits, Method
+from swag_trainer.prediction.draw_logits import DrawLogits, Method, check_method
 from swag_trainer.prediction.lengths import batches_of_one_length, length_of
-from swag_trainer.prediction.monte_carlo import error_limit
+from swag_trainer.prediction.monte_carlo import checked_max_error, error_limit
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, summarise
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.tasks import task_named
@@ -102,10 +102,9 @@ class MonteCarloPredictor:
         own = inspect.signature(MonteCarloPredictor).parameters
         self.sampling = (sampling or Sampling()).changed(changes, also=own).resolved(posterior)
         _check_at_least_1(num_blocks=num_blocks, batch_size=batch_size, max_tokens=max_tokens)
-        if max_error is not None and not 0 < max_error < float("inf"):
-            raise SwagError(f"max_error is a standard error to stay below and must be finite and > 0, got {max_error}.")
-        if method == "linearized" and (max_error is not None or num_blocks not in (None, 1)):
-            raise SwagError('method="linearized" draws no weights: num_blocks and max_error are for method="monte_carlo".')
+        checked_max_error(max_error)
+        in_blocks = max_error is not None or num_blocks not in (None, 1)
+        check_method(method, posterior, self.sampling, compile=compile, in_blocks=in_blocks)
         self.method = method
         self.task = task or task_named(posterior.record.task)
         self.batch_size = batch_size

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, nll_loss
-from torch.utils.data import Sampler, SequentialSampler
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.prediction.transformers_internals import EvaluatesInOrder
 from swag_trainer.tasks.base import Link
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class SwagEvaluationMixin(_Base):
+class SwagEvaluationMixin(EvaluatesInOrder):
     """Lets a Trainer predict and evaluate with the average over a posterior instead of the model's one set of weights.
 
     Put it in front of the Trainer's class::
@@ -97,12 +92,6 @@ class SwagEvaluationMixin(_Base):
         predictions = torch.from_numpy(as_predictions(answer, self._predictor.link)).to(self.args.device, torch.float32)
         loss = None if labels is None else loss_of(predictions, labels, self._predictor.link)
         return (loss, None, None) if prediction_loss_only else (loss, predictions, labels)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        from transformers.trainer_pt_utils import LengthGroupedSampler  # here, as importing the Trainer takes a second
-
-        sampler = super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def _whole_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)

@@ -41,7 +41,7 @@ def test_the_page_predicts_what_the_pipeline_predicts(run, texts):
         assert float(predictions.averaged.entropy[0]) == theirs[0]["entropy"]
         assert float(predictions.averaged.mutual_information[0]) == theirs[0]["mutual_information"]
         np.testing.assert_allclose(predictions.draws.mean(axis=0), predictions.probabilities, atol=1e-12)
-        assert len(predictions.draws) == classify.request.resolved(classify.posterior).num_samples
+        assert len(predictions.draws) == classify.options.resolved(classify.posterior).num_samples
         mean = classify(texts[0], top_k=None, scale=0, temperature=1.0)
         assert predictions.by_name(predictions.mean) == {row["label"]: row["score"] for row in mean}
         assert np.abs(predictions.mean - predictions.probabilities).max() > 1e-4
@@ -85,10 +85,10 @@ def test_the_slider_starts_at_the_tuned_threshold_also_when_it_comes_back_rounde
     # Red for: the threshold of another goal, a risk that could not be promised, or a rounded threshold that lost its promise.
     first = PagePredictions(classify := pipeline_of(run, tuning=RECORD)).first_decision
     assert first.threshold == 0.41239
-    assert "at most 0.1 of the answers are wrong, with probability 0.9" in first.because
+    assert "at most 0.1 of the predictions are wrong, with probability 0.9" in first.reason
     assert PagePredictions(classify).decision(round(0.41239, 3)) is not None
     assert PagePredictions(classify).decision(0.412).threshold == 0.41239
-    assert PagePredictions(classify).decision(0.42).because == "the threshold set on this page"
+    assert PagePredictions(classify).decision(0.42).reason == "the threshold set on this page"
     unpromised = replace(RECORD, thresholds=[each for each in RECORD.thresholds if each.target != 0.1])
     assert PagePredictions(pipeline_of(run, tuning=unpromised)).first_decision.threshold == 0.36
     assert PagePredictions(pipeline_of(run, tuning=RECORD, abstain_below=0.6)).first_decision.threshold == 0.6

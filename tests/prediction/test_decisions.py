@@ -5,7 +5,7 @@ from lively import at_scale_2, pipeline_of, short_run, tuning_of
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.metrics.conformal import ConformalSets
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
-from swag_trainer.prediction.decisions import Request, decide
+from swag_trainer.prediction.decisions import PredictionOptions, decide
 
 RECORD = tuning_of(
     thresholds=[
@@ -73,10 +73,10 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     below = [sum(answer["score"] < threshold for answer in plain) for threshold in (0.6, 0.7)]
     assert 0 < below[0] < below[1] < len(texts)
     reason = next(answer["reason"] for answer in classify(texts, risk=0.05) if abstained(answer))
-    assert "at most 0.05 of the answers are wrong, with probability 0.9" in reason
-    assert "61 rows of 'me/questions'" in reason
+    assert "at most 0.05 of the predictions are wrong, with probability 0.9" in reason
+    assert "61 examples of 'me/questions'" in reason
     reason = next(answer["reason"] for answer in classify(texts, coverage=0.9) if abstained(answer))
-    assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 rows of 'me/questions' were answered.")
+    assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 examples of 'me/questions' were predicted.")
 
 
 def test_a_prediction_set_names_the_labels_that_cannot_be_ruled_out_the_likeliest_first(classify, run, texts):
@@ -156,13 +156,13 @@ def test_a_posterior_that_was_not_tuned_knows_no_risk_but_any_score(run, texts, 
 def test_draws_and_temperature_are_those_of_the_record_unless_asked_otherwise(run):
     # Red for: seed=0 taken for "not given"; the posterior's temperature at another scale.
     posterior = at_scale_2(run[1], RECORD)
-    ours = Request().resolved(posterior)
+    ours = PredictionOptions().resolved(posterior)
     assert (ours.num_samples, ours.seed, ours.scale, ours.temperature) == (4, 3, 2.0, 1.25)
-    other = Request(num_samples=7, seed=0, scale=0).resolved(posterior)
+    other = PredictionOptions().updated({"num_samples": 7, "seed": 0, "scale": 0}).resolved(posterior)
     assert (other.num_samples, other.seed, other.scale, other.temperature) == (7, 0, 0.0, 1.0)
-    untuned = Request().resolved(run[1])
+    untuned = PredictionOptions().resolved(run[1])
     assert (untuned.num_samples, untuned.seed, untuned.scale, untuned.temperature) == (10, 0, 1.0, 1.0)
-    assert not decide(Request(), posterior)
+    assert not decide(PredictionOptions(), posterior)
 
 
 def test_temperature_may_be_given_in_the_call(classify, texts):

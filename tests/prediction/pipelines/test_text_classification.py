@@ -8,7 +8,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import swag_trainer  # noqa: F401 - registers the task
 from swag_trainer import MonteCarloPredictor, PosteriorNotFoundError, SwagCallback, SwagError, SwagTextClassificationPipeline
-from swag_trainer.prediction.decisions import Request
+from swag_trainer.prediction.decisions import PredictionOptions
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_what_the_constructor_asked_for_can_be_read_and_a_call_changes_nothing_o
     options = {"model": model, "posterior": posterior, "tokenizer": tokenizer, "device": "cpu"}
     classify = pipeline("swag-text-classification", num_samples=3, scale=2.0, **options)
     classify(texts[0], num_samples=4, seed=1, abstain_below=0.5)
-    assert classify.request == Request(num_samples=3, scale=2.0)
-    assert pipeline("swag-text-classification", **options).request == Request()
+    assert classify.options == PredictionOptions(sampling={"num_samples": 3, "scale": 2.0})
+    assert pipeline("swag-text-classification", **options).options == PredictionOptions()
 
 
 @pytest.mark.parametrize("arguments", [{"num_sample": 5}, {"n_samples": 5}, {"temperatur": 2.0}, {"topk": 1}])
@@ -181,3 +181,40 @@ def test_labels_that_do_not_exclude_each_other_and_numbers_keep_their_kind_throu
     number = answers("number", 1, float)
     assert set(number[0]) == {"label", "score", "std"}
     assert number[0]["std"] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"design": "iid", "num_samples": 5},
+        {"num_samples": 4, "max_error": 0.0005},
+        {"method": "linearized"},
+        {"dropout": True, "scale": 0},
+    ],
+)
+def test_what_the_predictor_can_do_the_pipeline_does_too(classify, trained, texts, tokenizer, options):
+    # Red for: an option that is taken and not used, or kept for later calls.
+    trainer, swag = trained
+    plain = classify(texts[:3], batch_size=2)
+    stored = swag.posterior.with_scale(20.0).stored_as("bfloat16")
+    ours = MonteCarloPredictor(trainer.model, stored, **options)
+    for text, found in zip(texts[:3], classify(texts[:3], **options), strict=True):
+        expected = ours.predict([dict(tokenizer(text))])
+        assert found["score"] == pytest.approx(expected.probabilities.max(), abs=1e-9)
+        assert found["mutual_information"] == pytest.approx(expected.mutual_information[0], abs=1e-9)
+    assert classify(texts[:3], batch_size=2) == plain and found["score"] != plain[2]["score"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "linearised"}, "method must be one of"),
+        ({"method": "linearized", "max_error": 0.1}, "draws no weights"),
+        ({"max_error": 0.0}, "max_error.*got 0"),
+        ({"design": "pairs"}, "design must be one of"),
+    ],
+)
+def test_what_the_predictor_refuses_is_refused_before_a_text_is_read(classify, options, message):
+    # Red for: an error in the middle of a data set.
+    with pytest.raises(SwagError, match=message):
+        classify([], **options)
