@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
 from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
+from swag_trainer.evaluation.measurement import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_push_keeps_the_text_of_the_repository_and_is_one_commit(measured, fol
     files = set(HfApi().list_repo_files("user/cli-words"))
     assert {"adapter_model.safetensors", "swag_posterior.safetensors", "tokenizer.json", "reliability.png"} <= files
     assert "secret.txt" not in files
-    values = json.loads(open(measured[1], encoding="utf-8").read())["card"]["metrics"]["SWAG"]
+    values = Measurement.read(measured[1]).to_card().metrics["SWAG"]
     assert {entry.metric_name: entry.metric_value for entry in card.data.eval_results} == values
     posterior = SwagPosterior.from_pretrained(folder)
     assert SwagPosterior.from_pretrained("user/cli-words").adapter.digest == posterior.adapter.digest

@@ -46,5 +46,5 @@ def test_the_demo_compares_five_methods_and_leaves_a_posterior_and_a_diagram(tmp
     posterior = SwagPosterior.from_pretrained(tmp_path / "seed-0")
     assert f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation" in shown
     measured = json.loads((tmp_path / "seed-0" / "results.json").read_text())
-    assert f"{measured['methods']['SWAG']['figures']['nll']['value']:.3f}" in shown
+    assert f"{measured['methods']['SWAG']['metrics']['nll']['value']:.3f}" in shown
     assert (tmp_path / "seed-0" / "reliability.png").stat().st_size > 10_000
