@@ -169,7 +169,7 @@ def test_a_pipeline_from_the_saved_folder_answers_as_it_was_tuned(finished, held
     model, posterior = finished
     tuned = quietly(model, posterior, held_out)
     assert abs(tuned.temperature - 1) > 0.05
-    tuned.save_pretrained(tmp_path / "tuned")
+    tuned.save_pretrained(tmp_path / "tuned", dtype="float32")  # in bfloat16 the draws are rounded
     tokenizer.save_pretrained(tmp_path / "tuned")
     assert SwagPosterior.from_pretrained(tmp_path / "tuned").tuning == tuned.tuning
     classify = pipeline("swag-text-classification", model=str(tmp_path / "tuned"), device="cpu")
