@@ -1,7 +1,7 @@
 # Every target builds its own virtual environment, from the package index and the lock in constraints.txt alone.
 PYTHON ?= python3
 BIN := .venv/bin
-# What `make lock` and `make latest` keep to: a newer torch would pull gigabytes of CUDA.
+# What every target keeps to, `make oldest` and `make latest` too: the index has other versions of torch with gigabytes of CUDA only.
 TORCH := 2.13.0
 PIP := -m pip --quiet --disable-pip-version-check
 OLDEST_PYTHON := 3.11
@@ -58,7 +58,7 @@ clean:
 	touch $@
 
 .venv-oldest/.dev: pyproject.toml | .venv-oldest/.python
-	$(PYTHON) tests/lower_bounds.py > .venv-oldest/constraints.txt
+	$(PYTHON) tests/lower_bounds.py | sed 's/^torch==.*/torch==$(TORCH)/' > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(PIP) install --constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	touch $@
 
