@@ -2,7 +2,7 @@
 
 They descend from ``Exception`` alone: while transformers loads the model of a pipeline it catches OSError, ValueError,
 TypeError and RuntimeError and goes on with another model (``transformers/pipelines/base.py``, ``load_model``). A posterior
-that was refused with one of those would be answered for by a point estimate.
+that was refused with one of those would be replaced by a point estimate.
 """
 
 
@@ -27,5 +27,5 @@ class TooFewCollectionsError(SwagError):
 
 
 def shortened(text: str) -> str:
-    """Return what somebody else wrote, at most 200 characters of it, for a message."""
+    """Return untrusted text, at most 200 characters of it, for a message."""
     return text if len(text) <= 200 else text[:197] + "..."

@@ -108,7 +108,7 @@ def upload(
     create_pr: bool = False,
     merge: Callable[[str | None], bytes] | None = None,
 ) -> CommitInfo:
-    """Put files into a model repository in one atomic commit, so that nobody can load half of them.
+    """Put files into a model repository in one atomic commit, so that half of them can never be loaded.
 
     The repository, and the branch ``revision``, are created if needed. Responses 429 and 5xx are tried again with growing pauses.
 

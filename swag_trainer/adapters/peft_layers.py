@@ -78,7 +78,7 @@ def is_merged(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> bool:
 
 
 def is_disabled(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> bool:
-    """Is the layer switched to answer as the base model does?"""
+    """Is the layer switched to compute what the base model does?"""
     return bool(layer.disable_adapters)
 
 

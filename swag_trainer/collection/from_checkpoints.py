@@ -221,8 +221,10 @@ def _from_folder(folder: Path, inside: str) -> _Checkpoint:
     except FileNotFoundError:
         return _Checkpoint(name, folder / inside, step)
     except ValueError as error:
-        raise PosteriorFormatError(f"{name} cannot be part of a posterior. {str(path)!r} is no JSON: {error}.") from error
-    # It may come from somebody else's run: only what has the right type is taken from it.
+        raise PosteriorFormatError(
+            f"{name} cannot be part of a posterior. {str(path)!r} is not valid JSON: {error}."
+        ) from error
+    # It may come from any run: only what has the right type is taken from it.
     state = state if isinstance(state, dict) else {}
     step = state["global_step"] if type(state.get("global_step")) is int else step
     history = state["log_history"] if isinstance(state.get("log_history"), list) else []

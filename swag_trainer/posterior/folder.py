@@ -49,7 +49,7 @@ def write_folder(folder: Path, contents: Contents) -> None:
     if not adapter.is_reproducible:
         raise SwagError(
             f"The adapter was initialised with {record.initialisation!r}, which changed the base model in memory in a way that no other "
-            "process repeats: saved, it would give other answers. Save it as plain LoRA: "
+            "process repeats: saved, it would give other predictions. Save it as plain LoRA: "
             "swag_trainer.to_plain_lora(posterior).save_pretrained(...)."
         )
     folder.mkdir(parents=True, exist_ok=True)

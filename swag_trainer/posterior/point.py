@@ -25,7 +25,7 @@ class PointPosterior(WeightPosterior):
     Attributes:
         layout: Keys and shapes of the weights.
         vector: The weights. Shape (P,), float32.
-        record: Its scale is 0, so that predictors answer with a single pass.
+        record: Its scale is 0, so that predictors make a single pass.
         adapter: The adapter it lies beside.
     """
 

@@ -85,7 +85,7 @@ class SavedAdapter:
 
     @cached_property
     def digest(self) -> str:
-        """Content digest of the tensors; it tells one adapter from another and one training step from the next."""
+        """Content digest of the tensors; it distinguishes adapters, and training steps of one."""
         return content_digest(self.tensors)
 
     @property
@@ -112,7 +112,7 @@ class SavedAdapter:
         except FileNotFoundError as error:
             raise PosteriorNotFoundError(f"There is no adapter in {str(folder)!r}: {ADAPTER_CONFIG} is missing.") from error
         except ValueError as error:
-            raise PosteriorFormatError(f"{str(path)!r} is no JSON: {error}.") from error
+            raise PosteriorFormatError(f"{str(path)!r} is not valid JSON: {error}.") from error
         if not isinstance(config, dict):
             raise PosteriorFormatError(f"{str(path)!r} should hold a JSON object, it holds a {type(config).__name__}.")
         tensors, _ = read_tensors(folder / ADAPTER_WEIGHTS)

@@ -14,14 +14,14 @@ _METHODS = ("lac", "aps", "raps")
 
 @dataclass(frozen=True)
 class CalibratedThreshold:
-    """From which score of the top label on an answer is given, and how that went on the calibration rows.
+    """From which score of the top label on a prediction is given, and how that went on the calibration examples.
 
     Attributes:
         goal: "risk", the largest share of wrong answers among those given, or "coverage", the share of rows that are answered.
         target: That share.
-        threshold: Answer where the top label's averaged probability is >= this; None where no threshold reached the goal.
-        coverage: Share of the calibration rows that are answered.
-        risk: Share of wrong answers among them; None where there are none.
+        threshold: Predict where the top label's averaged probability is >= this; None where no threshold reached the goal.
+        coverage: Fraction of the calibration examples that are predicted.
+        risk: Fraction of wrong predictions among them; None where there are none.
         level: Probability with which the *true* risk is at most the target; None for a threshold that fits these rows only.
     """
 
@@ -79,12 +79,12 @@ class Tuning:
         temperature: T > 0; each draw's logits are divided by it before the softmax.
         dataset, split, revision: The held-out data: name on the Hub or one that was given, split, commit.
         num_examples: Rows that scale and temperature were chosen on.
-        num_calibration: Other rows of the same data, that only thresholds and quantiles were calibrated and figures measured on;
-            0 if none were held back, and the figures are then of the rows that the choice was made on.
+        num_calibration: Other rows of the same data, that only thresholds and quantiles were calibrated and metrics measured on;
+            0 if none were held back, and the metrics are then of the rows that the choice was made on.
         num_samples, seed: The draws that all of this was done with.
         scale_nll: NLL of each candidate, [scale, its best temperature, NLL] in turn, on the rows that the choice was made on.
         nll: NLL with the chosen scale and temperature on the calibration rows.
-        baselines: NLL of other answers on the calibration rows, by name: "SWA", "SWA, temperature", and "MAP, temperature" (the last
+        baselines: NLL of other methods on the calibration examples, by name: "SWA", "SWA, temperature", and "MAP, temperature" (the last
             snapshot), with temperatures chosen on the same rows as SWAG's.
         thresholds: For abstaining.
         conformal: For sets of labels.

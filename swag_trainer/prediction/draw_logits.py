@@ -39,7 +39,7 @@ class DrawLogits:
         sampling: How to draw.
         task: What of the model's outputs is predicted.
         method: "monte_carlo" or "linearized".
-        num_blocks: How many blocks of draws a call answers with that names no block.
+        num_blocks: How many blocks of draws a call without a block uses.
         adapter_name, max_tokens, compile: As in `MonteCarloPredictor`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""MC dropout: weight draws answered by a model that drops out as in training (Gal and Ghahramani 2016, arXiv:1506.02142)."""
+"""MC dropout: predictions of weight draws by a model that drops out as in training (Gal and Ghahramani 2016, arXiv:1506.02142)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def batches_of_one_length(rows: Sequence[Mapping[str, Any]], batch_size: int) ->
     """Divide rows into batches of one length each, the longest first.
 
     Returns:
-        The places of each batch's rows; and all of them in that order, with which `Predictive.from_batches` puts answers back.
+        The places of each batch's rows; and all of them in that order, with which `Predictive.from_batches` puts predictions back.
 
     >>> rows = [{"input_ids": [1] * length} for length in (3, 5, 3, 5, 5)]
     >>> batches_of_one_length(rows, batch_size=2)

@@ -132,7 +132,7 @@ def _load_base(posterior: WeightPosterior, task: Task, **kwargs: Any) -> torch.n
     name, record = posterior.adapter.base_model, posterior.record
     if not name:
         raise SwagError(
-            "The adapter names no base model, so it cannot be loaded by itself: load the base and pass model=... and posterior=..."
+            "The adapter names no base model, so it cannot be loaded alone: load the base and pass model=... and posterior=..."
         )
     if not Path(name).is_dir() and record.base_revision:
         kwargs["revision"] = record.base_revision

@@ -74,7 +74,7 @@ class Predictive:
             draws_per_block: See `standard_error`.
             weights: What each draw counts in every mean over the draws. Shape (S,), sums to 1; None where all count the same.
         """
-        draws = answers(logits, link, temperature)
+        draws = apply_link(logits, link, temperature)
         mean = weighted_mean(draws, weights)
         entropy = _entropy(mean, link)
         aleatoric = weighted_mean(_entropy(draws, link), weights)
@@ -127,7 +127,7 @@ class RegressionPredictive:
         cls, outputs: Tensor, *, keep_draws: bool = False, draws_per_block: int = 1, weights: Tensor | None = None
     ) -> RegressionPredictive:
         """Average the outputs of S draws, as `Predictive.from_logits` does. Shape (S, N, C)."""
-        draws = answers(outputs, "identity")
+        draws = apply_link(outputs, "identity")
         mean = weighted_mean(draws, weights)
         return cls(
             mean=mean.numpy(),
@@ -160,7 +160,7 @@ def summarise(logits: Tensor, link: Link, *, temperature: float = 1.0, **averagi
     return Predictive.from_logits(logits, link, temperature=temperature, **averaging)
 
 
-def answers(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
+def apply_link(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
     """Return the prediction of each draw: probabilities, or the outputs themselves for a regression, which has no temperature.
 
     Float64, in the shape of the logits.

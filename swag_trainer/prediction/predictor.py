@@ -21,7 +21,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.draw_logits import DrawLogits, Method, check_method
 from swag_trainer.prediction.lengths import batches_of_one_length, length_of
 from swag_trainer.prediction.monte_carlo import checked_max_error, error_limit
-from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, answers, summarise
+from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, apply_link, summarise
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Link, Task
@@ -262,7 +262,7 @@ class MonteCarloPredictor:
         num_rows = len(next(iter(inputs.values())))
         parts, finished = [], []
         for block in range(1, self.num_blocks + 1):
-            limit = error_limit(answers(logits, self.link, self.temperature), **self._logits.averaging(len(logits)))
+            limit = error_limit(apply_link(logits, self.link, self.temperature), **self._logits.averaging(len(logits)))
             is_open = torch.zeros(num_rows, dtype=torch.bool)
             if block < self.num_blocks:
                 is_open[rows[~(limit <= self.max_error)]] = True

@@ -1,4 +1,4 @@
-"""Makes transformers know our tasks, without importing its pipelines before somebody wants one."""
+"""Registration of the pipeline tasks with transformers, without importing its pipelines early."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ _TOKENIZER_FILE = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where the tokenizer of a model lies that was loaded with its adapter; asked only where nobody passes a tokenizer.
+    """Where the tokenizer of a model lies that was loaded with its adapter; used only where no tokenizer is passed.
 
     ``transformers.pipeline`` takes the base model's, whatever lies beside the adapter: a token that was added for the training, the
-    length that texts were cut at, and the padding token that somebody chose for a decoder would be lost.
+    length that texts were cut at, and the padding token that was chosen for a decoder would be lost.
 
     Attributes:
         adapter: Folder or repository of the adapter.
@@ -41,7 +41,7 @@ class TokenizerSource:
         """Return the tokenizer.
 
         Raises:
-            SwagError: It cannot be loaded, or nobody can tell whether there is one beside the adapter without asking the Hub.
+            SwagError: It cannot be loaded, or it cannot be determined whether there is one beside the adapter without asking the Hub.
         """
         name = self.base
         try:
@@ -66,7 +66,7 @@ class TokenizerSource:
             self.adapter, local_files_only=hub.get("local_files_only", False), **where
         )
         found = try_to_load_from_cache(self.adapter, _TOKENIZER_FILE, **where)
-        if found is None:  # nobody has asked for it yet
+        if found is None:  # not asked for yet
             try:
                 found = hf_hub_download(self.adapter, _TOKENIZER_FILE, **hub)
             except LocalEntryNotFoundError as error:

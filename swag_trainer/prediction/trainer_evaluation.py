@@ -1,4 +1,4 @@
-"""``Trainer.predict`` and ``Trainer.evaluate`` with the averaged answers of a posterior."""
+"""``Trainer.predict`` and ``Trainer.evaluate`` with the averaged predictions of a posterior."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SwagEvaluationMixin(EvaluatesInOrder):
 
     What goes over processes, gathers, pads and measures stays the Trainer's own. ``predictions`` are the logarithms of the averaged
     probabilities (of labels that do not exclude each other: their log-odds; of a regression: the mean outputs), so that whatever
-    ``compute_metrics`` does with logits gives the average's own figures: their argmax is its answer, their softmax (sigmoid) the averaged
+    ``compute_metrics`` does with logits gives the average's own metrics: their argmax is its class, their softmax (sigmoid) the averaged
     probabilities, their cross-entropy its negative log-likelihood. ``eval_loss`` is that likelihood, or the squared error of a
     regression's mean; neither ``label_smoothing_factor`` nor ``compute_loss_func`` is in it.
 
@@ -47,7 +47,7 @@ class SwagEvaluationMixin(EvaluatesInOrder):
     _predictor: MonteCarloPredictor | None = None
 
     def use_posterior(self, posterior: WeightPosterior | None, **settings: Any) -> None:
-        """Answer with a posterior from now on, also in evaluations during training; with None by the model itself again.
+        """Predict with a posterior from now on, also in evaluations during training; with None by the model itself again.
 
         Args:
             posterior: Of the model's active adapter.
@@ -88,8 +88,8 @@ class SwagEvaluationMixin(EvaluatesInOrder):
             self._predictor = MonteCarloPredictor(self._whole_model(), self._posterior, **self._settings)
         inputs = self._prepare_inputs(inputs)
         labels = self._labels(inputs)
-        answer = self._predictor.predict(inputs)
-        predictions = torch.from_numpy(as_predictions(answer, self._predictor.link)).to(self.args.device, torch.float32)
+        averaged = self._predictor.predict(inputs)
+        predictions = torch.from_numpy(as_predictions(averaged, self._predictor.link)).to(self.args.device, torch.float32)
         loss = None if labels is None else loss_of(predictions, labels, self._predictor.link)
         return (loss, None, None) if prediction_loss_only else (loss, predictions, labels)
 
@@ -99,23 +99,23 @@ class SwagEvaluationMixin(EvaluatesInOrder):
     def _labels(self, inputs: Mapping[str, Any]) -> Tensor | None:
         found = [inputs[name] for name in self.label_names if inputs.get(name) is not None]
         if len(found) > 1:
-            raise SwagError(f"A posterior answers one kind of label, these rows have {self.label_names}.")
+            raise SwagError(f"A posterior predicts one kind of label, these rows have {self.label_names}.")
         return found[0].detach() if found else None
 
 
-def as_predictions(answer: Predictive | RegressionPredictive, link: Link) -> np.ndarray:
+def as_predictions(averaged: Predictive | RegressionPredictive, link: Link) -> np.ndarray:
     """Turn an average into what a model would have to return for it: log-probabilities, log-odds or outputs. Shape (N, C).
 
     Never below -708, the logarithm of the smallest float64 number that has all its digits, and log-odds not above 36.7: infinity
     would become NaN in a softmax or a mean.
     """
-    if isinstance(answer, RegressionPredictive):
-        return answer.mean
+    if isinstance(averaged, RegressionPredictive):
+        return averaged.mean
     tiny = np.finfo(np.float64).tiny
     if link == "sigmoid":
-        kept = np.clip(answer.probabilities, tiny, 1 - np.finfo(np.float64).epsneg)
+        kept = np.clip(averaged.probabilities, tiny, 1 - np.finfo(np.float64).epsneg)
         return np.log(kept) - np.log1p(-kept)
-    return np.log(np.maximum(answer.probabilities, tiny))
+    return np.log(np.maximum(averaged.probabilities, tiny))
 
 
 def loss_of(predictions: Tensor, labels: Tensor, link: Link) -> Tensor:

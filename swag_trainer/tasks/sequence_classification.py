@@ -30,7 +30,7 @@ class SequenceClassification(Task):
         return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
 
     def link(self, config: Any) -> Link:
-        """Return transformers' own rule for turning a classifier's outputs into answers (`TextClassificationPipeline`)."""
+        """Return transformers' own rule for turning a classifier's outputs into predictions (`TextClassificationPipeline`)."""
         problem_type, num_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", 2)
         if problem_type == "regression":
             return "identity"

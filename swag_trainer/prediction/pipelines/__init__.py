@@ -1,1 +1,1 @@
-"""transformers pipelines that answer with a posterior, one file per task."""
+"""transformers pipelines that predict with a posterior, one file per task."""
