@@ -15,7 +15,9 @@ from torch import Tensor
 
 from swag_trainer.posterior.gaussian import LowRankGaussian
 
-ENERGY_THRESHOLD = 1e-4
+# What is dropped shifts every draw by its square root. On the demo's posterior (MiniLM, K = 20, scale 1, 150 test examples, 10 draws) one
+# dropped direction of 1e-4 of the energy moved averaged probabilities by up to 9.5e-3; bfloat16 alone moves them by up to 1.9e-4.
+DROPPED_ENERGY_LIMIT = 1e-7
 _BLOCK = 2**16
 
 
@@ -24,16 +26,17 @@ class Compression:
     """What was dropped of the low-rank part.
 
     Attributes:
-        energy_threshold: Directions with less than this fraction of the energy (the sum of the squared deviations) were dropped.
-        dropped_energy: The fraction of the energy that they had together.
+        dropped_energy_limit: The smallest directions were dropped, as many as together have at most this fraction of the energy (the
+            sum of the squared deviations).
+        dropped_energy: The fraction that they had.
     """
 
-    energy_threshold: float
+    dropped_energy_limit: float
     dropped_energy: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.energy_threshold <= 1 or not 0 <= self.dropped_energy <= 1:
-            raise ValueError("energy_threshold and dropped_energy are fractions in [0, 1].")
+        if not 0 <= self.dropped_energy_limit <= 1 or not 0 <= self.dropped_energy <= 1:
+            raise ValueError("dropped_energy_limit and dropped_energy are fractions in [0, 1].")
 
 
 def compress(gaussian: LowRankGaussian) -> tuple[LowRankGaussian, Compression]:
@@ -55,14 +58,15 @@ def compress(gaussian: LowRankGaussian) -> tuple[LowRankGaussian, Compression]:
     energies, vectors = torch.linalg.eigh(gram)
     energies, vectors = energies.flip(0).clamp_(min=0), vectors.flip(1)
     total = float(energies.sum())
-    kept = int((energies > ENERGY_THRESHOLD * total).sum())
+    from_here_on = energies.flip(0).cumsum(0).flip(0)
+    kept = int((from_here_on > DROPPED_ENERGY_LIMIT * total).sum())
     rotation = vectors[:, :kept].float().contiguous()
     directions = torch.empty(kept, deviations.shape[1], dtype=torch.bfloat16)
     for block in _blocks(deviations):
         directions[:, block] = (rotation.T @ deviations[:, block]).bfloat16()
     dropped = float(energies[kept:].sum()) / total if total else 0.0
     variance = gaussian.variance.bfloat16().float()
-    return LowRankGaussian(gaussian.mean, variance, directions, rotation), Compression(ENERGY_THRESHOLD, dropped)
+    return LowRankGaussian(gaussian.mean, variance, directions, rotation), Compression(DROPPED_ENERGY_LIMIT, dropped)
 
 
 def _blocks(matrix: Tensor) -> Iterator[slice]:

@@ -161,7 +161,7 @@ class SwagPosterior(WeightPosterior):
     def stored_as(self, dtype: StorageDtype) -> Self:
         """Return the posterior as a file of this precision gives it back, see `WeightPosterior.stored_as`.
 
-        In bfloat16 the deviations are rotated to principal directions, and those below 1e-4 of the energy are dropped. What was
+        In bfloat16 the deviations are rotated to principal directions, and the smallest, with 1e-7 of the energy together, are dropped. What was
         compressed before stays as it is. In float32 the deviations of a compressed posterior are reconstructed.
         """
         gaussian = self.gaussian

@@ -56,12 +56,12 @@ def test_displacement_and_factors_of_a_compressed_gaussian_have_its_dense_covari
     torch.testing.assert_close(torch.diag(diagonal) + low_rank.T @ low_rank, 3 * dense, rtol=1e-6, atol=1e-9)
 
 
-def test_directions_below_a_ten_thousandth_of_the_energy_are_dropped_and_recorded():
-    # Red for: a threshold on lengths instead of energies, and a choice that is not recorded.
-    gaussian, compression = compress(a_gaussian(directions=4))  # energies 1, 1e-2, 1e-4 (/ 1.0101), 1e-6
-    assert len(gaussian.directions) == 2
-    assert compression.energy_threshold == 1e-4
-    assert compression.dropped_energy == pytest.approx(1.01e-4 / 1.010101, rel=1e-4)
+def test_directions_with_a_ten_millionth_of_the_energy_together_are_dropped_and_recorded():
+    # Red for: a limit on lengths instead of energies or for each direction alone, and a choice that is not recorded.
+    gaussian, compression = compress(a_gaussian(directions=6))  # energies 1, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10 (/ 1.0101)
+    assert len(gaussian.directions) == 4
+    assert compression.dropped_energy_limit == 1e-7
+    assert compression.dropped_energy == pytest.approx(1.01e-8 / 1.010101, rel=1e-2)
 
 
 def test_zeros_and_tiny_variances_survive():
