@@ -68,7 +68,7 @@ def test_the_rows_go_into_a_new_folder_beside_the_results(model, tmp_path):
     rows, results = tmp_path / "new" / "deeper" / "r.parquet", tmp_path / "other" / "results.json"
     quick = ["--methods", "SWA", "--num-resamples", "2"]
     assert main(["evaluate", model, *DATA, *quick, "--rows", str(rows), "--output", str(results)]) == 0
-    assert rows.stat().st_size > 1000 and json.loads(results.read_text())["card"]
+    assert rows.stat().st_size > 1000 and json.loads(results.read_text())["methods"]
 
 
 def test_folders_of_a_command_that_fails_go_again_and_those_of_others_stay(model, tmp_path, capsys):

@@ -15,7 +15,11 @@ def test_an_adapter_of_any_kind_answers_after_loading_as_in_memory(base_folder, 
     trainer = trainer_for(model_with(base_folder, name), rows, tokenizer, tmp_path, callbacks=[swag], max_steps=8)
     trainer.train()
     here = SwagTextClassificationPipeline(
-        model=trainer.model.eval(), tokenizer=tokenizer, posterior=swag.posterior, scale=10.0, device="cpu"
+        model=trainer.model.eval(),
+        tokenizer=tokenizer,
+        posterior=swag.posterior.stored_as("bfloat16"),
+        scale=10.0,
+        device="cpu",
     )
     there = pipeline("swag-text-classification", model=str(tmp_path), scale=10.0, device="cpu")
     expected, found = here(texts[:4], top_k=None), there(texts[:4], top_k=None)
