@@ -50,6 +50,8 @@ def assert_posterior_of(posterior: SwagPosterior, witness: Witness, steps: Itera
 
 
 def same(one: SwagPosterior, other: SwagPosterior) -> bool:
-    """Do two posteriors agree in every bit of their tensors?"""
+    """Do two posteriors agree in every bit of their tensors? Where one was read from a compressed file: in what such a file gives back."""
+    if (one.compression is None) != (other.compression is None):
+        one, other = one.stored_as("bfloat16"), other.stored_as("bfloat16")
     parts = ("mean", "variance", "deviations")
     return one.layout == other.layout and all(torch.equal(getattr(one.gaussian, p), getattr(other.gaussian, p)) for p in parts)

@@ -89,10 +89,10 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error_that_says_what_to_do(run):
         classifier(run)
 
 
-def test_a_model_that_somebody_made_needs_a_tokenizer(trained):
+def test_a_model_made_by_hand_needs_a_tokenizer(trained):
     # Red for: "NoneType is not callable" at the first text.
     trainer, swag = trained
-    with pytest.raises(SwagError, match=r"nobody can tell its tokenizer: pass tokenizer=\.\.\."):
+    with pytest.raises(SwagError, match=r"its tokenizer cannot be determined: pass tokenizer=\.\.\."):
         SwagTextClassificationPipeline(model=trainer.model, posterior=swag.posterior)
 
 
