@@ -36,17 +36,19 @@ class Witness(TrainerCallback):
 def assert_posterior_of(posterior: SwagPosterior, witness: Witness, steps: Iterable[int]) -> None:
     """The posterior is that of what the witness saw at these steps, weight by weight, and of nothing else.
 
-    The tolerances are those of Welford's float32 statistics against float64 over two passes.
+    The tolerances are those of Welford's float32 statistics against float64 over two passes; of a compressed file also those of bfloat16.
     """
     steps = list(steps)
+    rounding = 0.0 if posterior.compression is None else 2**-8
     assert posterior.collection.steps == steps
     assert set(posterior.layout.keys) == set(witness.weights[steps[0]])
     mean, variance, deviations = two_pass_moments(witness.vectors(steps))
     gaussian = posterior.gaussian
     torch.testing.assert_close(gaussian.mean.double(), mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(gaussian.variance.double(), variance, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(gaussian.variance.double(), variance, rtol=1e-4 + rounding, atol=1e-12)
     kept = deviations[len(deviations) - posterior.rank :]
-    torch.testing.assert_close(gaussian.deviations.double(), kept, rtol=1e-4, atol=1e-6)
+    atol = 1e-6 + 2 * rounding * float(kept.abs().max())  # the rotation spreads the rounding of a large number over small ones
+    torch.testing.assert_close(gaussian.deviations.double(), kept, rtol=1e-4, atol=atol)
 
 
 def same(one: SwagPosterior, other: SwagPosterior) -> bool:

@@ -167,7 +167,8 @@ def test_the_pipeline_loads_a_quantised_base_when_it_is_told_how(wide_base, rows
         num_samples=4,
         model_kwargs={"quantization_config": quantisation(), "dtype": torch.bfloat16},
     )
-    expected = MonteCarloPredictor(trainer.model, swag.posterior, num_samples=4, progress=False).predict(
+    stored = swag.posterior.stored_as("bfloat16")
+    expected = MonteCarloPredictor(trainer.model, stored, num_samples=4, progress=False).predict(
         tokenizer(texts[:1], return_tensors="pt")
     )
     answer = classify(texts[:1], top_k=None)[0]
