@@ -42,11 +42,7 @@ class TokensPipeline(PosteriorPipeline):
         return self.predictive_of(model_outputs).probabilities
 
 
-class AutoSwagModelForTokens(AutoSwagModel):
-    task_name = Tokens.name
-
-
-register_pipeline(TokensPipeline, AutoSwagModelForTokens)
+register_pipeline(TokensPipeline, type("AutoSwagModelForTokens", (AutoSwagModel,), {"task_name": Tokens.name}))
 
 
 @pytest.fixture
@@ -70,13 +66,12 @@ def test_tokens_are_predicted_saved_and_served(run, texts, tmp_path):
     assert predictor._logits.sampler.obstacle is None and packed.shape == (sum(len(row["input_ids"]) for row in rows), 3)
     predictor._logits.sampler._give_up("to see the plain path")
     np.testing.assert_allclose(predictor.predict(rows).probabilities, packed, rtol=0, atol=1e-5)
-    alone = np.concatenate([predictor.predict([row]).probabilities for row in rows])
-    np.testing.assert_allclose(alone, packed, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([predictor.predict([row]).probabilities for row in rows]), packed, rtol=0, atol=1e-5
+    )
     posterior.save_pretrained(tmp_path / "saved", dtype="float32")
-    loaded = load_posterior(tmp_path / "saved")
-    assert loaded.record.task == Tokens.name
-    served = pipeline(Tokens.name, model=str(tmp_path / "saved"), device="cpu")
-    np.testing.assert_allclose(np.concatenate(served(texts, batch_size=5)), packed, rtol=0, atol=1e-5)
-    other = replace(posterior, record=replace(posterior.record, task=None))
+    assert load_posterior(tmp_path / "saved").record.task == Tokens.name
+    served = pipeline(Tokens.name, model=str(tmp_path / "saved"), device="cpu")(texts, batch_size=5)
+    np.testing.assert_allclose(np.concatenate(served), packed, rtol=0, atol=1e-5)
     with pytest.raises(SwagError, match="needs C logits for each of the 1 events.*Supported tasks: .*posterior.sample"):
-        MonteCarloPredictor(model, other).predict(rows[:1])
+        MonteCarloPredictor(model, replace(posterior, record=replace(posterior.record, task=None))).predict(rows[:1])
