@@ -6,22 +6,30 @@ TORCH := 2.13.0
 PIP := -m pip --quiet --disable-pip-version-check
 OLDEST_PYTHON := 3.11
 
+# The tests in the environment $(1). bitsandbytes and torchao lie beside it, for a run of their own: PEFT imports whichever
+# is installed, which takes seconds in every process.
+define run_tests
+	PYTHONPATH=$(1)/quantised OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 -m "quantised and not slow" \
+	  tests/adapters/test_quantised.py tests/collection/test_low_precision.py
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not quantised" $(ARGS)
+endef
+
 .PHONY: demo test latest oldest slow bench style quality lock clean
 
 demo: .venv/.demo  ## Fine-tune a small model on the demo's text and compare MAP with SWAG
 	$(BIN)/python examples/quickstart.py
 
-test: quality  ## What CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+test: quality .venv/.quantised  ## What CI runs
+	$(call run_tests,.venv)
 
 slow: .venv/.dev  ## What takes longer than CI should
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow $(ARGS)
 
-latest: .venv-latest/.dev  ## The tests against the newest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+latest: .venv-latest/.dev .venv-latest/.quantised  ## The tests against the newest versions that pyproject.toml allows
+	$(call run_tests,.venv-latest)
 
-oldest: .venv-oldest/.dev  ## The tests against the oldest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow" $(ARGS)
+oldest: .venv-oldest/.dev .venv-oldest/.quantised  ## The tests against the oldest versions that pyproject.toml allows
+	$(call run_tests,.venv-oldest)
 
 bench: .venv/.dev  ## Tables of ratios, measured side by side
 	$(BIN)/python benchmarks/collection.py
@@ -35,11 +43,11 @@ quality: .venv/.dev  ## Shape and import arrows, checked only
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-lock:  ## Write constraints.txt anew: every version that the dev extra installs today
+lock:  ## Write constraints.txt anew: every version that the extras install today
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	echo 'torch==$(TORCH)' > .venv-lock/torch.txt
 	.venv-lock/bin/python $(PIP) install --upgrade pip setuptools
-	.venv-lock/bin/python $(PIP) install --constraint .venv-lock/torch.txt --editable '.[dev]'
+	.venv-lock/bin/python $(PIP) install --constraint .venv-lock/torch.txt --editable '.[dev,quantised]'
 	(echo '# Made by `make lock`: every version that `make demo` and `make test` install, for Python $(OLDEST_PYTHON) and later.'; \
 	  .venv-lock/bin/python $(PIP) freeze --all --exclude-editable | sed 's/+cpu$$//') > constraints.txt
 	rm -rf .venv-lock
@@ -50,6 +58,10 @@ clean:
 .venv/.demo .venv/.dev: pyproject.toml constraints.txt | .venv/.python
 	$(BIN)/python $(PIP) install --constraint constraints.txt pip setuptools
 	$(BIN)/python $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[$(patsubst .%,%,$(@F))]'
+	touch $@
+
+%/.quantised: pyproject.toml constraints.txt | %/.python
+	$(@D)/bin/python $(PIP) install --constraint constraints.txt --no-deps --target $(@D)/quantised bitsandbytes torchao
 	touch $@
 
 .venv-latest/.dev: pyproject.toml | .venv-latest/.python

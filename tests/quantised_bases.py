@@ -33,15 +33,14 @@ def torchao_8bit():
     return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=SKIPPED)
 
 
-def needs(library):
+def quantised_by(library, make):
     missing = importlib.util.find_spec(library) is None
-    return pytest.mark.skipif(missing, reason=f"{library} is not installed: pip install {library}")
+    skip = pytest.mark.skipif(missing, reason=f"{library} is not on the path: `make test` adds it for these tests alone")
+    return pytest.param(make, marks=[pytest.mark.quantised, skip], id=make.__name__)
 
 
-BITSANDBYTES = [
-    pytest.param(make, marks=needs("bitsandbytes"), id=make.__name__) for make in (bitsandbytes_4bit, bitsandbytes_8bit)
-]
-QUANTISED = [*BITSANDBYTES, pytest.param(torchao_8bit, marks=needs("torchao"), id="torchao_8bit")]
+BITSANDBYTES = [quantised_by("bitsandbytes", make) for make in (bitsandbytes_4bit, bitsandbytes_8bit)]
+QUANTISED = [*BITSANDBYTES, quantised_by("torchao", torchao_8bit)]
 
 
 def write_wide_base(folder, tokenizer):

@@ -47,7 +47,8 @@ def test_the_lock_is_complete():
     # Red for: `pip freeze` without --all, or a dependency of a dependency that floats and breaks an installation of tomorrow.
     if importlib.metadata.version("transformers") != str(LOCK["transformers"]):
         pytest.skip("this environment was not made from the lock")
-    open_, seen = [(requirement.name, requirement.extras) for requirement in required(*PROJECT["optional-dependencies"])], set()
+    extras = set(PROJECT["optional-dependencies"]) - {"quantised"}  # lies beside the environment, without what it depends on
+    open_, seen = [(requirement.name, requirement.extras) for requirement in required(*extras)], set()
     while open_:
         name, extras = open_.pop()
         if (key := (canonicalize_name(name), frozenset(extras))) in seen:
@@ -75,6 +76,12 @@ def test_whatever_users_install_has_a_lower_bound_that_make_oldest_takes():
     assert set(bounds) == {requirement.name for requirement in required(*EXTRAS_OF_USERS)}
     for requirement in required(*EXTRAS_OF_USERS):
         assert f">={bounds[requirement.name]}" in str(requirement.specifier)
+
+
+def test_what_lies_beside_the_environment_of_the_tests_is_the_quantised_extra():
+    # Red for: a library of the extra that the Makefile does not install, so that its tests are skipped everywhere.
+    names = [Requirement(line).name for line in PROJECT["optional-dependencies"]["quantised"]]
+    assert f"--target $(@D)/quantised {' '.join(names)}\n" in (ROOT / "Makefile").read_text()
 
 
 def test_one_oldest_python_is_named_everywhere():
