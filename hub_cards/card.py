@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from hub_cards.identity import identity, risk_to_show
 from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
-from swag_trainer import WeightPosterior
+from swag_trainer import SwagPosterior, WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.tasks import task_named
 
@@ -84,6 +84,7 @@ def build_card(
         task_tag=Markup(task.hub_tag),
         summary=summary,
         scale=posterior.scale,
+        relative_energy=posterior.relative_energy() if isinstance(posterior, SwagPosterior) else None,
         diagnostics=listed(
             f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(summary.get("diagnostics", {}).items())
         ),

@@ -20,12 +20,13 @@ from swag_trainer.errors import SwagError
 from swag_trainer.metrics.temperature import averaged_nll, fit_temperature, penalised_nll
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
-from swag_trainer.posterior.tuning import Tuning
+from swag_trainer.posterior.tuning import Candidate, Tuning
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
 
 MIN_EXAMPLES = 20
+_CHOSEN = ("scale", "temperature", "center", "dropout")  # fields of Sampling
 
 Posterior = TypeVar("Posterior", bound=WeightPosterior)
 
@@ -109,10 +110,11 @@ def tune(
             name that is a path, or a number out of range.
     """
     sampling = sampling or Sampling()
-    if sampling.scale is not None or sampling.temperature is not None:
+    given = [name for name in _CHOSEN if getattr(sampling, name) is not None]
+    if given:
         raise SwagError(
-            f"tune() chooses scale and temperature: leave them out of sampling, got scale={sampling.scale} and "
-            f"temperature={sampling.temperature}. scales=[...] are the scales to choose from."
+            f"tune() chooses {given[0]}: leave it out of sampling, got {given[0]}={getattr(sampling, given[0])!r}. scales=[...] are the "
+            "scales to choose from."
         )
     _check_scales(scales)
     _check_fractions(risks=risks, coverages=coverages, levels=levels, confidence=[] if confidence is None else [confidence])
@@ -136,7 +138,7 @@ def tune(
         predictor = MonteCarloPredictor(
             model,
             of,
-            replace(sampling, scale=scale, temperature=1.0),
+            replace(sampling, scale=scale, temperature=1.0, dropout=False, center="mean"),
             batch_size=batch_size,
             data_collator=data_collator,
             progress=progress,
@@ -161,7 +163,8 @@ def tune(
         num_calibration=len(calibration),
         num_samples=sampling.num_samples,
         seed=sampling.seed,
-        scale_nll=[[scale, each.temperature, each.fitted_nll] for scale, each in candidates.items()],
+        design=sampling.design,
+        candidates=[Candidate("mean", scale, False, each.temperature, each.fitted_nll) for scale, each in candidates.items()],
         nll=chosen.nll,
         baselines=_baselines(posterior, candidate, chosen),
         thresholds=calibrate_thresholds(chosen.probabilities, labels, risks=risks, confidence=confidence, coverages=coverages)

@@ -85,7 +85,7 @@ def run(options: Options, out: TextIO) -> None:
         data = _Data.read(options)
         classifier = load_classifier(options.model, device=options.device)
         tuned = asked.resolved(classifier.posterior)
-        sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed)
+        sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed, design=tuned.design)
         measurement = _measured(options, data, classifier, sampling)
         if options.output is not None:
             write_files({options.output: measurement.to_json().encode()})

@@ -89,7 +89,8 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
 def _report(posterior: WeightPosterior, out: TextIO) -> None:
     tuning = posterior.tuning
     assert tuning is not None
-    rows = [[f"{scale:g}", f"{temperature:.3f}", f"{nll:.4f}"] for scale, temperature, nll in tuning.scale_nll]
+    scored = ((each.scale, each.temperature, each.nll) for each in tuning.candidates)
+    rows = [[f"{scale:g}", f"{temperature:.3f}", f"{nll:.4f}"] for scale, temperature, nll in scored]
     title = f"{tuning.dataset}, {tuning.split}: {tuning.num_examples} examples to choose by"
     show(table_of(title, ("scale", "best temperature", "NLL"), rows), out)
     out.write(f"Chosen: scale {posterior.scale:g}, temperature {tuning.temperature:.3f}.\n")

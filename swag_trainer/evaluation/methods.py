@@ -83,7 +83,7 @@ def predict_methods(
     _check(tuple(dict.fromkeys([*methods_of(posterior), "SWA"])), methods, {"rows": rows, "ood": ood, "validation": validation})
     num_labels = _check_model(model, posterior, task)
     point = PointPosterior.at(posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read()), posterior)
-    single = replace(sampling, scale=0.0, temperature=1.0)
+    single = replace(sampling, scale=0.0, temperature=1.0, dropout=False, center="mean")
     plans: dict[str, tuple[WeightPosterior, Sampling]] = {
         "MAP": (point, single),
         "MAP, temperature": (point, single),

@@ -26,7 +26,7 @@ from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import content_digest
-from swag_trainer.posterior.tuning import Tuning
+from swag_trainer.posterior.tuning import Center, Tuning
 
 KINDS: dict[str, type[WeightPosterior]] = {}
 StorageDtype = Literal["bfloat16", "float32"]
@@ -142,6 +142,21 @@ class WeightPosterior(ABC):
         """Return the weights that training ended with. Shape (P,), float32; None where the posterior does not have them."""
         return None
 
+    @property
+    def centers(self) -> tuple[Center, ...]:
+        """Names of the centres that the posterior has; "mean" is one of them."""
+        return ("mean",)
+
+    def center(self, name: Center) -> Tensor:
+        """Return a weight vector that draws can be centred on, see `Sampling.center`. Shape (P,), float32.
+
+        Raises:
+            SwagError: The posterior does not have that centre.
+        """
+        if name != "mean":
+            raise SwagError(f"A posterior of kind {self.kind!r} has the centres {self.centers}, got {name!r}.")
+        return self.mean_vector()
+
     def reparametrised(
         self,
         layout: WeightLayout,
@@ -180,7 +195,7 @@ class WeightPosterior(ABC):
 
     @property
     def temperature(self) -> float:
-        """What each draw's logits are divided by before the softmax, at the posterior's own scale; 1 where it was not tuned."""
+        """What each draw's logits are divided by before the softmax, at what was tuned with it; 1 where the posterior was not tuned."""
         return 1.0 if self.tuning is None else self.tuning.temperature
 
     def with_scale(self, scale: float) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from swag_trainer.errors import PosteriorFormatError
 
@@ -47,6 +47,8 @@ def _fits(value: object, hint: Any) -> bool:
     """
     if get_origin(hint) is UnionType:
         return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         return isinstance(value, list) and all(_fits(element, item) for element in value)
@@ -56,7 +58,7 @@ def _fits(value: object, hint: Any) -> bool:
     if is_dataclass(hint):
         return isinstance(value, dict)
     if isinstance(value, bool):
-        return False
+        return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,6 +61,25 @@ class LowRankGaussian:
         if self.rotation is None:
             return self.directions[index]
         return _times_directions(self.rotation[index][None], self.directions)[0]
+
+    def combination(self, coefficients: Tensor) -> Tensor:
+        """Return the sum of the deviations times a number each, without computing them. Shapes (K,) to (P,), float32."""
+        coordinates = coefficients.float() if self.rotation is None else coefficients.float() @ self.rotation
+        return _times_directions(coordinates[None], self.directions)[0]
+
+    @cached_property
+    def total_variance(self) -> float:
+        """Trace of the covariance at scale 1: the expected squared distance of a draw from the mean."""
+        diagonal = float(self.variance.double().sum())
+        if self.rank == 0:
+            return diagonal
+        gram = torch.zeros(len(self.directions), len(self.directions), dtype=torch.float64)
+        for block in _blocks(self.directions.shape[1]):
+            columns = self.directions[:, block].double()
+            gram.addmm_(columns, columns.T)
+        if self.rotation is not None:
+            gram = self.rotation.double() @ gram @ self.rotation.double().T
+        return diagonal / 2 + float(gram.trace()) / (2 * (self.rank - 1))
 
     def displacement(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Map standard normal noise to a step away from the mean.
@@ -124,10 +144,14 @@ class LowRankGaussian:
 def _times_directions(coordinates: Tensor, directions: Tensor) -> Tensor:
     """Multiply (S, r) by (r, P) in the dtype of the former; the latter is converted a block of columns at a time. Shape (S, P)."""
     product = torch.empty(len(coordinates), directions.shape[1], dtype=coordinates.dtype)
-    for start in range(0, directions.shape[1], _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for block in _blocks(directions.shape[1]):
         product[:, block] = coordinates @ directions[:, block].to(coordinates.dtype)
     return product
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    for start in range(0, size, _BLOCK):
+        yield slice(start, start + _BLOCK)
 
 
 def checked_num_samples(num_samples: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.documents import read_dataclass
-from swag_trainer.posterior.tuning import Tuning
+from swag_trainer.posterior.tuning import Tuning, upgraded
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class PosteriorRecord:
         Raises:
             PosteriorFormatError: A field is missing, unknown or of another type.
         """
+        if isinstance(document, dict) and isinstance(document.get("tuning"), dict):
+            document = {**document, "tuning": upgraded(document["tuning"])}
         record = read_dataclass(cls, document, where=where)
         if not 0 <= record.scale < float("inf"):
             raise PosteriorFormatError(f"{where} states scale={record.scale}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError
@@ -13,11 +15,14 @@ from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPost
 from swag_trainer.posterior.compression import Compression, compress
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.documents import read_dataclass
-from swag_trainer.posterior.gaussian import LowRankGaussian
+from swag_trainer.posterior.gaussian import LowRankGaussian, checked_scale
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.packing import pack, unpack
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.tuning import Center
+
+_TAIL_PERCENT = 30
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,56 @@ class SwagPosterior(WeightPosterior):
         itself.
         """
         return self.gaussian.mean + self.gaussian.deviation(-1) if self.rank else None
+
+    @property
+    def centers(self) -> tuple[Center, ...]:
+        """Names of the centres: the mean, and with kept deviations also the tail and the last snapshot."""
+        return ("mean", "tail", "last") if self.rank else ("mean",)
+
+    def center(self, name: Center) -> Tensor:
+        """Return a weight vector that draws can be centred on. Shape (P,), float32.
+
+        * "mean": the mean of the N snapshots (SWA).
+        * "tail": the mean of the last 30 % of them; of the K last ones where K deviations are fewer than that.
+        * "last": the last snapshot, see `last_snapshot`.
+
+        No center is stored: the deviations d_n = w_n - mean_n hold them. One snapshot moves the mean by d_n / (n - 1), so
+
+            w_n - mean_N  =  d_n - sum_(j > n) d_j / (j - 1)
+
+        and over the last m snapshots the mean of these is (N - m) / m * sum_(j > N - m) d_j / (j - 1). The accuracy is that of
+        `last_snapshot`.
+
+        Raises:
+            SwagError: The posterior does not have that centre.
+        """
+        if name == "mean" or not self.rank:
+            return super().center(name)
+        if name == "last":
+            return self.gaussian.mean + self.gaussian.deviation(-1)
+        number = min(-(-self.num_collected * _TAIL_PERCENT // 100), self.rank)
+        before = self.num_collected - number
+        coefficients = torch.zeros(self.rank, dtype=torch.float64)
+        coefficients[self.rank - number :] = before / number / torch.arange(before, self.num_collected, dtype=torch.float64)
+        return self.gaussian.mean + self.gaussian.combination(coefficients)
+
+    def relative_energy(self, scale: float | None = None) -> float:
+        """Return the variance of the draws as a fraction of the squared length of the mean, which no unit of the weights changes:
+
+            scale * (sum of the variance / 2 + |D|^2 / (2 (K - 1))) / |mean|^2
+
+        Args:
+            scale: Factor of the covariance; None for the posterior's own.
+
+        Returns:
+            Infinity where the mean is zero. Without deviations the one-half is left out, as in the covariance.
+
+        Raises:
+            SwagError: ``scale`` is out of range.
+        """
+        scale = self.scale if scale is None else checked_scale(scale)
+        length = float(self.gaussian.mean.double().square().sum())
+        return scale * self.gaussian.total_variance / length if length else math.inf
 
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors.

@@ -16,7 +16,7 @@ class DrawBlocks:
 
     Args:
         posterior: What to draw from.
-        sampling: How to draw. At scale 0 every draw is the mean: without dropout a block is then one draw.
+        sampling: How to draw. At scale 0 every draw is the centre: without dropout a block is then one draw.
         device: Where the vectors shall lie.
     """
 
@@ -51,6 +51,9 @@ class DrawBlocks:
         sampling, is_mean = self._sampling, self._scale == 0 and not self._sampling.dropout
         seed, num_samples = block_seed(sampling.seed, block), 1 if is_mean else sampling.num_samples
         draws = self._posterior.draw(num_samples, seed=seed, scale=self._scale, design=sampling.design)
+        if sampling.center not in (None, "mean"):
+            shift = self._posterior.center(sampling.center) - self._posterior.mean_vector()
+            draws = draws._replace(vectors=draws.vectors + shift)
         if len(draws.vectors) % draws.block_size or (
             draws.weights is not None and draws.weights.shape != draws.vectors.shape[:1]
         ):

@@ -70,7 +70,7 @@ class PredictionOptions:
     def resolved(self, posterior: WeightPosterior) -> Sampling:
         """Return the sampling settings, with those that the posterior was tuned with where nothing else was asked for."""
         tuning = posterior.tuning
-        tuned = Sampling() if tuning is None else Sampling(num_samples=tuning.num_samples, seed=tuning.seed)
+        tuned = Sampling() if tuning is None else Sampling(tuning.num_samples, tuning.seed, design=tuning.design)
         return tuned.changed(self.sampling).resolved(posterior)
 
 
@@ -156,7 +156,7 @@ def _calibrated(option: str, options: PredictionOptions, posterior: WeightPoster
             "Tune it and save it again, or choose a score yourself with abstain_below=..."
         )
     asked = options.resolved(posterior)
-    tuned = Sampling(tuning.num_samples, tuning.seed, posterior.scale, tuning.temperature)
+    tuned = Sampling(tuning.num_samples, tuning.seed, design=tuning.design).resolved(posterior)
     differing = [(name, getattr(tuned, name), getattr(asked, name)) for name in Sampling.field_names()]
     differing += [("method", "monte_carlo", options.method), ("max_error", None, options.max_error)]
     for name, calibrated, value in differing:

@@ -78,7 +78,7 @@ class DrawLogits:
         self._lock = threading.RLock()
         self._blocks: DrawBlocks | None = None
         if method == "linearized" and sampling.scale_for(posterior) > 0:
-            mean, factors = posterior.mean_vector(), posterior.factors(sampling.scale_for(posterior))
+            mean, factors = posterior.center(sampling.center or "mean"), posterior.factors(sampling.scale_for(posterior))
             self.sampler: LogitSampler = LinearizedSampler(weights, mean, factors, task=task, seed=sampling.seed)
             return
         self._blocks = DrawBlocks(posterior, sampling, self._device)

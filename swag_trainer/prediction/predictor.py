@@ -70,7 +70,7 @@ class MonteCarloPredictor:
         changes: Fields of `Sampling`, which replace those of ``sampling``.
 
     Attributes:
-        sampling: The settings, with the posterior's scale and temperature in the place of None.
+        sampling: The settings, with the posterior's scale, centre, dropout and temperature in the place of None.
         task: What is predicted.
         link: How logits become predictions: "softmax", "sigmoid" or "identity".
         num_blocks, max_error: As they are used; at scale 0 there is no Monte-Carlo error to bring down.
@@ -238,7 +238,7 @@ class MonteCarloPredictor:
         limits = (self.num_blocks, self.max_error or 0.0, self.batch_size)
         return {
             "the rows": digest(rows),
-            "the posterior's weights": digest(self._posterior.mean_vector(), one_draw),
+            "the posterior's weights": digest(self._posterior.center(self.sampling.center or "mean"), one_draw),
             "the settings": digest(self.task.name, self.method, *astuple(self.sampling), *limits),
         }
 

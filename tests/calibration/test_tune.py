@@ -74,11 +74,11 @@ def test_scale_and_temperature_have_the_lowest_penalised_nll_on_the_first_half(f
         return nll(model, posterior, fitting, scale=scale, temperature=temperature) + penalty
 
     chosen = penalised(tuned.scale, tuned.temperature)
-    for scale, temperature, recorded in tuned.tuning.scale_nll:
+    for scale, temperature, recorded in ((each.scale, each.temperature, each.nll) for each in tuned.tuning.candidates):
         assert recorded == pytest.approx(nll(model, posterior, fitting, scale=scale, temperature=temperature), abs=1e-5)
         for factor in (0.9, 1.0, 1.1):
             assert chosen <= penalised(scale, temperature * factor) + 1e-6
-    assert [scale for scale, _, _ in tuned.tuning.scale_nll] == [0.5, 4.0]
+    assert [each.scale for each in tuned.tuning.candidates] == [0.5, 4.0]
     assert posterior.tuning is None and posterior.scale == 1.0
 
 
@@ -239,18 +239,18 @@ def test_a_point_estimate_has_only_a_temperature_to_choose(finished, held_out, t
     tuned = quietly(model, point, held_out)
     assert isinstance(tuned, PointPosterior) and tuned.scale == 0
     swag = quietly(model, posterior, held_out).tuning
-    ((scale, temperature, _),) = tuned.tuning.scale_nll
-    assert (scale, temperature) == (0, tuned.temperature)
+    (candidate,) = tuned.tuning.candidates
+    assert (candidate.scale, candidate.temperature) == (0, tuned.temperature)
     assert tuned.tuning.nll == pytest.approx(swag.baselines["SWA, temperature"], abs=1e-9)
     assert tuned.tuning.baselines == pytest.approx({"without temperature": swag.baselines["SWA"]}, abs=1e-9)
     tuned.save_pretrained(tmp_path)
     assert load_posterior(tmp_path).tuning == tuned.tuning
 
 
-def test_scale_and_temperature_are_not_given_to_what_looks_for_them(finished, held_out):
+def test_what_is_chosen_is_not_given_to_what_looks_for_it(finished, held_out):
     # Red for: a scale of the caller's that is silently ignored.
-    for sampling in (Sampling(scale=1.0), Sampling(temperature=2.0)):
-        with pytest.raises(SwagError, match="leave them out of sampling"):
+    for sampling in (Sampling(scale=1.0), Sampling(temperature=2.0), Sampling(center="mean"), Sampling(dropout=False)):
+        with pytest.raises(SwagError, match="leave it out of sampling"):
             quietly(*finished, held_out, sampling=sampling)
 
 

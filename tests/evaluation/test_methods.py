@@ -174,7 +174,7 @@ def test_all_methods_are_measured_in_one_go(moved, rows):
     assert tuple(measured.methods) == METHODS
     assert "auroc_mutual_information" in measured.metrics["SWAG"]
     assert measured.posterior == identity(moved[1])
-    assert measured.sampling == Sampling(4, scale=1.0, temperature=1.0)
+    assert measured.sampling == Sampling(4, scale=1.0, temperature=1.0, dropout=False, center="mean")
     assert Measurement.from_json(measured.to_json()).sampling == measured.sampling
     assert "MAP, temperature" not in predictions_of(moved, rows[:3])
 

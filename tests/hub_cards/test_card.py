@@ -167,7 +167,7 @@ def test_the_record_of_the_collection_is_printed():
         "0.0002 at the first snapshot, 0.00015 at the last",
         "Every(steps=50, start=0.5)",
         "Rank: 3 deviations kept",
-        "Scale of the covariance: 0.5",
+        "Scale of the covariance: 0.5; relative energy",
         "peft 0.21.2, torch 2.6.0",
         "negative, positive",
     ):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles import dense_covariance, two_pass_moments
 
+from swag_trainer.posterior.compression import compress
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.moments import RunningMoments
 
@@ -40,6 +43,17 @@ def test_scale_multiplies_the_covariance(rank, scale):
     one = gaussian.sample(3, seed=0, scale=1.0) - gaussian.mean
     other = gaussian.sample(3, seed=0, scale=scale) - gaussian.mean
     torch.testing.assert_close(other, one * scale**0.5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gaussian", [some_gaussian(), some_gaussian(rank=20, count=4), some_gaussian(rank=0)])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_the_total_variance_is_the_trace_of_the_covariance(gaussian, is_compressed):
+    # Red for: the diagonal's one-half left out or put in without deviations, K in place of K - 1, directions without their rotation.
+    if is_compressed:
+        gaussian, _ = compress(gaussian)
+        gaussian = replace(gaussian, rotation=2 * gaussian.rotation)  # that of a file need not be orthonormal
+    expected = float(dense_covariance(gaussian.variance, gaussian.deviations).trace())
+    assert gaussian.total_variance == pytest.approx(expected, rel=1e-6)
 
 
 def test_draws_are_mean_plus_displacement_of_the_designed_noise():

@@ -7,7 +7,7 @@ from swag_trainer.errors import PosteriorFormatError, SwagError
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.storage import read_file, write_file
 from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile, Tuning
+from swag_trainer.posterior.tuning import CalibratedThreshold, Candidate, ConformalQuantile, Tuning
 
 TUNING = Tuning(
     temperature=1.25,
@@ -18,7 +18,12 @@ TUNING = Tuning(
     num_samples=10,
     seed=0,
     nll=0.5,
-    scale_nll=[[0.5, 1.1, 0.52], [2, 1.25, 0.49]],
+    center="tail",
+    dropout=True,
+    design="iid",
+    num_folds=5,
+    relative_energy=0.03,
+    candidates=[Candidate("mean", 0.5, False, 1.1, 0.52), Candidate("tail", 2, True, 1.3, 0.49)],
     baselines={"SWA": 0.6, "MAP, temperature": 0.55},
     thresholds=[
         CalibratedThreshold("risk", 0.05, 0.7, 0.8, 0.02, level=0.9),
@@ -31,10 +36,27 @@ TUNING = Tuning(
 
 def test_a_tuning_record_is_read_back_as_it_was_written():
     # Red for: records inside the record left as dictionaries, or lost.
-    facts = PosteriorRecord(scale=2.0, tuning=TUNING)
-    document = json.loads(json.dumps(facts.as_document(), allow_nan=False))
-    assert PosteriorRecord.from_document(document, where="'file'") == facts
+    metadata = PosteriorRecord(scale=2.0, tuning=TUNING)
+    document = json.loads(json.dumps(metadata.as_document(), allow_nan=False))
+    assert PosteriorRecord.from_document(document, where="'file'") == metadata
     assert PosteriorRecord.from_document({}, where="'file'").tuning is None
+
+
+def test_a_tuning_of_an_earlier_version_is_read_with_its_scales_as_candidates_around_the_mean():
+    # Red for: a file of an earlier version refused, or its draws moved to another centre or dropped out.
+    earlier = ("temperature", "dataset", "num_examples", "num_calibration", "num_samples", "seed", "nll", "baselines")
+    document = {name: value for name, value in asdict(TUNING).items() if name in earlier}
+    document["scale_nll"] = [[0.5, 1.1, 0.52], [2, 1.25, 0.49]]
+    tuning = PosteriorRecord.from_document({"tuning": document}, where="'file'").tuning
+    assert tuning.candidates == [Candidate("mean", 0.5, False, 1.1, 0.52), Candidate("mean", 2, False, 1.25, 0.49)]
+    assert (tuning.center, tuning.dropout, tuning.design, tuning.num_folds, tuning.relative_energy) == (
+        "mean",
+        False,
+        "matched",
+        0,
+        None,
+    )
+    assert (tuning.temperature, tuning.num_calibration, tuning.baselines) == (1.25, 61, TUNING.baselines)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +79,18 @@ def test_a_tuning_record_is_read_back_as_it_was_written():
         ({"baselines": {"a\x1b[31m": 1.0}}, "printable"),
         ({"baselines": {"SWA": float("inf")}}, "not finite"),
         ({"scale_nll": [[1.0, 2.0]]}, "scale_nll"),
-        ({"scale_nll": [[1.0, 1.0, "0.5"]]}, "scale_nll"),
+        ({"scale_nll": [[1.0, 1.0, "0.5"]]}, "nll='0.5'"),
         ({"scale_nll": [[1.0, 1.0, 0.5]] * 1001}, "more than 1000"),
+        ({"center": "middle"}, "center"),
+        ({"center": None}, "center"),
+        ({"dropout": 1}, "dropout"),
+        ({"design": "antithetic"}, "design"),
+        ({"num_folds": -1}, "num_folds"),
+        ({"relative_energy": float("inf")}, "relative_energy"),
+        ({"candidates": [asdict(TUNING.candidates[0]) | {"center": "middle"}]}, "center"),
+        ({"candidates": [asdict(TUNING.candidates[0]) | {"scale": -1.0}]}, "scale"),
+        ({"candidates": [asdict(TUNING.candidates[0]) | {"temperature": 0.0}]}, "temperature"),
+        ({"candidates": [asdict(TUNING.candidates[0])] * 1001}, "more than 1000"),
         ({"thresholds": [{"goal": "risk"}]}, "should state"),
         ({"thresholds": {"risk": 0.5}}, "thresholds"),
         ({"thresholds": [asdict(TUNING.thresholds[0]) | {"threshold": 1.5}]}, "threshold"),
@@ -72,7 +104,7 @@ def test_a_tuning_record_is_read_back_as_it_was_written():
     ],
 )
 def test_a_tuning_record_that_cannot_be_is_refused_and_says_why(change, said):
-    # Red for: somebody else's file taken as it comes: a nested value of another type, of an absurd size, or that divides by zero.
+    # Red for: untrusted input taken as it comes: a nested value of another type, of an absurd size, or that divides by zero.
     document = {"tuning": asdict(TUNING) | change}
     with pytest.raises(PosteriorFormatError, match=rf"'file'.*{said}"):
         PosteriorRecord.from_document(document, where="'file'")

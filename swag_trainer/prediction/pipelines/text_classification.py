@@ -50,9 +50,9 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
             the base model's where there is none.
         num_samples: S, how many draws; this and all below here or in the call. Default: as many as `swag_trainer.tune` took, or 10.
         seed: The draws depend on this alone. Default: the seed of `swag_trainer.tune`, or 0.
-        scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the mean (SWA).
-        temperature: As in `MonteCarloPredictor`: None for the one that `swag_trainer.tune` chose.
-        design, dropout: As in `Sampling`; "matched" and False by default.
+        scale: Factor of the covariance; None for the posterior's own, 0 for one pass at the centre.
+        temperature, dropout, center: As in `Sampling`: None for what `swag_trainer.tune` chose.
+        design: As in `Sampling`. Default: the one that `swag_trainer.tune` drew with, or "matched".
         method: "monte_carlo" or "linearized", as in `MonteCarloPredictor`.
         max_error: Draw for each text until the standard error of its probabilities is below this, as in `MonteCarloPredictor`.
         abstain_below: A score to abstain below; 0 never does.
