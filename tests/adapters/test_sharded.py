@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import lora_model
 from torch.nn import Parameter
-from torchrun import as_text, torchrun
+from torchrun import as_text, two_processes
 
 from swag_trainer import SwagError
 from swag_trainer.adapters.sharded import DeepSpeedReader, DTensorReader, WholeReader, reader_for
@@ -23,7 +23,7 @@ def two(base_folder, tmp_path_factory):
     """What two real processes did with an adapter that fully_shard cut up between them."""
     folder = tmp_path_factory.mktemp("sharded")
     modes = ("dtensor", "halves", "version_1")
-    return torchrun("adapters/sharded_worker.py", *modes, folder=folder, base=str(base_folder), seconds=150)
+    return two_processes("adapters/sharded_worker.py", *modes, folder=folder, base=str(base_folder), seconds=150)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import distributed_prediction_worker as worker
 import pytest
 import torch
-from torchrun import torchrun
+from torchrun import two_processes
 
 SCRIPT = "prediction/distributed_prediction_worker.py"
 
@@ -25,13 +25,13 @@ def setup(base_folder, texts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(setup, tmp_path_factory):
     """What each of the two processes returned in each mode."""
-    return torchrun(SCRIPT, "together", folder=tmp_path_factory.mktemp("together"), seconds=240, **setup)
+    return two_processes(SCRIPT, "together", folder=tmp_path_factory.mktemp("together"), seconds=240, **setup)
 
 
 @pytest.fixture(scope="module")
 def apart(setup, tmp_path_factory):
     """The same of processes that are not in step."""
-    return torchrun(SCRIPT, "alone", "failing", folder=tmp_path_factory.mktemp("apart"), seconds=240, **setup)
+    return two_processes(SCRIPT, "alone", "failing", folder=tmp_path_factory.mktemp("apart"), seconds=240, **setup)
 
 
 def same(one, other):

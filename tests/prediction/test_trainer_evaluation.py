@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import lora_model
 from scipy.special import expit, softmax
-from torchrun import torchrun
+from torchrun import two_processes
 from transformers import Trainer, TrainingArguments
 
 from swag_trainer import AdapterMismatchError, MonteCarloPredictor, SwagError, SwagPosterior
@@ -263,7 +263,7 @@ def test_two_processes_predict_and_evaluate_as_one_does(setup, tmp_path):
     # Red for: rows of one process only, rows that fill up the last batch counted twice, draws that differ from process to process.
     single = worker.trainers(tmp_path / "single", setup)
     two = {**setup, "processes": 2}
-    for result in torchrun(
+    for result in two_processes(
         "prediction/distributed_prediction_worker.py", "trainers", folder=tmp_path / "two", seconds=240, **two
     ):
         for name in ("random 24", "random 21", "group_by_length 24", "group_by_length 21"):
