@@ -19,28 +19,30 @@ ASK = """
 import json, sys
 import swag_trainer
 from transformers import pipeline
-name, arguments, texts = json.loads(sys.argv[1])
-classify = pipeline("swag-text-classification", model=name, seed=0, device="cpu", **arguments)
-print(json.dumps([classify(text, top_k=None) for text in texts]))
+for arguments, texts in json.loads(sys.argv[2]):
+    try:
+        classify = pipeline("swag-text-classification", model=sys.argv[1], seed=0, device="cpu", **arguments)
+        print(json.dumps([classify(text, top_k=None) for text in texts]))
+    except Exception as error:
+        print(json.dumps(str(error)))
 """
 
 
-def ask_in_a_new_process(home, name, texts, *, succeed=True, **settings):
-    """Ask a repository, with a cache of its own; ``settings`` are pipeline arguments, or environment variables in capitals."""
-    environment = {key: value for key, value in settings.items() if key.isupper()}
-    arguments = {key: value for key, value in settings.items() if not key.isupper()}
+def ask_in_a_new_process(home, name, *questions, **environment):
+    """Ask a repository in a process with a cache of its own.
+
+    ``questions`` are pairs of pipeline arguments and texts, each answered by a pipeline of its own; returns an answer, or the text of
+    an error, for each. ``environment`` holds further environment variables.
+    """
     result = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps([name, arguments, texts])],
+        [sys.executable, "-c", ASK, name, json.dumps(questions)],
         env={**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": str(torch.get_num_threads())} | environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    if not succeed:
-        assert result.returncode != 0
-        return result.stderr
     assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return [json.loads(line) for line in result.stdout.splitlines()[-len(questions) :]]
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +78,15 @@ def test_a_new_process_gives_the_training_process_answers_bit_for_bit(base_repos
     here = SwagTextClassificationPipeline(model=trainer.model, tokenizer=tokenizer, posterior=stored, device="cpu")
     # Through JSON, as in the other process: Python writes floats so that they come back exactly.
     expected = json.loads(json.dumps([here(text, top_k=None, seed=0) for text in texts[:8]]))
-    assert ask_in_a_new_process(tmp_path / "home", "user/tiny-swag", texts[:8]) == expected
+    assert ask_in_a_new_process(tmp_path / "home", "user/tiny-swag", ({}, texts[:8])) == [expected]
     assert {row["label"] for row in expected[0]} == {"negative", "neutral", "positive"}
 
     # Offline, from the cache that the process before left: the same answer, and not one request.
     requests = len(hub.hub.log)
-    assert ask_in_a_new_process(tmp_path / "home", "user/tiny-swag", texts[:8], HF_HUB_OFFLINE="1") == expected
+    cold = ({"model_kwargs": {"cache_dir": str(tmp_path / "cold")}}, texts[:1])
+    warm, refused = ask_in_a_new_process(tmp_path / "home", "user/tiny-swag", ({}, texts[:8]), cold, HF_HUB_OFFLINE="1")
     assert len(hub.hub.log) == requests
-    cold = ask_in_a_new_process(tmp_path / "cold", "user/tiny-swag", texts[:1], succeed=False, HF_HUB_OFFLINE="1")
-    assert len(hub.hub.log) == requests
-    assert "offline" in cold
+    assert warm == expected and "offline" in refused
 
     # Plain peft, which has never heard of us, gives the posterior mean's logits.
     plain_base = AutoModelForSequenceClassification.from_pretrained(base_repository, num_labels=3, ignore_mismatched_sizes=True)
@@ -105,17 +106,17 @@ def test_a_private_repository_and_a_pinned_revision_are_reached(base_repository,
         base_repository, rows, tokenizer, tmp_path / "run", "user/secret-swag", hub_private_repo=True
     )
     pinned = HfApi().list_repo_commits("user/secret-swag")[0].commit_id
-    expected = ask_in_a_new_process(tmp_path / "home", "user/secret-swag", texts[:2])
+    (expected,) = ask_in_a_new_process(tmp_path / "home", "user/secret-swag", ({}, texts[:2]))
     changed = swag.posterior.with_scale(50.0).push_to_hub("user/secret-swag")
     assert HfApi().model_info("user/secret-swag").private
-    assert ask_in_a_new_process(tmp_path / "home", "user/secret-swag", texts[:2]) != expected
-    options = {"adapter_kwargs": {"revision": pinned}}
-    assert ask_in_a_new_process(tmp_path / "home", "user/secret-swag", texts[:2], model_kwargs=options) == expected
+    at_pinned = ({"model_kwargs": {"adapter_kwargs": {"revision": pinned}}}, texts[:2])
+    newest, old = ask_in_a_new_process(tmp_path / "home", "user/secret-swag", ({}, texts[:2]), at_pinned)
+    assert old == expected != newest
     assert SwagPosterior.from_pretrained("user/secret-swag", revision=changed.oid).scale == 50.0
-    refused = ask_in_a_new_process(tmp_path / "other", "user/secret-swag", texts[:1], succeed=False, HF_TOKEN="")
+    with_token = ({"token": "hf_test"}, texts[:2])
+    refused, answered = ask_in_a_new_process(tmp_path / "other", "user/secret-swag", ({}, texts[:1]), with_token, HF_TOKEN="")
     assert "user/secret-swag" in refused and "private" in refused
-    anonymous = ask_in_a_new_process(tmp_path / "third", "user/secret-swag", texts[:2], HF_TOKEN="", token="hf_test")
-    assert len(anonymous) == 2
+    assert answered == newest
 
 
 def test_every_commit_of_a_run_that_pushes_while_it_trains_holds_a_pair_that_belongs_together(
