@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_data import balanced, read_ood, read_text
+from swag_trainer.cli.splits import balanced
+from swag_trainer.cli.text_data import read_ood, read_text
 
 DATA = Path(__file__).parent / "data" / "support.jsonl"
 SPLITS = ("train", "validation", "test")

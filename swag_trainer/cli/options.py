@@ -47,7 +47,9 @@ class TextOptions(CommonOptions):
     """Options that name labelled text."""
 
     dataset: str = field(
-        metadata={"help": "labelled text: 'name' or 'name:config' on the Hub, a .jsonl or .csv file, or a folder of those"}
+        metadata={
+            "help": "labelled text: 'name' or 'name:config' on the Hub, a .csv, .tsv, .jsonl or .json file, or a folder of those"
+        }
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "name of the data where it is published; default: the file's name"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -14,6 +14,8 @@ from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.text_data import read_any_text
+from swag_trainer.cli.text_files import read_lines
+from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
 from swag_trainer.prediction.decisions import PredictionOptions
 
@@ -29,7 +31,9 @@ class Options(CommonOptions):
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     texts: list[str] = field(default_factory=list, metadata={"help": "texts to classify"})
-    file: str | None = field(default=None, metadata={"help": "a .txt file with a text a line, or a .jsonl or .csv file"})
+    file: str | None = field(
+        default=None, metadata={"help": "a .txt file with a text a line, or a .csv, .tsv, .jsonl or .json file"}
+    )
     dataset: str | None = field(default=None, metadata={"help": "'name' or 'name:config' on the Hub, or a folder of files"})
     split: str = field(default="test", metadata={"help": "of --dataset"})
     text_column: str | None = field(default=None, metadata={"help": "column of the texts, where its name is not a usual one"})
@@ -61,10 +65,11 @@ class Options(CommonOptions):
 
 
 def run(options: Options, out: TextIO) -> None:
-    """Predict, and write a record for each text in the order of the texts.
+    """Predict, and write a record for each text in the order of the texts, with the number of its line where it comes from a file.
 
     Raises:
-        SwagError: No texts or several sources of texts, another kind of file, or something that the pipeline refuses.
+        SwagError: No texts or several sources of texts, another kind of file, or something that the pipeline refuses; or, after all
+            others were predicted, that examples cannot be read.
     """
     form = ".jsonl" if options.output is None else Path(options.output).suffix
     if form not in _FORMATS:
@@ -73,55 +78,71 @@ def run(options: Options, out: TextIO) -> None:
         require("pyarrow.parquet")
     asked = {name: value for name in PredictionOptions.option_names() if (value := getattr(options, name, None)) is not None}
     PredictionOptions().updated(asked)  # refuses numbers out of range before anything is loaded
-    texts = _texts(options)
+    examples = _examples(options)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite):
         classifier = load_classifier(options.model, device=options.device)
-        rows = list(_predictions(classifier, texts, asked, options.batch_size))
+        classifier([], **asked)  # refuses what cannot be done before the first text
+        predicted = _predictions(classifier, examples, asked, options.batch_size)
         if options.output is None:
-            out.write(_as_jsonl(rows))
-            return
-        encoded = {
-            ".jsonl": lambda: _as_jsonl(rows).encode(),
-            ".csv": lambda: _as_csv(rows),
-            ".parquet": lambda: _as_parquet(rows),
-        }
-        write_files({options.output: encoded[form]()})
+            for row in predicted:
+                out.write(_as_jsonl([row]))
+                out.flush()
+        else:
+            rows = list(predicted)
+            encoded = {
+                ".jsonl": lambda: _as_jsonl(rows).encode(),
+                ".csv": lambda: _as_csv(rows),
+                ".parquet": lambda: _as_parquet(rows),
+            }
+            write_files({options.output: encoded[form]()})
+    _refuse_problems(examples)
 
 
-def _texts(options: Options) -> list[str]:
+def _examples(options: Options) -> list[Example]:
     sources = [name for name in ("texts", "file", "dataset") if getattr(options, name)]
     if len(sources) != 1:
         raise SwagError("predict takes texts after MODEL, those of --file, or those of --dataset: give one of the three.")
     if options.texts:
-        return options.texts
+        return [Example(text, None, f"text {number}") for number, text in enumerate(options.texts, start=1)]
+    if options.file is not None and not Path(options.file).is_file():
+        raise SwagError(f"There is no file {options.file!r}.")
     if options.file is not None and Path(options.file).suffix == ".txt":
-        try:
-            lines = Path(options.file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SwagError(f"The texts in {options.file!r} cannot be read: {error}") from error
-        texts = [line for line in lines if line.strip()]
+        lines = enumerate(read_lines(Path(options.file)), start=1)
+        examples = [Example(text, None, f"line {line} of {options.file!r}", line) for line, text in lines if text.strip()]
     else:
-        if options.file is not None and not Path(options.file).is_file():
-            raise SwagError(f"There is no file {options.file!r}.")
         split = None if options.file is not None else options.split
-        texts = read_any_text(options.file or str(options.dataset), split, options.text_column)
-    if not texts:
+        examples = read_any_text(options.file or str(options.dataset), split, options.text_column)
+    if not examples:
         raise SwagError(f"There are no texts in {options.file or options.dataset!r}.")
-    return texts
+    return examples
 
 
-def _predictions(classifier: Any, texts: list[str], asked: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """Return a record for each text; a bar on standard error where it takes longer than two seconds."""
+def _predictions(classifier: Any, examples: Sequence[Example], asked: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    """Yield a record for each example without a problem; a bar on standard error where it takes longer than two seconds."""
     from tqdm import tqdm
 
-    classifier([], **asked)  # refuses what cannot be done before the first text
-    with tqdm(total=len(texts), unit="text", delay=2) as bar:
-        for start in range(0, len(texts), size):
-            part = texts[start : start + size]
-            predictions = classifier(part, batch_size=size, truncation=True, **asked)
-            for text, prediction in zip(part, predictions, strict=True):
-                yield {"text": text, **prediction}
+    usable = [example for example in examples if example.problem is None]
+    with tqdm(total=len(usable), unit="text", delay=2) as bar:
+        for start in range(0, len(usable), size):
+            part = usable[start : start + size]
+            predictions = classifier([example.text for example in part], batch_size=size, truncation=True, **asked)
+            for example, prediction in zip(part, predictions, strict=True):
+                line = {} if example.line is None else {"line": example.line}
+                yield {**line, "text": example.text, **prediction}
             bar.update(len(part))
+
+
+def _refuse_problems(examples: Sequence[Example]) -> None:
+    """Report the examples that were left out, once all others have their predictions.
+
+    Raises:
+        SwagError: There are some; the command's exit code shows it.
+    """
+    problems = [example for example in examples if example.problem is not None]
+    if problems:
+        shown = "".join(f"\n  {example.where}: {example.problem}" for example in problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise SwagError(f"{len(problems)} of {len(examples)} examples have no prediction:{shown}{more}")
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_data import balanced, read_text
+from swag_trainer.cli.splits import balanced
+from swag_trainer.cli.text_data import read_text
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError

@@ -61,6 +61,24 @@ def test_texts_come_from_files_too(model, tmp_path, capsys):
         assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == expected
 
 
+def test_one_example_that_cannot_be_read_costs_that_example_and_shows_in_the_exit_code(model, tmp_path, capsys):
+    # Red for: half an emoji that ends the command without naming its line, or predictions that no longer line up with the file.
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"text": "where is it"}\n\n{"text": "\\ud83d"}\n{"txt": "x"}\nnot json\n{"text": "charged twice"}\n')
+    assert main(["predict", model, "--file", str(file)]) == 1
+    shown = capsys.readouterr()
+    assert [(row["line"], row["text"]) for row in map(json.loads, shown.out.splitlines())] == [
+        (1, "where is it"),
+        (6, "charged twice"),
+    ]
+    assert "3 of 5 examples have no prediction" in shown.err
+    assert all(f"line {line} of" in shown.err for line in (3, 4, 5)) and "Traceback" not in shown.err
+    (tmp_path / "odd.txt").write_text("one\u2028two\n\nthree\n")
+    assert main(["predict", model, "--file", str(tmp_path / "odd.txt")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.strip().split("\n")]
+    assert [(row["line"], row["text"]) for row in rows] == [(1, "one\u2028two"), (3, "three")]
+
+
 def test_nothing_is_overwritten_unasked_and_nothing_half_written(model, tmp_path, capsys):
     # Red for: yesterday's predictions gone, or a file that a failed command left.
     file = tmp_path / "d.jsonl"

@@ -1,0 +1,177 @@
+"""Sources of text: files and folders on this machine, and data sets on the Hub, as examples by split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swag_trainer.cli.files import require
+from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines, read_records
+from swag_trainer.errors import SwagError
+
+Columns = tuple[str | None, str | None]  # of texts, of labels
+SPLIT_NAMES = {
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "oos_test": "test",
+    "oos_val": "validation",
+    "oos_train": "train",
+}
+_OWN_SPLITS = {"train", "validation", "test", *SPLIT_NAMES}
+_TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "content")
+_LABEL_COLUMNS = ("intent", "label_text", "category", "label", "labels")
+
+
+class Example(NamedTuple):
+    """A text of a file or of a data set.
+
+    Attributes:
+        text: The text; empty where there is a problem.
+        label: As it stands in the data; None where there is none.
+        where: The file and the line, or the data set and the number.
+        line: Number of its first line in a file, None elsewhere.
+        problem: Why there is no text; None where there is one.
+    """
+
+    text: str
+    label: Any
+    where: str
+    line: int | None = None
+    problem: str | None = None
+
+
+def examples_by_split(
+    source: str, columns: Columns, *, needs_labels: bool
+) -> tuple[Mapping[str, Iterable[Example]], str | None]:
+    """Read a source of text.
+
+    Args:
+        source: A file, a folder, or a data set on the Hub, "name" or "name:config".
+        columns: Names of the columns of texts and labels; None for the usual names.
+        needs_labels: Whether an example without a column of labels has a problem.
+
+    Returns:
+        The examples of each split, and the commit of a data set on the Hub.
+
+    Raises:
+        SwagError: It cannot be read at all.
+    """
+    path = Path(source)
+    return (_of_files(path, columns, needs_labels), None) if path.exists() else _of_hub(source, columns, needs_labels)
+
+
+def _of_files(path: Path, columns: Columns, needs_labels: bool) -> dict[str, list[Example]]:
+    splits: dict[str, list[Example]] = {}
+    files = [file for file in sorted(path.iterdir()) if _has_text(file)] if path.is_dir() else [path]
+    for file in files:
+        # The only file is the training split, unless its name or a column says otherwise.
+        stem = "train" if len(files) == 1 and file.is_file() and file.stem not in _OWN_SPLITS else file.stem
+        if file.is_dir():
+            splits.setdefault(SPLIT_NAMES.get(file.name, file.name), []).extend(_of_parallel_files(file))
+        elif file.suffix not in SUFFIXES:
+            raise SwagError(f"{str(path)!r} is not a file that ends in {', '.join(SUFFIXES)}.")
+        else:
+            for record in read_records(file):
+                split = str(record.values.get("split") or stem)
+                example = _of_record(file, record, columns, needs_labels)
+                splits.setdefault(SPLIT_NAMES.get(split, split), []).append(example)
+    if not splits:
+        raise SwagError(f"{str(path)!r} has no text: no file that ends in {', '.join(SUFFIXES)}, or an empty one.")
+    return splits
+
+
+def _has_text(file: Path) -> bool:
+    return (file / "seq.in").is_file() or (file.is_file() and file.suffix in SUFFIXES)
+
+
+def _of_parallel_files(folder: Path) -> list[Example]:
+    """Read a text a line, and its label on the same line of the other file."""
+    texts, labels = read_lines(folder / "seq.in"), read_lines(folder / "label")
+    if len(texts) != len(labels):
+        raise SwagError(f"{str(folder)!r} has {len(texts)} texts and {len(labels)} labels.")
+    return [
+        Example(text, label, f"line {line} of {str(folder / 'seq.in')!r}", line)
+        for line, (text, label) in enumerate(zip(texts, labels, strict=True), start=1)
+    ]
+
+
+def _of_record(file: Path, record: Record, columns: Columns, needs_labels: bool) -> Example:
+    where = f"{'item' if file.suffix == '.json' else 'line'} {record.line} of {str(file)!r}"
+    if record.problem is not None:
+        return Example("", None, where, record.line, record.problem)
+    return _example(record.values, columns, needs_labels, where, record.line)
+
+
+def _of_hub(source: str, columns: Columns, needs_labels: bool) -> tuple[dict[str, Iterable[Example]], str | None]:
+    datasets = require("datasets")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    name, _, config = source.partition(":")
+    try:
+        revision = HfApi().dataset_info(name).sha
+    except OfflineModeIsEnabled:
+        revision = None  # from the cache, whose commit is not known
+    except HFValidationError as error:
+        raise SwagError(f"{source!r} is neither a file or folder that exists nor the name of a data set on the Hub.") from error
+    except HfHubHTTPError as error:
+        raise SwagError(f"The data set {name!r} cannot be loaded from the Hub: {str(error)[:300]}") from error
+    loaded = datasets.load_dataset(name, config or None, revision=revision)
+    splits: dict[str, Iterable[Example]] = {}
+    for split, dataset in loaded.items():
+        key = SPLIT_NAMES.get(split, split)
+        rows = _HubRows(dataset, columns, needs_labels, f"the split {split!r} of {source!r}")
+        splits[key] = [*splits[key], *rows] if key in splits else rows
+    return splits, revision
+
+
+@dataclass(frozen=True)
+class _HubRows:
+    """Rows of a data set that are read when they are asked for: most commands want one split of several."""
+
+    dataset: Any
+    columns: Columns
+    needs_labels: bool
+    where: str
+
+    def __iter__(self) -> Iterator[Example]:
+        label = _column(self.dataset.features, self.columns[1], _LABEL_COLUMNS)
+        feature = self.dataset.features.get(label)
+        for number, record in enumerate(self.dataset, start=1):
+            if label is not None and hasattr(feature, "int2str"):
+                is_missing = record[label] in (None, -1)  # -1 is the label of a test split whose labels are kept secret
+                record = record | {label: None if is_missing else feature.int2str(record[label])}
+            yield _example(record, self.columns, self.needs_labels, f"example {number} of {self.where}", None)
+
+
+def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, where: str, line: int | None) -> Example:
+    names = [_column(record, given, usual) for given, usual in zip(columns, (_TEXT_COLUMNS, _LABEL_COLUMNS), strict=True)]
+    text, label = (None if name is None else record[name] for name in names)
+    problem = None
+    if names[0] is None:
+        problem = _missing_column(record, columns[0], _TEXT_COLUMNS, "--text-column")
+    elif names[1] is None and needs_labels:
+        problem = _missing_column(record, columns[1], _LABEL_COLUMNS, "--label-column")
+    elif not isinstance(text, str):
+        problem = f"its text is {repr(text)[:80]}, which is no text."
+    elif not text.strip():
+        problem = "its text is empty."
+    elif not is_unicode(text):
+        problem = "its text holds half of a surrogate pair, such as half an emoji, which no encoding has."
+    return Example("" if problem else str(text), label, where, line, problem)
+
+
+def _column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:
+    """Return the name of a column: the one that was given, or a usual one in capital or small letters; None where there is none."""
+    if given is not None:
+        return given if given in record else None
+    found = {name.lower(): name for name in reversed(list(record)) if isinstance(name, str)}
+    return next((found[name] for name in usual if name in found), None)
+
+
+def _missing_column(record: Iterable[str], given: str | None, usual: tuple[str, ...], option: str) -> str:
+    names = " or ".join(map(repr, usual if given is None else (given,)))
+    return f"it has no column {names}, but {sorted(map(str, record))}; {option} names it."
