@@ -23,6 +23,7 @@ from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
 from swag_trainer.collection.log_metrics import CollectionMetrics
+from swag_trainer.collection.ood import check_ood_features, with_ood_features
 from swag_trainer.collection.output_folder import delete_stale_posterior, save_portable, warn_about_plain_lora
 from swag_trainer.collection.records import moments_file, register, store
 from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
@@ -75,6 +76,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             begins, and every evaluation from there on proposes the weights that it evaluated.
         low_precision: Treatment of trained weights below float32, a head on a bfloat16 base for instance: "warn", or "upcast" to
             hold them in float32 from the moment the Trainer is made. LoRA's own matrices are float32 already.
+        ood_features: At the end, run the training examples (at most 10,000) once more at the mean weights and fit the class means that
+            the OOD score needs; measure the distances of the evaluation examples, if there are any.
         adapter_name: Which adapter to collect; default: the active one.
         name: Tells several SwagCallbacks of one Trainer apart. The one called "default" saves beside the adapter in ``output_dir``;
             another saves adapter and posterior in a folder of its name there, and never writes into the model.
@@ -92,6 +95,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         acceptance: Adaptive | None = None,
         final_weights: Literal["mean", "trained"] = "mean",
         low_precision: Literal["warn", "upcast"] = "warn",
+        ood_features: bool = False,
         adapter_name: str | None = None,
         name: str = "default",
         resume_from: str | Path | None = None,
@@ -114,6 +118,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         self.acceptance = acceptance
         self.final_weights = final_weights
         self.low_precision = low_precision
+        self.ood_features = ood_features
         self.adapter_name = adapter_name
         self.name = name
         self.resume_from = resume_from
@@ -181,6 +186,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         trainer = self.find_trainer(state)
         if self.acceptance is not None:
             self.acceptance.check(args, trainer)
+        if self.ood_features:
+            check_ood_features(self._collector.weights, trainer)
         if trainer is None and is_first():
             warn_without_trainer()
         scheduler = kwargs["lr_scheduler"]
@@ -297,6 +304,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             return
         if self.final_weights == "mean" and not into_model:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
+        if self.ood_features:
+            posterior = with_ood_features(posterior, self._collector.weights.model, trainer)
         self._posterior = posterior
         rates = [] if self._rate_falls else posterior.collection.learning_rates  # a warning was logged at the beginning
         concern = warning(posterior.collection.diagnostics, rates)

@@ -20,6 +20,7 @@ from torch import Tensor
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.hub import upload
 from swag_trainer.posterior.design import Design
+from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.folder import POSTERIOR_FILE, Contents, check_pair, find_folder, read_folder, write_folder
 from swag_trainer.posterior.gaussian import checked_scale
 from swag_trainer.posterior.layout import WeightLayout
@@ -198,6 +199,15 @@ class WeightPosterior(ABC):
         """What each draw's logits are divided by before the softmax, at what was tuned with it; 1 where the posterior was not tuned."""
         return 1.0 if self.tuning is None else self.tuning.temperature
 
+    @property
+    def features(self) -> FeatureDistribution | None:
+        """Class means and covariance of the features at the mean weights, which give the OOD score; None where they were not fitted."""
+        return self.record.features
+
+    def with_features(self, features: FeatureDistribution | None) -> Self:
+        """Return the same posterior with other features, or with none. They must be those at its mean."""
+        return replace(self, record=replace(self.record, features=features))
+
     def with_scale(self, scale: float) -> Self:
         """Return the same posterior with another default scale.
 
@@ -227,10 +237,13 @@ class WeightPosterior(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal digits that change with kind, mean, metadata, scale and tuning; saving and loading keeps them in any dtype."""
+        """Hexadecimal digits that change with kind, mean, metadata, scale, tuning and features; saving keeps them in any dtype."""
         tuning = None if self.tuning is None else asdict(self.tuning)
         metadata = {name: value for name, value in self.metadata().items() if name != STORAGE}
-        return content_digest({"mean": self.mean_vector()}, {"posterior": [self.kind, metadata, self.scale, tuning]})
+        features = {} if self.features is None else self.features.tensors()
+        return content_digest(
+            {"mean": self.mean_vector(), **features}, {"posterior": [self.kind, metadata, self.scale, tuning]}
+        )
 
     def save_pretrained(self, save_directory: str | Path, *, dtype: StorageDtype = "bfloat16") -> None:
         """Write swag_posterior.safetensors and the adapter it belongs to into a folder, replacing what is there.

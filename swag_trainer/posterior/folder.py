@@ -12,6 +12,7 @@ from torch import Tensor
 from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.hub import download
 from swag_trainer.posterior.atomic import write_together
+from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
@@ -26,7 +27,7 @@ class Contents(NamedTuple):
 
     Attributes:
         kind: Name of the family.
-        record: What the posterior belongs to.
+        record: What the posterior belongs to, with its features.
         metadata: What the family itself records, as JSON values.
         tensors: The family's tensors.
         adapter: The adapter beside it.
@@ -56,7 +57,8 @@ def write_folder(folder: Path, contents: Contents) -> None:
     record = replace(record, adapter_digest=adapter.digest, base_model=adapter.base_model)
     document = {"kind": contents.kind, "record": record.as_document(), "metadata": dict(contents.metadata)}
     initial = {} if adapter.initial is None else adapter.initial.as_tensors()
-    data, _ = encode({**contents.tensors, **initial}, document)
+    features = {} if record.features is None else record.features.tensors()
+    data, _ = encode({**contents.tensors, **initial, **features}, document)
     files = adapter.files() | {POSTERIOR_FILE: data}
     write_together({folder / name: content for name, content in files.items()})
 
@@ -95,8 +97,11 @@ def read_folder(folder: Path) -> Contents:
     adapter = SavedAdapter.read(folder)
     check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
     adapter = replace(adapter, initial=InitialWeights.from_tensors(tensors, where=where))
-    own = {name: tensor for name, tensor in tensors.items() if not InitialWeights.owns(name)}
-    return Contents(kind, PosteriorRecord.from_document(record, where=where), metadata, own, adapter)
+    others = (InitialWeights, FeatureDistribution)
+    own = {name: tensor for name, tensor in tensors.items() if not any(other.owns(name) for other in others)}
+    features = FeatureDistribution.from_tensors(tensors, where=where)
+    found = replace(PosteriorRecord.from_document(record, where=where), features=features)
+    return Contents(kind, found, metadata, own, adapter)
 
 
 def check_pair(

@@ -38,13 +38,18 @@ class PointPosterior(WeightPosterior):
 
     @classmethod
     def at(cls, vector: Tensor, posterior: WeightPosterior) -> PointPosterior:
-        """Return the point estimate at a weight vector of another posterior's adapter; that posterior's tuning is not taken over.
+        """Return the point estimate at a weight vector of another posterior's adapter; that posterior's tuning and features are not taken over.
 
         Args:
             vector: Shape (P,).
             posterior: Whose layout, record and adapter to take.
         """
-        return cls(posterior.layout, vector.float(), replace(posterior.record, scale=0.0, tuning=None), posterior.adapter)
+        return cls(
+            posterior.layout,
+            vector.float(),
+            replace(posterior.record, scale=0.0, tuning=None, features=None),
+            posterior.adapter,
+        )
 
     def mean_vector(self) -> Tensor:
         """Return the weights. Shape (P,), float32."""

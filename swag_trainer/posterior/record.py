@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.documents import read_dataclass
+from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.tuning import Tuning, upgraded
 
 
@@ -29,6 +30,8 @@ class PosteriorRecord:
             changed it the same way.
         adapter_digest: Content digest of the adapter the posterior lies beside.
         versions: Versions of the libraries that made it.
+        features: Class means and covariance of the features at the mean weights, for the OOD score; None where they were not fitted.
+            Stored as tensors beside the document, and no part of it.
     """
 
     scale: float = 1.0
@@ -43,15 +46,18 @@ class PosteriorRecord:
     base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
     adapter_digest: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    features: FeatureDistribution | None = field(default=None, compare=False)
 
     @classmethod
     def field_names(cls) -> set[str]:
-        """Return the names of all fields."""
-        return {item.name for item in fields(cls)}
+        """Return the names of all fields of the document."""
+        return {item.name for item in fields(cls)} - {"features"}
 
     def as_document(self) -> dict[str, Any]:
-        """Return the record as JSON values."""
-        return asdict(self)
+        """Return the record as JSON values, without the features."""
+        document = asdict(replace(self, features=None))
+        del document["features"]
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], *, where: str) -> PosteriorRecord:

@@ -19,6 +19,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
 from swag_trainer.prediction.draw_logits import Method, check_method
 from swag_trainer.prediction.monte_carlo import checked_max_error
+from swag_trainer.prediction.ood import check_ood_score
 from swag_trainer.prediction.sampler import Sampling
 
 _WAYS_TO_ABSTAIN = ("abstain_below", "risk", "coverage")
@@ -31,7 +32,8 @@ class PredictionOptions:
     Attributes:
         sampling: The fields of `Sampling` that were asked for, by name.
         method, max_error: As in `MonteCarloPredictor`.
-        abstain_below, risk, coverage, prediction_set, prediction_set_method: As in `SwagTextClassificationPipeline`; None where not asked.
+        abstain_below, risk, coverage, ood, prediction_set, prediction_set_method: As in `SwagTextClassificationPipeline`; None where not
+            asked.
     """
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class PredictionOptions:
     abstain_below: float | None = None
     risk: float | None = None
     coverage: float | None = None
+    ood: float | None = None
     prediction_set: float | None = None
     prediction_set_method: str | None = None
 
@@ -58,7 +61,7 @@ class PredictionOptions:
         ways = [name for name in _WAYS_TO_ABSTAIN if name in given]
         if len(ways) > 1:
             raise SwagError(f"{ways[0]} and {ways[1]} both set when to abstain; pass one of them.")
-        for name in (*_WAYS_TO_ABSTAIN, "prediction_set"):
+        for name in (*_WAYS_TO_ABSTAIN, "ood", "prediction_set"):
             if not 0 <= given.get(name, 0) <= 1:
                 raise SwagError(f"{name} is a fraction or a probability between 0 and 1, got {given[name]}.")
         checked_max_error(given.get("max_error"))
@@ -82,29 +85,48 @@ class Decision:
         threshold: Abstain where the top label's score is below this.
         reason: Where the threshold comes from, as the end of a sentence.
         sets: Makes the prediction set; None where none was asked for.
+        ood: Abstain where the OOD score is at least this.
+        num_held_out: How many examples that score is a fraction of.
     """
 
     threshold: float = 0.0
     reason: str = ""
     sets: ConformalSets | None = None
+    ood: float | None = None
+    num_held_out: int = 0
 
     def __bool__(self) -> bool:
         """Whether anything is to be decided."""
-        return bool(self.threshold > 0) or self.sets is not None
+        return bool(self.threshold > 0) or self.sets is not None or self.ood is not None
 
-    def apply(self, rows: list[dict[str, Any]], probabilities: np.ndarray, labels: dict[int, str]) -> list[dict[str, Any]]:
+    def apply(
+        self,
+        rows: list[dict[str, Any]],
+        probabilities: np.ndarray,
+        labels: dict[int, str],
+        *,
+        ood_score: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Return the labels of a prediction, the first one the likeliest, with the first one decided upon.
 
         Args:
             rows: ``label``, ``score`` and so on, the likeliest first.
             probabilities: Of all classes. Shape (C,).
             labels: Their names.
+            ood_score: Of the prediction; needed where ``ood`` is set.
         """
         first = dict(rows[0])
         score = float(confidence(probabilities[None])[0])
+        reasons = []
         if score < self.threshold:
-            first |= {"label": None, "top_label": first["label"]}
-            first["reason"] = f"The score {score:.3f} of the likeliest label is below {self.threshold:.3f}, {self.reason}."
+            reasons.append(f"The score {score:.3f} of the likeliest label is below {self.threshold:.3f}, {self.reason}.")
+        if self.ood is not None and ood_score is not None and ood_score >= self.ood:
+            reasons.append(
+                f"The OOD score {ood_score:.3f} is at least {self.ood:g}: the features lie further from every class than those of that "
+                f"fraction of {self.num_held_out} held-out examples."
+            )
+        if reasons:
+            first |= {"label": None, "top_label": first["label"], "reason": " ".join(reasons)}
         if self.sets is not None:
             chosen = self.sets.sets(probabilities[None])[0]
             order = np.argsort(-probabilities, kind="stable")
@@ -121,7 +143,8 @@ def decide(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
     """Look up what the options ask to be decided.
 
     Raises:
-        SwagError: They need a tuned posterior, a level that was calibrated, or the draws, scale and temperature of the calibration.
+        SwagError: They need a tuned posterior, a level that was calibrated, or the draws, scale and temperature of the calibration; or
+            the posterior has no OOD score.
     """
     threshold, reason, sets = 0.0, "", None
     if options.abstain_below is not None:
@@ -134,7 +157,11 @@ def decide(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
     if options.prediction_set is not None:
         tuning = _calibrated("prediction_set", options, posterior)
         sets = _sets(tuning, options.prediction_set, options.prediction_set_method or "aps")
-    return Decision(threshold, reason, sets)
+    if options.ood is None or options.ood == 1:
+        return Decision(threshold, reason, sets)
+    check_ood_score(posterior, options.ood)
+    assert posterior.features is not None
+    return Decision(threshold, reason, sets, options.ood, posterior.features.num_held_out)
 
 
 def check_options(options: PredictionOptions, posterior: WeightPosterior) -> None:

@@ -37,6 +37,10 @@ class Predictive:
             matched draws is. Shape (N, C).
         num_draws: How many draws each example was predicted with. Shape (N,).
         draw_probabilities: Each draw's probabilities, if they were asked for. Shape (S, N, C).
+        energy: Mean over the draws of the energy -T log sum exp(logits / T) (Liu et al. 2020, arXiv:2010.03759), T the temperature:
+            higher for OOD examples. None where the classes do not exclude each other. Shape (N,).
+        ood_score: How far the example lies from every class, as a fraction of held-out examples, in [0, 1): see
+            `swag_trainer.posterior.features`. None where the posterior has none. Shape (N,).
     """
 
     probabilities: np.ndarray
@@ -48,6 +52,8 @@ class Predictive:
     standard_error: np.ndarray
     num_draws: np.ndarray
     draw_probabilities: np.ndarray | None = None
+    energy: np.ndarray | None = None
+    ood_score: np.ndarray | None = None
 
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -88,6 +94,7 @@ class Predictive:
             standard_error=standard_error(draws, draws_per_block, weights).numpy(),
             num_draws=np.full(draws.shape[1], len(draws)),
             draw_probabilities=draws.numpy() if keep_draws else None,
+            energy=weighted_mean(_energy(logits, temperature), weights).numpy() if link == "softmax" else None,
         )
 
     @classmethod
@@ -170,6 +177,11 @@ def apply_link(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
         return logits
     logits = logits / temperature
     return logits.softmax(-1) if link == "softmax" else logits.sigmoid()
+
+
+def _energy(logits: Tensor, temperature: float) -> Tensor:
+    """-T log sum exp(logits / T) over the last axis, float64."""
+    return -temperature * (logits.double() / temperature).logsumexp(-1)
 
 
 def _entropy(probabilities: Tensor, link: Link) -> Tensor:

@@ -21,6 +21,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.draw_logits import DrawLogits, Method, check_method
 from swag_trainer.prediction.lengths import batches_of_one_length, length_of
 from swag_trainer.prediction.monte_carlo import checked_max_error, error_limit
+from swag_trainer.prediction.ood import OodScorer, has_ood_score
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, apply_link, summarise
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.tasks import task_named
@@ -40,6 +41,8 @@ class MonteCarloPredictor:
     into a private copy of the adapter that shares the base model's tensors: the model itself is never written, and may run plain
     forwards meanwhile. Calls from several threads wait for each other. Many draws go into one forward where the adapter allows it
     (`PackedSampler`), and otherwise one after the other; the predictions are the same.
+
+    Where the posterior has one, each prediction has an OOD score, at the cost of one forward at the mean weights, whatever the draws.
 
     The fields of `Sampling` may be given as keywords: ``MonteCarloPredictor(model, posterior, num_samples=10, seed=0)``.
 
@@ -128,6 +131,9 @@ class MonteCarloPredictor:
             compile=compile,
         )
         self.link = self.task.link(self._logits.base.config)
+        self._ood_scores = (
+            OodScorer(model, posterior, task=self.task, adapter_name=adapter_name) if has_ood_score(posterior) else None
+        )
         self._check_temperature()
 
     @property
@@ -203,9 +209,14 @@ class MonteCarloPredictor:
         with self._logits.first_masks():
             if self.max_error is None:
                 logits, rows = self._logits(inputs)
-                return [self._summary(logits[:, rows == row]) for row in range(num_rows)]
-            whole, places = self._predict_within_error(inputs)
-        return [whole.select(places == row) for row in range(num_rows)]
+                predicted = [self._summary(logits[:, rows == row]) for row in range(num_rows)]
+            else:
+                whole, places = self._predict_within_error(inputs)
+                predicted = [whole.select(places == row) for row in range(num_rows)]
+        if self._ood_scores is None or not isinstance(predicted[0], Predictive):
+            return predicted
+        scores, rows = self._ood_scores(inputs), self.task.events(inputs).numpy()
+        return [replace(one, ood_score=scores[rows == row]) for row, one in enumerate(predicted)]
 
     def logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the logits of every draw for one batch; with ``max_error``, of the first block. Shape (S, E, C), CPU, float32.
@@ -248,9 +259,13 @@ class MonteCarloPredictor:
         """Return the prediction for a batch, and which row each of its events belongs to. Shape (E,)."""
         inputs = self._logits.tensors(batch)
         if self.max_error is not None:
-            return self._predict_within_error(inputs)
-        logits, rows = self._logits(inputs)
-        return self._summary(logits, keep_draws=keep_draws), rows.numpy()
+            predictive, rows = self._predict_within_error(inputs)
+        else:
+            logits, events = self._logits(inputs)
+            predictive, rows = self._summary(logits, keep_draws=keep_draws), events.numpy()
+        if self._ood_scores is not None and isinstance(predictive, Predictive):
+            predictive = replace(predictive, ood_score=self._ood_scores(inputs))
+        return predictive, rows
 
     def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
         averaging = self._logits.averaging(len(logits))

@@ -65,6 +65,18 @@ class Task(ABC):
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the events. Shape (E, C); of packed outputs, S * B rows draw by draw, (S * E, C)."""
 
+    def features(self, given: Tensor, made: Tensor, logits: Tensor) -> Tensor | None:
+        """Return the features of the events: what the model's last linear layer, the one with C outputs, was given for them.
+
+        Args:
+            given, made: Input and output of that layer in a plain forward. Shapes (..., h) and (..., C).
+            logits: What `read` returned of the same forward. Shape (E, C).
+
+        Returns:
+            Shape (E, h); None where the task has no features, and then no OOD score. Default: None.
+        """
+        return None
+
     def check_logits(self, logits: Tensor, batch: Mapping[str, Tensor], model: nn.Module) -> None:
         """Check what `read` returned for a plain forward.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -28,6 +29,21 @@ class SequenceClassification(Task):
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits. Shape (B, C), or (S * B, C) of packed outputs."""
         return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+
+    def features(self, given: Tensor, made: Tensor, logits: Tensor) -> Tensor | None:
+        """Return what the head was given for each text. Shape (B, h).
+
+        Heads over the last hidden states of a decoder make logits of all positions, of which the model returns those of one: the
+        features are those of the position whose logits were returned. None where there is no such position.
+        """
+        if given.dim() == 2 and len(given) == len(logits):
+            return given
+        if given.dim() != 3 or len(given) != len(logits):
+            return None
+        returned = (made.float() == logits[:, None].float()).all(dim=-1)
+        if not returned.any(dim=1).all():
+            return None
+        return given[torch.arange(len(given), device=given.device), returned.int().argmax(dim=1)]
 
     def link(self, config: Any) -> Link:
         """Return transformers' own rule for turning a classifier's outputs into predictions (`TextClassificationPipeline`)."""

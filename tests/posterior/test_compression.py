@@ -208,7 +208,7 @@ def test_a_file_of_version_1_is_read_bit_for_bit(tmp_path):
     posterior = a_posterior(scale=2.0)
     posterior.save_pretrained(tmp_path, dtype="float32")
     tensors, _, _ = read_file(tmp_path / POSTERIOR_FILE)
-    record = {name: value for name, value in asdict(posterior.record).items() if name != "task"}
+    record = {name: value for name, value in posterior.record.as_document().items() if name != "task"}
     document = record | asdict(posterior.collection)
     envelope = {"format_version": 1, "digest": content_digest(tensors, document), "document": document}
     header, data = {"__metadata__": {"swag_trainer": json.dumps(envelope)}}, b""

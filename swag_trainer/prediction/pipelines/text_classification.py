@@ -28,7 +28,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
 
     Everything that `transformers.TextClassificationPipeline` takes and returns holds here too (``top_k``, text pairs, ``truncation``,
     ``padding``, ``batch_size``, ``function_to_apply``, data sets and generators). Each prediction also has its ``entropy`` and its
-    ``mutual_information`` in nats; for a regression model it has the draws' ``std`` instead.
+    ``mutual_information`` in nats, and its ``ood_score`` where the posterior has one: the fraction of held-out examples that lie closer to
+    the nearest class, by their features at the mean weights, which cost one forward. For a regression model it has the draws' ``std``.
 
         from transformers import pipeline
         import swag_trainer
@@ -39,7 +40,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
 
     An unreliable prediction is withheld: with ``abstain_below``, ``risk`` or ``coverage``, which exclude each other, ``label`` is None where
     the likeliest label's score is too low. The label is then under ``top_label`` and a sentence under ``reason``; score and uncertainty
-    stay, and a prediction that is not withheld has neither of the two keys. With ``prediction_set`` the labels that cannot be ruled out are
+    stay, and a prediction that is not withheld has neither of the two keys. So it is with ``ood``, alone or beside one of the others, where
+    the text is out-of-distribution. With ``prediction_set`` the labels that cannot be ruled out are
     under that key, the likeliest first. With ``top_k`` all this is in the first entry of the ranking, the others stay as they are. For
     classes that exclude each other only.
 
@@ -58,6 +60,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         abstain_below: A score to abstain below; 0 never does.
         risk: Largest fraction of wrong predictions among those not withheld, one of the ``risks`` that the posterior was tuned with.
         coverage: Fraction of texts to predict, one of the ``coverages`` that the posterior was tuned with.
+        ood: An OOD score to abstain from, such as 0.95: texts of the held-out examples' distribution are then withheld with a probability
+            of at most 0.05. 1 never does.
         prediction_set: Fraction of the sets that hold the true label, one of the ``levels`` that the posterior was tuned with.
         prediction_set_method: "aps" (default), "raps" or "lac", see `swag_trainer.metrics.conformal`.
         **kwargs: What `transformers.TextClassificationPipeline` takes. An argument that neither it nor the tokenizer knows is refused.
@@ -94,7 +98,7 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         """Put the prediction of one input into transformers' form, and decide upon it."""
         config, predictive = self.model.config, self.predictive_of(model_outputs)
         link = _LINKS[function_to_apply] if function_to_apply in _LINKS else SequenceClassification().link(config)
-        decision = decide(options, self.posterior)
+        decision, ood_score = decide(options, self.posterior), None
         if decision and link != "softmax":
             raise SwagError(
                 "Abstaining and prediction sets are for classes that exclude each other, whose probabilities sum to 1; these predictions "
@@ -107,14 +111,16 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
                 "entropy": float(predictive.entropy[0]),
                 "mutual_information": float(predictive.mutual_information[0]),
             }
+            if predictive.ood_score is not None:
+                uncertainty["ood_score"] = ood_score = float(predictive.ood_score[0])
             scores, extra = predictive.probabilities[0], [uncertainty] * len(predictive.probabilities[0])
         rows = [{"label": config.id2label[index], "score": float(score), **extra[index]} for index, score in enumerate(scores)]
         if top_k == 1 and _legacy:
             best = [rows[int(scores.argmax())]]
-            return decision.apply(best, scores, config.id2label)[0] if decision else best[0]
+            return decision.apply(best, scores, config.id2label, ood_score=ood_score)[0] if decision else best[0]
         if not _legacy:
             rows = sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
-        return decision.apply(rows, scores, config.id2label) if decision else rows
+        return decision.apply(rows, scores, config.id2label, ood_score=ood_score) if decision else rows
 
 
 register_pipeline(
