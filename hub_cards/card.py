@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -124,6 +125,7 @@ def is_hub_id(text: Any) -> bool:
     return isinstance(text, str) and not text.endswith("\n")
 
 
+@functools.cache
 def _template() -> Template:
     # `finalize` sees every value that the template prints, so none can be forgotten; autoescape stands behind it.
     environment = Environment(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import pipeline
 
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.lengths import longest_input
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
@@ -40,9 +43,18 @@ def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-def tokenised(tokenizer: Any, texts: Sequence[str], labels: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Return examples as the Trainer and the predictor take them, truncated at the tokenizer's own maximum length."""
-    columns = dict(tokenizer(list(texts), truncation=True))
+def tokenised(tokenizer: Any, model: nn.Module, texts: Sequence[str], labels: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """Return examples as the Trainer and the predictor take them, truncated at what tokenizer and model can take.
+
+    Warns:
+        UserWarning: How many texts were truncated.
+    """
+    limit = longest_input(tokenizer, model)
+    encoded = tokenizer(list(texts), truncation=limit is not None, max_length=limit)
+    num_truncated = sum(bool(part.overflowing) for part in encoded.encodings or ())
+    if num_truncated:
+        warnings.warn(f"{num_truncated} of {len(texts)} texts have more than {limit} tokens and are truncated.", stacklevel=2)
+    columns = dict(encoded)
     if labels is not None:
         columns["labels"] = labels.tolist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

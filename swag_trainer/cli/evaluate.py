@@ -143,9 +143,11 @@ def _measured(options: Options, data: _Data, classifier: SwagTextClassificationP
     predictions = predict_methods(
         classifier.model,
         posterior,
-        tokenised(tokenizer, data.examples.texts),
-        ood=None if data.ood is None else tokenised(tokenizer, data.ood.ood),
-        validation=None if validation is None else tokenised(tokenizer, validation.texts, validation.numbers(classes)),
+        tokenised(tokenizer, classifier.model, data.examples.texts),
+        ood=None if data.ood is None else tokenised(tokenizer, classifier.model, data.ood.ood),
+        validation=None
+        if validation is None
+        else tokenised(tokenizer, classifier.model, validation.texts, validation.numbers(classes)),
         sampling=sampling,
         methods=options.methods,
         batch_size=options.batch_size,

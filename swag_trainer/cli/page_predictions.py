@@ -13,6 +13,7 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.prediction.decisions import Decision, PredictionOptions, confidence, decide
+from swag_trainer.prediction.lengths import longest_input
 from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 
@@ -80,7 +81,7 @@ class PagePredictions:
         config = model.config
         self.labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         self._tokenizer = classify.tokenizer
-        self._longest = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))
+        self._longest = longest_input(self._tokenizer, model) or math.inf
         self._mean = _at(model, self.posterior, self.posterior.mean_vector())
         self._trained = None if holds_mean(self.posterior) else _at(model, self.posterior, _adapter_vector(self.posterior))
 

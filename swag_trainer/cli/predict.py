@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from swag_trainer.cli.text_files import read_lines
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
 from swag_trainer.prediction.decisions import PredictionOptions
+from swag_trainer.prediction.lengths import longest_input
 
 _FORMATS = (".jsonl", ".csv", ".parquet")
 
@@ -95,6 +97,9 @@ def run(options: Options, out: TextIO) -> None:
                 ".parquet": lambda: _as_parquet(rows),
             }
             write_files({options.output: encoded[form]()})
+        if classifier.num_truncated:
+            limit = longest_input(classifier.tokenizer, classifier.model)
+            warnings.warn(f"{classifier.num_truncated} texts have more than {limit} tokens and were truncated.", stacklevel=2)
     _refuse_problems(examples)
 
 
@@ -125,7 +130,7 @@ def _predictions(classifier: Any, examples: Sequence[Example], asked: dict[str, 
     with tqdm(total=len(usable), unit="text", delay=2) as bar:
         for start in range(0, len(usable), size):
             part = usable[start : start + size]
-            predictions = classifier([example.text for example in part], batch_size=size, truncation=True, **asked)
+            predictions = classifier([example.text for example in part], batch_size=size, **asked)
             for example, prediction in zip(part, predictions, strict=True):
                 line = {} if example.line is None else {"line": example.line}
                 yield {**line, "text": example.text, **prediction}

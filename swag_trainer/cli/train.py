@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.files import prepared_outputs
@@ -19,6 +20,7 @@ from swag_trainer.cli.text_data import read_text
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError
+from swag_trainer.prediction.lengths import longest_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +111,15 @@ def _trained(
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if tokenizer.pad_token is None:  # decoders come without; what is masked out may be any token
         tokenizer.pad_token = tokenizer.eos_token
+    with torch.device("meta"):
+        shapes = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(options.model))
     # Saved with the adapter: later commands truncate at the length that the model was trained with.
-    tokenizer.model_max_length = min(tokenizer.model_max_length, options.max_length)
+    tokenizer.model_max_length = min(longest_input(tokenizer, shapes) or options.max_length, options.max_length)
     for seed, folder, swag, training in zip(options.seeds, folders, callbacks, arguments, strict=True):
         chosen = range(len(targets))
         if options.train_rows is not None and options.train_rows < len(targets):
             chosen = balanced(targets, options.train_rows, seed).tolist()
-        rows = tokenised(tokenizer, [data.texts[index] for index in chosen], targets[list(chosen)])
+        rows = tokenised(tokenizer, shapes, [data.texts[index] for index in chosen], targets[list(chosen)])
         _train(options, classes, rows, tokenizer, training, swag)
         swag.posterior.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

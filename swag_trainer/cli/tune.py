@@ -75,7 +75,7 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
     tuned = tune(
         posterior,
         classifier.model,
-        tokenised(classifier.tokenizer, data.texts, targets),
+        tokenised(classifier.tokenizer, classifier.model, data.texts, targets),
         sampling=sampling,
         scales=options.scales,
         name=data.name,

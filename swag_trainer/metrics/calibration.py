@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,12 +37,12 @@ class ReliabilityBins:
     @property
     def accuracy_low(self) -> np.ndarray:
         """Lower limit of the accuracy's 95 % confidence interval (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
-        return self._limits()[0]
+        return self._limits[0]
 
     @property
     def accuracy_high(self) -> np.ndarray:
         """Upper limit of the accuracy's 95 % confidence interval (Wilson 1927, score interval); NaN in an empty bin. Shape (B,)."""
-        return self._limits()[1]
+        return self._limits[1]
 
     @property
     def calibration_error(self) -> float:
@@ -68,6 +69,7 @@ class ReliabilityBins:
             squares = np.where(counts > 1, squares - accuracy * (1 - accuracy) / np.maximum(counts - 1, 1), 0.0)
         return float(np.sqrt(max((fraction * squares).sum(), 0.0)))
 
+    @cached_property
     def _limits(self) -> np.ndarray:
         """Return the limits of every bin's accuracy. Shape (2, B)."""
         limits = np.full((2, len(self.counts)), np.nan)

@@ -1,4 +1,7 @@
-"""Rows of one length share a batch: padding would cost every draw what it costs one plain prediction, and change its sums a little."""
+"""Lengths of inputs: where texts are truncated, and batches of rows of one length.
+
+Rows of one length share a batch: padding would cost every draw what it costs one plain prediction, and change its sums a little.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from swag_trainer.adapters.positions import num_positions
+
+_NO_LIMIT = 10**9  # tokenizers without a length of their own say 1e30
+
+
+def longest_input(tokenizer: Any, model: nn.Module) -> int | None:
+    """Return where a text is truncated: the smaller of the tokenizer's maximum length and the model's positions; None without a limit."""
+    own = tokenizer.model_max_length
+    limits = [limit for limit in (own if own < _NO_LIMIT else None, num_positions(model)) if limit is not None]
+    return min(limits, default=None)
+
+
+def is_truncated(encoding: Any) -> bool:
+    """Whether a tokenizer cut any of the texts in what it returned; only fast tokenizers know."""
+    return any(part.overflowing for part in getattr(encoding, "encodings", None) or ())
 
 
 def length_of(row: Mapping[str, Any]) -> int:

@@ -50,6 +50,21 @@ def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_predicts
     assert len(predictions) == 2 and all(each["label"] in posterior.record.labels for each in predictions)
 
 
+def test_a_length_beyond_the_models_positions_is_cut_there_and_counted(tmp_path, capsys):
+    # Red for: texts of 90 tokens into 64 positions because --max-length says 1000, or a cut in silence.
+    data = tmp_path / "long.csv"
+    data.write_text("text,label\n" + "".join(f"{'well ' * (90 if i < 3 else 5)},{'ab'[i % 2]}\n" for i in range(30)))
+    out = tmp_path / "run"
+    options = ["--output", str(out), "--max-length", "1000", "--steps", "4", "--snapshots", "2"]
+    assert main(["train", "--model", demo_base(), "--dataset", str(data), *options]) == 0
+    assert "have more than 64 tokens and are truncated" in capsys.readouterr().err
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 64
+    assert main(["predict", str(out), "--file", str(data)]) == 0
+    shown = capsys.readouterr()
+    assert "3 texts have more than 64 tokens and were truncated" in shown.err
+    assert len(shown.out.strip().split("\n")) == 30
+
+
 def test_several_seeds_get_a_folder_each_and_other_weights(tmp_path):
     # Red for: one seed for all, or the second run in the place of the first.
     train(tmp_path / "runs", "--steps", "6", "--snapshots", "2", "--train-rows", "1000", "--seeds", "1", "2")

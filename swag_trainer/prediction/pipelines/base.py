@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +19,14 @@ from transformers import AutoTokenizer, Pipeline
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions, check_options
+from swag_trainer.prediction.lengths import is_truncated, longest_input
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Link
+
+logger = logging.getLogger(__name__)
 
 
 class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
@@ -43,6 +47,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         posterior: The posterior that is drawn from.
         options: What the constructor was asked for. It holds for every call that asks for nothing else; ``options.resolved(posterior)``
             has the draws, scale and temperature.
+        num_truncated: How many inputs were truncated so far.
 
     Raises:
         PosteriorNotFoundError: The model has no posterior.
@@ -67,6 +72,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         self._predictor: MonteCarloPredictor | None = None
         self._settings: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self.num_truncated = 0
         asked = {name: kwargs.pop(name) for name in PredictionOptions.option_names() if name in kwargs}
         self.options = PredictionOptions().updated(asked)
         super().__init__(model=model, tokenizer=self.tokenizer, **{"task": self.swag_task, **kwargs})
@@ -81,6 +87,18 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
             )
             return []
         return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs: Any, **tokenizer_arguments: Any) -> Any:
+        """Make model inputs of a text. Unless ``truncation=False``, one that the model cannot take is cut, as in training."""
+        limit = longest_input(self.tokenizer, self.model)
+        if limit is not None and tokenizer_arguments.setdefault("truncation", True) not in (False, "do_not_truncate"):
+            tokenizer_arguments.setdefault("max_length", limit)
+        model_inputs = super().preprocess(inputs, **tokenizer_arguments)
+        if is_truncated(model_inputs):
+            if self.num_truncated == 0:
+                logger.warning("A text is too long for the model and was truncated; the pipeline's num_truncated counts them.")
+            self.num_truncated += 1
+        return model_inputs
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write adapter, posterior and tokenizer into a folder that `transformers.pipeline` loads."""

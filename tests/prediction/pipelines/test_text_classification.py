@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +69,21 @@ def forms(answer):
 def test_truncation_reaches_the_tokenizer(classify):
     # Red for: arguments swallowed on the way. 200 words do not fit into the 64 positions of the tiny model.
     with pytest.raises(Exception, match="64|size"):
-        classify("good " * 200)
+        classify("good " * 200, truncation=False)
     assert classify("good " * 200, truncation=True)[0]["label"] in LABELS
+
+
+@pytest.mark.parametrize("own", [10**30, 64, 9])
+def test_a_text_that_the_model_cannot_take_is_cut_where_tokenizer_and_model_end(classify, tokenizer, own):
+    # Red for: a tokenizer without a length of its own, after which one long text ends a whole file; a cut that is not counted.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = own
+    pipe = SwagTextClassificationPipeline(model=classify.model, tokenizer=tokenizer, posterior=classify.posterior, device="cpu")
+    length = min(own, 64)
+    assert len(pipe.preprocess("good " * 200)["input_ids"][0]) == length
+    cut = " ".join(["good"] * (length - 2))  # and [CLS] and [SEP]
+    assert pipe(["good " * 200, cut]) == pipe([cut, cut])
+    assert pipe.num_truncated == 2
 
 
 def test_lists_data_sets_columns_and_generators_are_answered_alike(classify, texts):
