@@ -4,8 +4,11 @@
     python examples/quickstart.py --seeds 5 --output runs/banking --dataset banking77 --train-rows 500
     python benchmarks/calibration.py demo=runs/demo banking=runs/banking
 
-Nothing is measured here. The metrics of every seed go to benchmarks/results/calibration.json; the tables hold their means and the
+    python benchmarks/calibration.py --study runs/study --data FOLDER
+
+The first form measures nothing. The metrics of every seed go to benchmarks/results/calibration.json; the tables hold their means and the
 95 % intervals of these means (Student), which say what other seeds would change, training rows and initialisation included.
+With --study, models are trained, their trajectories are kept, and recipes are compared on them; see benchmarks/study.
 """
 
 from __future__ import annotations
@@ -77,4 +80,9 @@ def wins(runs: dict[str, list[dict]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["--study"]:
+        from study.main import main as study  # imports torch and peft, which the tables do not need
+
+        study(sys.argv[2:])
+    else:
+        main(sys.argv[1:])
