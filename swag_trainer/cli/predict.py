@@ -55,6 +55,10 @@ class Options(CommonOptions):
     coverage: float | None = field(
         default=None, metadata={"help": "give labels to this fraction of the texts; needs a tuned posterior"}
     )
+    ood: float | None = field(
+        default=None,
+        metadata={"help": "give no label from this OOD score on, such as 0.95: beyond that fraction of held-out text"},
+    )
     prediction_set: float | None = field(
         default=None, metadata={"help": "list labels that hold the true one with this probability; needs a tuned posterior"}
     )

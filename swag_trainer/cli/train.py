@@ -137,7 +137,12 @@ def _callback(options: Options) -> SwagCallback:
     if options.every_steps is not None or options.every_epochs is not None:
         schedule = Every(steps=options.every_steps, epochs=options.every_epochs, start=options.start)
     return SwagCallback(
-        schedule, rank=options.rank, learning_rate=rate, final_weights=options.final_weights, low_precision="upcast"
+        schedule,
+        rank=options.rank,
+        learning_rate=rate,
+        final_weights=options.final_weights,
+        low_precision="upcast",
+        ood_features=True,
     )
 
 

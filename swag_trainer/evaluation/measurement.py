@@ -133,6 +133,8 @@ def _ood_metrics(predictions: MethodPredictions, options: Mapping[str, Any]) -> 
         return {}
     in_distribution = uncertainty_scores(predictions.probabilities, predictions.mutual_information)
     ood = uncertainty_scores(predictions.ood_probabilities, predictions.ood_mutual_information)
+    in_distribution |= {name: scores[0] for name, scores in predictions.ood_scores.items()}
+    ood |= {name: scores[1] for name, scores in predictions.ood_scores.items()}
     is_ood = np.repeat([False, True], [len(predictions.probabilities), len(predictions.ood_probabilities)])
     metrics = {}
     for score, values in in_distribution.items():

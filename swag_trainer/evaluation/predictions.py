@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class MethodPredictions:
         mutual_information: Of prediction and weights, in nats; None from a single draw, which has none. Shape (N,).
         ood_probabilities: The same for out-of-distribution (OOD) examples, if there are any. Shape (M, C).
         ood_mutual_information: Shape (M,).
+        ood_scores: Further scores by which examples can be called OOD, such as "energy" and "ood_score", by name: of the
+            in-distribution examples and of the OOD examples. Shapes (N,) and (M,).
         seconds_per_example: Time of the in-distribution examples divided by N; None if it was not measured.
         num_draws: Draws per example, the mean where examples differ.
 
@@ -40,6 +43,7 @@ class MethodPredictions:
     mutual_information: np.ndarray | None = None
     ood_probabilities: np.ndarray | None = None
     ood_mutual_information: np.ndarray | None = None
+    ood_scores: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     seconds_per_example: float | None = None
     num_draws: float = 1.0
 
@@ -57,6 +61,11 @@ class MethodPredictions:
             raise ValueError("There is mutual information of OOD examples, but there are no OOD examples.")
         if self.ood_probabilities is not None and (self.mutual_information is None) != (self.ood_mutual_information is None):
             raise ValueError("Mutual information is needed for in-distribution and OOD examples, or for neither.")
+        for name, (in_distribution, ood) in self.ood_scores.items():
+            lengths = [len(checked_numbers(f"The score {name!r}", values, ndim=1)) for values in (in_distribution, ood)]
+            expected = [len(self.probabilities), 0 if self.ood_probabilities is None else len(self.ood_probabilities)]
+            if lengths != expected:
+                raise ValueError(f"{expected} in-distribution and OOD examples have {lengths} values of the score {name!r}.")
         if not self.num_draws >= 1:
             raise ValueError(f"num_draws is the number of draws per example and must be at least 1, got {self.num_draws}.")
 
@@ -72,11 +81,17 @@ class MethodPredictions:
             seconds_per_example: Time of the in-distribution examples, each.
         """
         draws = float(predictive.num_draws.mean())
+        scores = {}
+        for name in ("energy", "ood_score") if ood is not None else ():
+            in_distribution, outside = getattr(predictive, name), getattr(ood, name)
+            if in_distribution is not None and outside is not None:
+                scores[name] = (in_distribution, outside)
         return cls(
             probabilities=predictive.probabilities,
             mutual_information=predictive.mutual_information if draws > 1 else None,
             ood_probabilities=None if ood is None else ood.probabilities,
             ood_mutual_information=None if ood is None or draws <= 1 else ood.mutual_information,
+            ood_scores=scores,
             seconds_per_example=seconds_per_example,
             num_draws=draws,
         )
@@ -106,7 +121,8 @@ class MethodPredictions:
             raise ValueError(
                 f"In-distribution examples have {count} draws, OOD examples {ood_count}; both need the same draws."
             )
-        return cls(mean, information, ood_mean, ood_information, seconds_per_example, float(count))
+        averaged = (mean, information, ood_mean, ood_information)
+        return cls(*averaged, seconds_per_example=seconds_per_example, num_draws=float(count))
 
 
 def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

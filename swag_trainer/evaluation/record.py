@@ -34,8 +34,8 @@ class MethodMetrics:
     Attributes:
         metrics: {metric: value with interval}. Metrics: "accuracy", "macro_f1", "nll" (nats), "ece" and "ece_quantile" (bins of equal
             width and between quantiles), "brier" (summed over classes), "aurc", and where there are out-of-distribution (OOD) examples
-            "auroc", "aupr" and "fpr95", each followed by "_entropy", "_one_minus_max" or "_mutual_information", the score by which
-            examples are called OOD.
+            "auroc", "aupr" and "fpr95", each followed by "_entropy", "_one_minus_max", "_mutual_information", "_energy" or "_ood_score",
+            the score by which examples are called OOD; of a method that has that score.
         num_draws: Draws per example.
         seconds_per_example: None where it was not measured.
         bins: Reliability of the top label.

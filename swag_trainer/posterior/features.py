@@ -20,7 +20,14 @@ PREFIX = "ood/"
 FULL_RANK = 1024
 LOW_RANK = 256
 MAX_SIZE = 2**20  # classes, dimensions or held-out distances that a file may have
-_NAMES = ("means", "directions", "variances", "residual", "held_out")
+_DTYPES = {
+    "means": torch.float32,
+    "directions": torch.float32,
+    "variances": torch.float32,
+    "residual": torch.float32,
+    "held_out": torch.float64,
+    "cross_fitted": torch.uint8,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,8 @@ class FeatureDistribution:
         residual: Variance along all other directions, > 0.
         held_out: Distances of examples that nothing was trained on, ascending; empty where there were none, and then there is no
             score. Shape (n,), float64.
+        cross_fitted: Whether the distribution was fitted to the held-out examples, and each distance comes from a fit without the
+            example; else it was fitted to training examples.
     """
 
     means: Tensor
@@ -43,6 +52,7 @@ class FeatureDistribution:
     variances: Tensor
     residual: float
     held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    cross_fitted: bool = False
 
     @property
     def num_held_out(self) -> int:
@@ -112,8 +122,9 @@ class FeatureDistribution:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors for a posterior's file, their names beginning with "ood/"."""
-        values = (self.means, self.directions, self.variances, torch.tensor([self.residual]), self.held_out)
-        return {PREFIX + name: value for name, value in zip(_NAMES, values, strict=True)}
+        flag = torch.tensor([self.cross_fitted], dtype=torch.uint8)
+        values = (self.means, self.directions, self.variances, torch.tensor([self.residual]), self.held_out, flag)
+        return {PREFIX + name: value for name, value in zip(_DTYPES, values, strict=True)}
 
     @staticmethod
     def owns(name: str) -> bool:
@@ -137,30 +148,26 @@ class FeatureDistribution:
         found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if cls.owns(name)}
         if not found:
             return None
-        if set(found) != set(_NAMES):
+        dtypes = {name: tensor.dtype for name, tensor in found.items()}
+        if dtypes != _DTYPES:
             raise PosteriorFormatError(
-                f"{where} has the tensors {shortened(repr(sorted(found)))} of {PREFIX}; {sorted(_NAMES)} were expected."
+                f"{where} has the tensors {shortened(str(dtypes))} of {PREFIX}; {_DTYPES} were expected."
             )
-        means, directions, variances, residual, held_out = (found[name].clone() for name in _NAMES)
-        shapes = [tuple(tensor.shape) for tensor in (means, directions, variances, residual, held_out)]
+        means, directions, variances, residual, held_out, flag = (found[name].clone() for name in _DTYPES)
+        shapes = [tuple(tensor.shape) for tensor in (means, directions, variances, residual, held_out, flag)]
         num_classes, size = shapes[0] if means.dim() == 2 else (0, 0)
         rank = len(variances) if variances.dim() == 1 else -1
-        fits = shapes[1:] == [(rank, size), (rank,), (1,), (held_out.numel(),)] and rank <= min(size, FULL_RANK)
+        fits = shapes[1:] == [(rank, size), (rank,), (1,), (held_out.numel(),), (1,)] and rank <= min(size, FULL_RANK)
         if not fits or not 1 <= num_classes <= MAX_SIZE or not 1 <= size <= MAX_SIZE or held_out.numel() > MAX_SIZE:
             raise PosteriorFormatError(
-                f"{where}: the tensors of {PREFIX} have the shapes {shortened(str(shapes))}; (C, h), (r, h), (r,), (1,) and (n,) were "
+                f"{where}: the tensors of {PREFIX} have the shapes {shortened(str(shapes))}; (C, h), (r, h), (r,), (1,), (n,) and (1,) were "
                 f"expected, with r <= {FULL_RANK}."
-            )
-        dtypes = [tensor.dtype for tensor in (means, directions, variances, residual, held_out)]
-        if dtypes != [torch.float32] * 4 + [torch.float64]:
-            raise PosteriorFormatError(
-                f"{where}: the tensors of {PREFIX} are {dtypes}; float32, and float64 of held_out, were expected."
             )
         if not (variances > 0).all() or not (residual > 0).all():
             raise PosteriorFormatError(f"{where}: a variance of {PREFIX} is not above 0.")
         if (held_out < 0).any() or (held_out.diff() < 0).any():
             raise PosteriorFormatError(f"{where}: the distances of {PREFIX} are not ascending from 0.")
-        return cls(means, directions, variances, float(residual), held_out)
+        return cls(means, directions, variances, float(residual), held_out, bool(flag))
 
     def _whitened(self, features: Tensor) -> Tensor:
         """Return features whose differences have the Mahalanobis distance as their length. (N, h) -> (N, h), float64."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from safetensors.numpy import save_file
 from scipy.special import softmax
 
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.measurement import measure
 from swag_trainer.evaluation.predictions import MethodPredictions, read_draws
+from swag_trainer.metrics.ood import auroc
 from swag_trainer.prediction.predictive import Predictive
 
 S, N, M, C = 4, 6, 5, 3
@@ -22,6 +26,21 @@ def test_draws_give_what_the_predictive_of_their_logits_gives():
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-12)
     np.testing.assert_allclose(ours.mutual_information, in_distribution.mutual_information, atol=1e-12)
     assert (ours.num_draws, ours.seconds_per_example) == (theirs.num_draws, theirs.seconds_per_example) == (S, 0.5)
+
+
+def test_energy_and_ood_score_are_measured_where_both_data_sets_have_them():
+    # Red for: a score under another's name, in-distribution and OOD examples exchanged, a method without the score that fails.
+    inside, outside = Predictive.from_logits(LOGITS, "softmax"), Predictive.from_logits(0.1 * LOGITS[:, :M], "softmax")
+    plain = MethodPredictions.from_predictive(inside, outside)
+    scored = MethodPredictions.from_predictive(
+        replace(inside, ood_score=np.linspace(0, 0.5, N)), replace(outside, ood_score=np.full(M, 0.45))
+    )
+    found = measure({"MAP": plain, "SWAG": scored}, np.zeros(N, int), num_resamples=10).metrics
+    for ours, theirs in zip(plain.ood_scores["energy"], (inside.energy, outside.energy), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found["MAP"]["auroc_energy"].value == found["SWAG"]["auroc_energy"].value == auroc(inside.energy, outside.energy)
+    assert found["SWAG"]["auroc_ood_score"].value == pytest.approx(5 / 6) and "auroc_ood_score" not in found["MAP"]
+    assert not MethodPredictions.from_predictive(inside).ood_scores
 
 
 def test_a_single_draw_has_no_mutual_information():
@@ -130,6 +149,8 @@ def test_draws_that_do_not_fit_are_refused(in_distribution, ood, message):
         ({"ood_mutual_information": np.zeros(M)}, "no OOD examples"),
         ({"ood_probabilities": OOD[0], "mutual_information": np.zeros(N)}, "for neither"),
         ({"num_draws": 0}, "at least 1"),
+        ({"ood_scores": {"energy": (np.zeros(N), np.zeros(M))}}, "0\\] in-distribution and OOD examples"),
+        ({"ood_probabilities": OOD[0], "ood_scores": {"energy": (np.zeros(N), np.zeros(M + 1))}}, "'energy'"),
     ],
 )
 def test_predictions_check_themselves(change, message):

@@ -1,5 +1,7 @@
 """The distance to the nearest class and its score, against dense matrices, scikit-learn and simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,10 +98,11 @@ def test_the_score_is_a_fraction_of_held_out_examples_and_rises_beyond_the_last(
 def test_tensors_give_the_same_distribution_back():
     # Red for: a tensor that is not written, a residual in another precision, held-out distances rounded to float32.
     features, labels = some_features()
-    value = fit(features, labels).with_held_out(np.random.default_rng(0).exponential(size=30))
+    value = replace(fit(features, labels).with_held_out(np.random.default_rng(0).exponential(size=30)), cross_fitted=True)
     back = FeatureDistribution.from_tensors({**value.tensors(), "mean/x": torch.zeros(1)}, where="it")
     np.testing.assert_array_equal(back.distance(features), value.distance(features))
     np.testing.assert_array_equal(back.held_out, value.held_out)
+    assert back.cross_fitted is True
     assert FeatureDistribution.from_tensors({"mean/x": torch.zeros(1)}, where="it") is None
 
 
@@ -119,6 +122,8 @@ def test_tensors_give_the_same_distribution_back():
         ("held_out", lambda tensor: -tensor.flip(0)),
         ("held_out", lambda tensor: tensor[None]),
         ("held_out", lambda tensor: None),
+        ("cross_fitted", lambda tensor: tensor.repeat(2)),
+        ("cross_fitted", lambda tensor: tensor.float()),
         ("another", lambda tensor: torch.zeros(1)),
     ],
 )

@@ -195,6 +195,25 @@ def test_a_model_without_exclusive_classes_is_refused_before_it_trains(base_fold
             trainer_for(model, rows, tokenizer, tmp_path, callbacks=[SwagCallback(ood_features=True)]).train()
 
 
+def test_training_examples_without_a_length_are_refused_before_a_run(base_folder, tokenizer, tmp_path):
+    # Red for: a run that fails when it is over, class means of whatever a stream gives first.
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([{**tokenizer("good film"), "labels": 0}] * 100)
+
+    with pytest.raises(SwagError, match="training examples with a length"):
+        trainer_for(lora_model(base_folder), Stream(), tokenizer, tmp_path, callbacks=[SwagCallback(ood_features=True)]).train()
+
+
+def test_without_evaluation_examples_the_features_wait_for_held_out_ones(base_folder, texts, tokenizer, tmp_path):
+    # Red for: training examples as held-out ones, features that are lost without an evaluation set.
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    swag = SwagCallback(rank=5, ood_features=True)
+    trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path / "run", callbacks=[swag]).train()
+    assert swag.posterior.features.num_held_out == 0 and len(swag.posterior.features.means) == 3
+    assert load_posterior(tmp_path / "run").digest == swag.posterior.digest
+
+
 def test_a_run_whose_examples_have_one_text_per_class_ends_with_a_warning(base_folder, tokenizer, tmp_path, caplog):
     # Red for: an exception at the end of a training run.
     rows = [{**tokenizer(text), "labels": index} for index, text in enumerate(("good", "bad", "slow"))]

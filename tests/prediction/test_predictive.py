@@ -64,6 +64,16 @@ def test_equal_draws_share_all_uncertainty_and_one_draw_does_not_know_its_error(
     assert (many.mutual_information >= 0).all() and many.mutual_information.max() < 1e-12
 
 
+def test_energy_is_the_mean_over_the_draws_at_the_temperature():
+    # Red for: the energy of the mean logits, a sign turned, a temperature that does not scale back, an energy of labels.
+    logits = some_logits()
+    expected = [
+        np.mean([-2 * math.log(sum(math.exp(x / 2) for x in draw[row].tolist())) for draw in logits]) for row in range(N)
+    ]
+    np.testing.assert_allclose(Predictive.from_logits(logits, "softmax", temperature=2.0).energy, expected, rtol=1e-6)
+    assert Predictive.from_logits(logits, "sigmoid").energy is None
+
+
 def test_a_certain_class_has_no_entropy():
     # Red for: 0 log 0 = NaN.
     predictive = Predictive.from_logits(torch.tensor([[[2000.0, 0.0, 0.0]]]), "softmax")
