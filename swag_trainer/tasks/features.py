@@ -95,14 +95,18 @@ class MeanFeatures:
             batch_size: Rows per forward.
         """
         known = set(inspect.signature(self._base.forward).parameters) - {"label", "labels", "label_ids"}
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].get("input_ids", ())))  # little padding
+        lengths = [len(row.get("input_ids", ())) for row in rows]
         parts, places = [], []
-        for start in range(0, len(rows), batch_size):
-            chosen = [rows[index] for index in order[start : start + batch_size]]
-            batch = data_collator([{name: value for name, value in row.items() if name in known} for row in chosen])
-            inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            parts.append(self(inputs))
-            places.append(np.asarray(order[start : start + batch_size])[self._task.events(inputs).numpy()])
+        # Rows of one length share a batch: the default collator does not pad, and padding would change the features a little.
+        for length in sorted(set(lengths)):
+            alike = [index for index, own in enumerate(lengths) if own == length]
+            for chosen in (alike[start : start + batch_size] for start in range(0, len(alike), batch_size)):
+                batch = data_collator(
+                    [{name: value for name, value in rows[index].items() if name in known} for index in chosen]
+                )
+                inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+                parts.append(self(inputs))
+                places.append(np.asarray(chosen)[self._task.events(inputs).numpy()])
         return torch.cat(parts).numpy()[np.concatenate(places).argsort(kind="stable")]
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
