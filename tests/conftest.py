@@ -6,6 +6,7 @@ The Hugging Face libraries read HF_ENDPOINT once, at import: the loopback Hub mu
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import shutil
@@ -45,6 +46,12 @@ WORDS = (
     "a the film was good bad slow bright dull funny sad long short great poor plot cast end and but very not so quite".split()
 )
 LABELS = ["negative", "neutral", "positive"]
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported out of garbage collections: every Trainer begins with one, which took 0.4 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
