@@ -57,6 +57,21 @@ def test_the_study_trains_predicts_and_compares_and_computes_nothing_twice(task,
     assert run_study(task, base_folder, tmp_path) == found
 
 
+@pytest.mark.slow
+def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, tmp_path):
+    # Red for: a schedule that is not trained, recipes of earlier calls that are lost, an adapter that is distilled and not used.
+    first = run_study(task, base_folder, tmp_path, "--seeds", "0")["0"]["recipes"]
+    parts = ["variants", "rates", "smoothing", "distillation"]
+    found = run_study(task, base_folder, tmp_path, "--seeds", "0", "--parts", *parts)["0"]["recipes"]
+    assert set(found) == {name for part in command.PARTS.values() for name in part}
+    assert {name: found[name] for name in first} == first
+    losses = [
+        found[name]["nll"] for name in ("SWA, temperature", "SWA, rate halved, temperature", "SWAG, distilled, temperature")
+    ]
+    assert len(set(losses)) == 3
+    assert found["MAP, label smoothing .1"]["nll"] != found["MAP"]["nll"]
+
+
 def test_a_schedule_goes_the_same_way_wherever_it_branches_off(task, base_folder, tmp_path, monkeypatch):
     # Red for: another batch order, an optimizer or a random state that starts anew at the branching, a step kept twice or left out.
     data = tasks.read_data(task, base_folder, seed=0, sizes=tasks.Sizes(20, 20, 20, 1))

@@ -13,7 +13,7 @@ import torch
 
 from study.detection import detection
 from study.predictions import Run, relative_energy
-from study.recipes import IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS, Outcome
+from study.recipes import DISTILLATION, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS, Outcome
 from study.tables import REFERENCES, detection_table, difference_table, metric_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import train_run
@@ -27,6 +27,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "variants": VARIANTS,
     "rates": RATES,
     "smoothing": SMOOTHING,
+    "distillation": DISTILLATION,
 }
 # The trainings that recipes need.
 SCHEDULES_OF = {"rates": ["halved", "floor"], "smoothing": ["smoothed"]}

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
-from study.tasks import Examples, TaskData
+from study.distillation import distil
+from study.tasks import TaskData
 from study.training import Trajectory, build_model
 from swag_trainer import Evenly
 from swag_trainer.adapters.weights import AdapterWeights
@@ -75,7 +77,8 @@ class Run:
         self._model_of = (base, frozen_layers)
 
     @cached_property
-    def _weights(self) -> AdapterWeights:
+    def weights(self) -> AdapterWeights:
+        """The adapter's weights in the model that predicts."""
         base, frozen_layers = self._model_of
         return AdapterWeights(build_model(base, self.data.num_labels, seed=self.seed, frozen_layers=frozen_layers))
 
@@ -116,7 +119,7 @@ class Run:
             gaussian = self.gaussian(draw)
             noise = gaussian.sample(draw.num_samples, seed=self.seed, scale=draw.scale) - gaussian.mean
             if draw.head_only:
-                keys, sizes = self._weights.layout.keys, self._weights.layout.sizes
+                keys, sizes = self.weights.layout.keys, self.weights.layout.sizes
                 kept = [torch.full((size,), float("classifier" in key)) for key, size in zip(keys, sizes, strict=True)]
                 noise *= torch.cat(kept)
             vectors += noise
@@ -124,11 +127,25 @@ class Run:
 
     def logits(self, draw: Draw, split: str) -> np.ndarray:
         """Return the logits of a split's examples, from the folder where they are there. Shape (S, N, C)."""
-        return self._kept(f"{draw.name}.{split}", lambda: self._predict(draw, self.data.splits[split])[0])
+        return self._kept(f"{draw.name}.{split}", lambda: self.predict(draw, self.vectors(draw), split)[0])
 
     def features(self, draw: Draw, split: str) -> np.ndarray:
         """Return the input of the head at a center. Shape (N, h)."""
-        return self._kept(f"{draw.name}.{split}.features", lambda: self._predict(draw, self.data.splits[split])[1][0])
+        return self._kept(f"{draw.name}.{split}.features", lambda: self.predict(draw, self.vectors(draw), split)[1][0])
+
+    def distilled(self, draw: Draw, split: str, temperature: float) -> np.ndarray:
+        """Return the logits of one adapter that learns what the draws average to, see `study.distillation`. Shape (1, N, C)."""
+
+        def compute() -> np.ndarray:
+            targets = softmax(self.logits(draw, "train").astype(np.float64) / temperature, axis=-1).mean(0)
+            vector = distil(self.weights, self.center(draw), self.data.splits["train"], targets, seed=self.seed)
+            return np.concatenate(
+                [self.predict(Draw("mean"), vector[None], name)[0] for name in ("validation", "test")], axis=1
+            )
+
+        both = self._kept(f"{draw.name}.distilled", compute)
+        first = len(self.data.splits["validation"].texts)
+        return both[:, :first] if split == "validation" else both[:, first:]
 
     def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
         file = self.folder / "logits" / f"{name}.npy"
@@ -141,17 +158,17 @@ class Run:
         return np.load(file)
 
     @torch.no_grad()
-    def _predict(self, draw: Draw, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits and inputs of the head. Shapes (S, N, C) and (S, N, h)."""
-        weights, model = self._weights, self._weights.model
+    def predict(self, draw: Draw, vectors: Tensor, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and inputs of the head for weight vectors (S, P). Shapes (S, N, C) and (S, N, h)."""
+        weights, model = self.weights, self.weights.model
         model.train(draw.dropout)
         seen: list[Tensor] = []
         head = model.get_base_model().classifier.modules_to_save[weights.adapter_name]
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         logits, features = [], []
-        batches = list(examples.batches())
+        batches = list(self.data.splits[split].batches())
         order = np.argsort(np.concatenate([chosen for chosen, _ in batches]))
-        for index, vector in enumerate(self.vectors(draw)):
+        for index, vector in enumerate(vectors):
             weights.write(weights.layout.unflatten(vector))
             torch.manual_seed(1000 * self.seed + index)
             seen.clear()

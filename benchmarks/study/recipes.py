@@ -171,6 +171,20 @@ def without_common_factor(draw: Draw, center: Draw, spread: float) -> Callable[[
     return recipe
 
 
+def distilled(draw: Draw) -> Callable[[Run], Outcome]:
+    """Return the recipe that predicts with one adapter, which was trained on what the draws average to at their temperature."""
+
+    def recipe(run: Run) -> Outcome:
+        labels, teacher = run.data.splits["validation"].labels, fit(run, draw).temperature
+        logits = run.distilled(draw, "validation", teacher).astype(np.float64)
+        temperature = fit_temperature(logits, labels, prior_std=PRIOR_STD)
+        return Outcome(
+            average(run.distilled(draw, "test", teacher), temperature), f"T {temperature:.3f}, teacher's {teacher:.3f}"
+        )
+
+    return recipe
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A candidate with its temperature.
@@ -275,4 +289,8 @@ RATES: dict[str, Callable[[Run], Outcome]] = {
 SMOOTHING: dict[str, Callable[[Run], Outcome]] = {
     "MAP, label smoothing .1": plain(Draw("map", collected="smoothed")),
     "MAP, label smoothing .1, temperature": scaled(Draw("map", collected="smoothed")),
+}
+DISTILLATION: dict[str, Callable[[Run], Outcome]] = {
+    "SWAG, distilled, temperature": distilled(SWAG_MEAN),
+    "SWAG and dropout, distilled, temperature": distilled(MASKED_MEAN),
 }
