@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -122,6 +122,10 @@ class AdapterWeights:
         Where they are cut up over processes, every process has to call this, with the same weights.
         """
         self._reader.write(self.parameters(), [weights[key] for key in self._parameters])
+
+    def load(self, adapter: SavedAdapter) -> None:
+        """Put a saved adapter in place, weights that do not train included. For a `PeftModel` whose weights lie here whole."""
+        set_peft_model_state_dict(self.model, dict(adapter.tensors), adapter_name=self.adapter_name)
 
     @contextmanager
     def replaced_by(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

@@ -6,10 +6,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState, TrainingArguments
 
+from swag_trainer.collection.checkpoints import adapters_digest
 from swag_trainer.collection.collector import SwagCollector
+from swag_trainer.collection.trainer_access import leaves_out_adapter
 from swag_trainer.distributed import broadcast_document, is_first
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -96,6 +99,8 @@ class TrainingRun:
         """
         # The moments are the first process's, and trainer_state.json may lie on every server.
         record = broadcast_document(record)
+        if leaves_out_adapter(collector.weights):
+            self._load_adapter(collector, record and record.get("adapters_digest"), resume_from)
         step = self.state.global_step
         passed = sum(collection <= step for collection in self.collection_steps)
         if record is None:
@@ -141,15 +146,30 @@ class TrainingRun:
         if message is not None:
             raise problem or SwagError(message)
 
+    def _load_adapter(self, collector: SwagCollector, digest: str | None, resume_from: str | Path | None) -> None:
+        """Load the adapter of the checkpoint in every process, as the Trainer does with the others."""
+        looked_at = self._folders(resume_from)
+        for folder in looked_at:
+            if folder.is_dir() and digest in (None, adapters_digest(folder)):
+                collector.weights.load(SavedAdapter.read(folder))
+                return
+        raise SwagError(
+            f'transformers {transformers.__version__} resumes without the adapter "default" where there are others, and it was not '
+            f"found in {', '.join(repr(str(folder)) for folder in looked_at)}. Name the folder that training resumes from, "
+            "SwagCallback(resume_from=...), or install transformers 5.23."
+        )
+
+    def _folders(self, resume_from: str | Path | None) -> list[Path]:
+        """Where the checkpoint may lie that training resumes from; the Trainer does not pass it on."""
+        named = [resume_from, self.args.resume_from_checkpoint, self.checkpoint_folder()]
+        return [Path(folder) for folder in named if folder and not isinstance(folder, bool)]
+
     def _read_moments(self, collector: SwagCollector, digest: str, filename: str, resume_from: str | Path | None) -> None:
         step = self.state.global_step
-        named = [resume_from, self.args.resume_from_checkpoint, self.checkpoint_folder()]
         looked_at: list[str] = []
-        for folder in named:
-            if not folder or isinstance(folder, bool):
-                continue
+        for folder in self._folders(resume_from):
             try:
-                collector.restore(Path(folder) / filename, digest=digest)
+                collector.restore(folder / filename, digest=digest)
                 return
             except (PosteriorFormatError, PosteriorNotFoundError) as error:
                 looked_at.append(str(error))

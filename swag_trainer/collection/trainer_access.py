@@ -2,7 +2,7 @@
 
 Everything of transformers that is private or not documented and that the collection depends on stands in this module:
 ``Trainer._get_output_dir``, ``Trainer._trial``, the order of ``Trainer.callback_handler.callbacks``, the frames between an event and
-the Trainer, and the fact that a new `TrainerState` asks every callback for its state. tests/collection/test_trainer_access.py fails
+the Trainer, the fact that a new `TrainerState` asks every callback for its state, and which adapters the Trainer restores. tests/collection/test_trainer_access.py fails
 where one of them changes. A Trainer that inherits from `SwagTrainerMixin` hands itself over, without frames and without a changed
 order of callbacks.
 """
@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+import transformers
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerState
 
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import SwagError
 from swag_trainer.hub import delete_if_present
 
@@ -89,6 +92,16 @@ def output_folder(trainer: Trainer | None, args: TrainingArguments) -> Path:
     if trainer is None:
         return Path(args.output_dir)
     return Path(trainer._get_output_dir(trainer._trial))
+
+
+def leaves_out_adapter(weights: AdapterWeights) -> bool:
+    """Does a Trainer that resumes leave this adapter as it was initialised?
+
+    Until transformers 5.23 it does so with "default" beside other adapters: it loads those in sub-folders of the checkpoint alone.
+    """
+    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
+    several = isinstance(weights.model, PeftModel) and len(weights.model.peft_config) > 1
+    return old and several and weights.adapter_name == "default" and not weights.is_sharded
 
 
 def wait_for_uploads(trainer: Trainer | None) -> None:
