@@ -82,6 +82,12 @@ def is_disabled(layer: BaseTunerLayer | AuxiliaryTrainingWrapper) -> bool:
     return bool(layer.disable_adapters)
 
 
+def own_dropouts(module: nn.Module) -> list[nn.Dropout]:
+    """Return the dropouts that PEFT put into a module, which are before its adapter weights; none where it is no adapted layer."""
+    inserted = inserted_modules(module).values() if isinstance(module, BaseTunerLayer) else ()
+    return [part for child in inserted for part in child.modules() if isinstance(part, nn.Dropout)]
+
+
 def lora_obstacle(layer: LoraLayer, adapter_name: str) -> str | None:
     """Return why a LoRA layer computes something else than base(x) + scaling * B A x in evaluation mode, else None."""
     kind = type(layer)

@@ -53,7 +53,7 @@ def predict_methods(
     "SWAG"              draws of the posterior, with its own scale and temperature; of another family, its ``title``
     "MC dropout"        MAP's weights, as many passes with dropout as in training (Gal and Ghahramani 2016, arXiv:1506.02142)
 
-    Dropout's masks depend on the seed and on which examples share a batch; the random state of the process is left as it was. Times
+    Dropout's masks depend on the seed alone, see `DropoutMasks`; the random state of the process is left as it was. Times
     are those of the in-distribution examples, first batches included, without the making of copies and draws.
 
     Args:

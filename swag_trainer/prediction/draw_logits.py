@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +16,7 @@ from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.base import GaussianPosterior, WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
-from swag_trainer.prediction.dropout import DropoutSampler
+from swag_trainer.prediction.dropout import DropoutMasks
 from swag_trainer.prediction.lengths import rows_of_one_length
 from swag_trainer.prediction.linearized import LOGIT_DRAWS, LinearizedSampler
 from swag_trainer.prediction.packed.sampler import PackedSampler
@@ -77,6 +76,7 @@ class DrawLogits:
         self._device = weights.parameters()[0].device
         self._lock = threading.RLock()
         self._blocks: DrawBlocks | None = None
+        self._masks: DropoutMasks | None = None
         if method == "linearized" and sampling.scale_for(posterior) > 0:
             mean, factors = posterior.center(sampling.center or "mean"), posterior.factors(sampling.scale_for(posterior))
             self.sampler: LogitSampler = LinearizedSampler(weights, mean, factors, task=task, seed=sampling.seed)
@@ -84,11 +84,11 @@ class DrawLogits:
         self._blocks = DrawBlocks(posterior, sampling, self._device)
         draws = self._blocks.first(num_blocks)
         if sampling.dropout:
-            self.sampler = DropoutSampler(weights, draws, task=task, seed=sampling.seed)
-        elif len(draws) > 1:
-            self.sampler = PackedSampler(weights, draws, task=task, max_tokens=max_tokens, compile=compile)
+            self._masks = DropoutMasks(weights, task=task, seed=sampling.seed)
+        if len(draws) > 1:
+            self.sampler = PackedSampler(weights, draws, task=task, masks=self._masks, max_tokens=max_tokens, compile=compile)
         else:
-            self.sampler = SequentialSampler(weights, draws, task=task)
+            self.sampler = SequentialSampler(weights, draws, task=task, masks=self._masks)
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return what of a row, or of a batch, the model takes: no labels, and no columns that it does not know."""
@@ -104,16 +104,6 @@ class DrawLogits:
             return {"draws_per_block": LOGIT_DRAWS, "weights": None}
         with self._lock:
             return {"draws_per_block": self._blocks.block_size(), "weights": self._blocks.weights(num_draws)}
-
-    @contextmanager
-    def first_masks(self) -> Iterator[None]:
-        """With dropout, begin with the first mask, and keep other threads out until all batches of a call have had theirs."""
-        if not isinstance(self.sampler, DropoutSampler):
-            yield
-            return
-        with self._lock:
-            self.sampler.restart()
-            yield
 
     def __call__(self, inputs: Mapping[str, Tensor], block: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits of every draw, in the order of the rows, and the row that each event belongs to.
@@ -134,6 +124,8 @@ class DrawLogits:
         parts, places = [], []
         with self._lock:
             draws = None if block is None or self._blocks is None else self._blocks.vectors(block)
+            if self._masks is not None:
+                self._masks.first = 0 if block is None or draws is None else block * len(draws)
             for rows, part in rows_of_one_length(inputs):
                 part = {name: value.to(self._device) for name, value in part.items()}
                 logits, events = self.sampler(part, draws), self._task.events(part)
@@ -174,4 +166,4 @@ def check_method(
             'method="linearized" draws no weights: num_blocks, max_error, dropout and compile are for method="monte_carlo".'
         )
     if sampling.dropout and compile:
-        raise SwagError("dropout=True runs the plain model, one draw after the other: leave compile=True out.")
+        raise SwagError("dropout=True has no compiled form: leave compile=True out.")

@@ -49,8 +49,7 @@ class MonteCarloPredictor:
     Args:
         model: The PEFT model, on the device to predict on.
         posterior: A posterior of its active adapter, of any kind. A `PointPosterior` costs one pass, as ``scale=0`` does.
-        sampling: How to draw and average. With ``dropout=True`` masks depend on which rows share a batch, and in a launched run each
-            process predicts all rows itself.
+        sampling: How to draw and average.
         task: What of the model's outputs is predicted; default: the task in the posterior's record, sequence classification if it has none.
         method: "monte_carlo" draws weights. "linearized" takes the model as linear in its weights around the mean, which makes the logits
             normal in closed form, see `LinearizedSampler`: one forward and a backward pass for each class, for few classes, and for a
@@ -181,22 +180,19 @@ class MonteCarloPredictor:
         """
         if return_draws and self.max_error is not None:
             raise SwagError("return_draws needs as many draws for every row; leave max_error out, or return_draws.")
-        with self._logits.first_masks():
-            if isinstance(data, Mapping):
-                return self._predict_batch(data, return_draws)[0]
-            processes = Processes.of_this_run() if self.across_processes and not self.sampling.dropout else Processes()
-            rows = processes.assert_identical(lambda: self._rows(data), self._digests, advice=_ADVICE)
-            batches, _ = batches_of_one_length(rows, self.batch_size)
-            mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
-            if self.sampling.dropout:
-                mine.sort()  # masks follow each other from the longest rows to the shortest, whatever a batch costs
-            shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
-            predicted = processes.all_gather(
-                lambda: [
-                    (number, self._predict_batch(self._collate([rows[index] for index in batches[number]]), return_draws))
-                    for number in shown
-                ]
-            )
+        if isinstance(data, Mapping):
+            return self._predict_batch(data, return_draws)[0]
+        processes = Processes.of_this_run() if self.across_processes else Processes()
+        rows = processes.assert_identical(lambda: self._rows(data), self._digests, advice=_ADVICE)
+        batches, _ = batches_of_one_length(rows, self.batch_size)
+        mine = processes.partition([len(batch) * max(1, length_of(rows[batch[0]])) for batch in batches])
+        shown = tqdm(mine, desc="Predicting", delay=2, disable=not self.progress or processes.index > 0)
+        predicted = processes.all_gather(
+            lambda: [
+                (number, self._predict_batch(self._collate([rows[index] for index in batches[number]]), return_draws))
+                for number in shown
+            ]
+        )
         by_number = dict(itertools.chain.from_iterable(predicted))
         parts = [by_number[number][0] for number in range(len(batches))]
         places = [np.asarray(batch)[by_number[number][1]] for number, batch in enumerate(batches)]
@@ -206,13 +202,12 @@ class MonteCarloPredictor:
         """Predict a batch, and return the prediction of each row (of all its events) as one of its own, as a pipeline needs it."""
         inputs = self._logits.tensors(batch)
         num_rows = len(next(iter(inputs.values())))
-        with self._logits.first_masks():
-            if self.max_error is None:
-                logits, rows = self._logits(inputs)
-                predicted = [self._summary(logits[:, rows == row]) for row in range(num_rows)]
-            else:
-                whole, places = self._predict_within_error(inputs)
-                predicted = [whole.select(places == row) for row in range(num_rows)]
+        if self.max_error is None:
+            logits, rows = self._logits(inputs)
+            predicted = [self._summary(logits[:, rows == row]) for row in range(num_rows)]
+        else:
+            whole, places = self._predict_within_error(inputs)
+            predicted = [whole.select(places == row) for row in range(num_rows)]
         if self._ood_scores is None or not isinstance(predicted[0], Predictive):
             return predicted
         scores, rows = self._ood_scores(inputs), self.task.events(inputs).numpy()
@@ -226,8 +221,7 @@ class MonteCarloPredictor:
         Raises:
             SwagError: They are not finite, or not those of the task.
         """
-        with self._logits.first_masks():
-            return self._logits(self._logits.tensors(batch))[0]
+        return self._logits(self._logits.tensors(batch))[0]
 
     def _check_temperature(self) -> None:
         if self.link == "identity" and self.temperature != 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.prediction.dropout import DropoutMasks, masked
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
 
@@ -19,12 +20,16 @@ class SequentialSampler:
         weights: The weights in a private copy of the model, which is written to.
         draws: Shape (S, P).
         task: What of the model's outputs is predicted; default: sequence classification.
+        masks: Those of the draws; None without dropout.
     """
 
-    def __init__(self, weights: AdapterWeights, draws: Tensor, *, task: Task | None = None) -> None:
+    def __init__(
+        self, weights: AdapterWeights, draws: Tensor, *, task: Task | None = None, masks: DropoutMasks | None = None
+    ) -> None:
         self._weights = weights
         self._draws = draws
         self._task = task_named(None) if task is None else task
+        self._masks = masks
 
     def __call__(self, batch: Mapping[str, Tensor], draws: Tensor | None = None) -> Tensor:
         """Return the logits of every draw. Shape (S, E, C), on the model's device.
@@ -35,9 +40,10 @@ class SequentialSampler:
         """
         logits = []
         with torch.inference_mode():
-            for draw in self._draws if draws is None else draws:
+            for place, draw in enumerate(self._draws if draws is None else draws):
                 self._weights.write(self._weights.layout.unflatten(draw))
-                logits.append(event_logits(self._task, self._weights.model, batch))
+                with masked(self._masks, range(place, place + 1), batch):
+                    logits.append(event_logits(self._task, self._weights.model, batch))
         return torch.stack(logits)
 
 

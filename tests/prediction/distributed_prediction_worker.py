@@ -53,6 +53,7 @@ def together(folder, setup):
     results = {str(count): as_tensors(predictor.predict(rows[:count])) for count in (24, 3, 2, 1)}
     results["answered here"] = list(answered)
     results["draws"] = torch.from_numpy(predictor.predict(rows[:5], return_draws=True).draw_probabilities)
+    results["dropout"] = answer(setup, 24, dropout=True)
     results["until exact"] = answer(setup, 24, max_error=0.02, num_blocks=4)
     results["processes for accelerate"] = PartialState().num_processes
     results["gathered"] = Processes.of_this_run().all_gather(lambda: RANK)

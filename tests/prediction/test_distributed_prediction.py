@@ -49,6 +49,14 @@ def test_two_processes_answer_bit_for_bit_what_one_does_and_in_its_order(setup, 
         assert same(result["together"][str(count)], expected)
 
 
+def test_masks_of_dropout_do_not_depend_on_the_process(setup, results):
+    # Red for: masks that follow each other from batch to batch, of which each process has others.
+    expected = worker.answer(setup, 24, dropout=True)
+    assert not same(expected, worker.answer(setup, 24))
+    for result in results:
+        assert same(result["together"]["dropout"], expected)
+
+
 def test_each_process_predicts_its_part_and_no_more(results):
     # Red for: every process answering everything, or one process everything.
     answered = [result["together"]["answered here"] for result in results]

@@ -38,7 +38,7 @@ def packed_forward(sampled: SampledModule, packing: Packing, calls: Sequence[Cal
 
 def _packed_lora(sampled: SampledModule, packing: Packing) -> Callable[..., Tensor]:
     layer: Any = sampled.module
-    plain, base = layer.forward, layer.base_layer
+    plain, base, dropout = layer.forward, layer.base_layer, layer.lora_dropout[sampled.adapter_name]
     scaling = float(layer.scaling[sampled.adapter_name])
     name_a, name_b = (f"lora_{letter}.{sampled.adapter_name}.weight" for letter in "AB")
     in_place = type(base).__name__ in _NEW_OUTPUT and not hooks_of(base)
@@ -51,6 +51,9 @@ def _packed_lora(sampled: SampledModule, packing: Packing) -> Callable[..., Tens
         a, b = sampled.stacked(packing, name_a), sampled.stacked(packing, name_b)
         # In the draws' float32 whatever the base is: in bfloat16 the difference between two draws would drown.
         with _no_autocast(x):
+            # The mask of x, which all its rows share, is that of the weights they are multiplied by, which are fewer.
+            factors = None if packing.masks is None else packing.masks.of_features(dropout, x.to(a.dtype))
+            a = a if factors is None else a * factors[:, None]
             low = torch.bmm(x.reshape(packing.num_draws, -1, x.shape[-1]).to(a.dtype), a.mT)
             if in_place and result.dtype == a.dtype and result.is_contiguous():
                 result.view(packing.num_draws, -1, result.shape[-1]).baddbmm_(low, b.mT, alpha=scaling)
@@ -118,16 +121,18 @@ def _packed_module(sampled: SampledModule, packing: Packing, calls: Sequence[Cal
         stacked = {f"module.{name}": packing.weights[key].to(dtypes[name]) for name, key in sampled.keys.items()}
         outside: list[Any] = []  # leaves and structure of the output, which vmap takes only if all leaves are tensors
 
-        def run(weights: dict[str, Tensor], *tensors: Tensor) -> list[Tensor]:
+        def run(draw: Tensor, weights: dict[str, Tensor], *tensors: Tensor) -> list[Tensor]:
             given = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
                 given[place] = tensor
             inner_args, inner_kwargs = unflatten(given, structure)
-            outside[:] = flatten(functional_call(skeleton, weights, inner_args, inner_kwargs))
+            with packing.within(draw):
+                outside[:] = flatten(functional_call(skeleton, weights, inner_args, inner_kwargs))
             return [leaf for leaf in outside[0] if isinstance(leaf, Tensor)]
 
-        in_dims = (0, *(0 if dimensions[place] == 0 else None for place in places))
-        results = iter(vmap(run, in_dims=in_dims)(stacked, *split))
+        numbers = torch.arange(packing.num_draws, device=leaves[places[0]].device)
+        in_dims = (0, 0, *(0 if dimensions[place] == 0 else None for place in places))
+        results = iter(vmap(run, in_dims=in_dims)(numbers, stacked, *split))
         together = [next(results).flatten(0, 1) if isinstance(leaf, Tensor) else leaf for leaf in outside[0]]
         return unflatten(together, outside[1])
 

@@ -27,11 +27,11 @@ class Chunks:
     def __init__(self, max_tokens: int | None = None) -> None:
         self.max_tokens = max_tokens
 
-    def run(self, predict: Callable[[Tensor], Tensor], draws: Tensor, *, tokens: int, bytes_per_token: int = 0) -> Tensor:
+    def run(self, predict: Callable[[Tensor, int], Tensor], draws: Tensor, *, tokens: int, bytes_per_token: int = 0) -> Tensor:
         """Predict with all draws.
 
         Args:
-            predict: Draws of shape (s, P) -> their logits, shape (s, ...).
+            predict: Draws of shape (s, P), and the place of the first of them -> their logits, shape (s, ...).
             draws: Shape (S, P).
             tokens: Tokens of the batch, that is, per draw.
             bytes_per_token: What a token takes in a forward, for a GPU.
@@ -50,7 +50,7 @@ class Chunks:
             # 10 draws with room for 4 run as 4, 3, 3: equal sizes are compiled once.
             size = -(-(len(draws) - done) // -(-(len(draws) - done) // most))
             try:
-                parts.append(predict(draws[done : done + size]))
+                parts.append(predict(draws[done : done + size], done))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise

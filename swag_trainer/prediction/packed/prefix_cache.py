@@ -1,7 +1,8 @@
 """Prefix cache: what is the same for every draw is computed once per row.
 
 Until the first module whose weights are sampled is entered, nothing in a forward can differ between two draws: everything comes from the
-inputs and from weights that are not sampled. So the model first runs on the B rows alone, up to that module; the outputs of the largest
+inputs and from weights that are not sampled. With dropout, which differs between draws too, the same holds until the first module that
+drops out. So the model first runs on the B rows alone, up to that module; the outputs of the largest
 modules without sampled weights (embeddings, whole blocks, norms) are kept on the way. In the packed forward those modules then return
 S copies of what was kept instead of computing it S times. Their order is that of the same program on the same inputs, and which
 dimension to copy along stands in their trace. No list of architectures, and no tensor is taken for rows because of its size.
@@ -19,7 +20,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swag_trainer.prediction.packed.sampled_modules import Packing, PrefixDone, SampledModule
+from swag_trainer.prediction.dropout import DropoutMasks, PrefixDone
+from swag_trainer.prediction.packed.sampled_modules import Packing, SampledModule
 from swag_trainer.prediction.packed.torch_internals import flatten, leaves_of, map_tensors, unflatten, version_of
 from swag_trainer.prediction.packed.tracing import NO_TENSOR, Call
 
@@ -112,16 +114,20 @@ def _as_traced(output: Any, call: Call, num_rows: int) -> bool:
 
 
 def fixed_modules(
-    model: nn.Module, sampled: Sequence[SampledModule], calls: Mapping[nn.Module, Sequence[Call]]
+    model: nn.Module,
+    sampled: Sequence[SampledModule],
+    calls: Mapping[nn.Module, Sequence[Call]],
+    masks: DropoutMasks | None = None,
 ) -> Iterator[nn.Module]:
-    """The largest modules, among those that were called, without a sampled weight in them."""
+    """The largest modules, among those that were called, without a sampled weight in them, and without dropout that ``masks`` know of."""
     own = {id(item.module.get_parameter(name)) for item in sampled for name in item.keys}
 
     def walk(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
             if isinstance(child, (nn.Dropout, nn.Identity)):  # which give back what they got
                 continue
-            if child in calls and not any(id(parameter) in own for parameter in child.parameters()):
+            drops_out = masks is not None and masks.inside(child)
+            if child in calls and not drops_out and not any(id(parameter) in own for parameter in child.parameters()):
                 yield child
             else:
                 yield from walk(child)

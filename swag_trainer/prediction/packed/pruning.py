@@ -11,6 +11,7 @@ makes the logits NaN, on the first batch, where the modules are chosen, and on e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,7 +36,12 @@ class _NotByPosition(Exception):
 
 
 def prunable_modules(
-    trace: Trace, predict: Callable[[], Tensor], expected: Tensor, *, whole: Sequence[nn.Module] = ()
+    trace: Trace,
+    predict: Callable[[], Tensor],
+    expected: Tensor,
+    *,
+    whole: Sequence[nn.Module] = (),
+    repeating: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[list[nn.Module], int]:
     """Find the modules that need to see one position only.
 
@@ -48,18 +54,27 @@ def prunable_modules(
         predict: Runs the model on the traced row; returns its logits. Forwards are replaced for the time of the call.
         expected: These logits, as traced.
         whole: Modules that are taken as they are or not at all, with what is inside them.
+        repeating: What a module is called in that is called again in the same forward.
 
     Returns:
         The modules, the largest where one is made of nothing else, and the position: 0 for the first, -1 for the last.
     """
-    return _Search(trace, predict, expected, whole).run()
+    return _Search(trace, predict, expected, whole, repeating).run()
 
 
 class _Search:
     """The search for `prunable_modules`, back from the logits."""
 
-    def __init__(self, trace: Trace, predict: Callable[[], Tensor], expected: Tensor, whole: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        predict: Callable[[], Tensor],
+        expected: Tensor,
+        whole: Sequence[nn.Module],
+        repeating: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._trace = trace
+        self._repeating = repeating
         self._predict = predict
         self._expected = expected
         within = {child for module in whole for child in module.modules() if child is not module}
@@ -126,7 +141,7 @@ class _Search:
                 other.forward = _repeated(kept[other])
             for other in found:
                 other.forward = at_one_position(other.forward, position)
-            module.forward = at_one_position(module.forward, position, prove=True, whole=kept.get(module))
+            module.forward = at_one_position(module.forward, position, prove=self._repeating, whole=kept.get(module))
             logits = self._predict()
         except _NotByPosition:
             return False
@@ -155,14 +170,18 @@ def _repeated(output: Any) -> Callable[..., Any]:
 
 
 def at_one_position(
-    forward: Callable[..., Any], position: int, *, prove: bool = False, whole: Any = None
+    forward: Callable[..., Any],
+    position: int,
+    *,
+    prove: Callable[[], AbstractContextManager[None]] | None = None,
+    whole: Any = None,
 ) -> Callable[..., Any]:
     """The forward to put in the place of a module's own: it computes one position, the others come back as NaN.
 
     Args:
         forward: The module's own. All tensors that go in and come out have the shape (rows, positions, width).
         position: 0 for the first, -1 for the last.
-        prove: Raise unless that one position comes out the same with NaN in place of the others.
+        prove: Raise unless that one position comes out the same with NaN in place of the others; the forward is repeated in this.
         whole: What the module returns, where that is known before.
     """
 
@@ -182,10 +201,14 @@ def at_one_position(
         def widened(one: Tensor) -> Tensor:
             return _alone(one, index, length)
 
+        if prove is not None:
+            with prove():
+                others_unknown = call(lambda leaf: _alone(leaf.narrow(1, index, 1), index, length))
+            with prove():
+                full = forward(*args, **kwargs) if whole is None else whole
         output = call(lambda leaf: leaf.narrow(1, index, 1).contiguous())
-        if prove:
-            others_unknown = call(lambda leaf: _alone(leaf.narrow(1, index, 1), index, length))
-            _check(output, forward(*args, **kwargs) if whole is None else whole, others_unknown, index)
+        if prove is not None:
+            _check(output, full, others_unknown, index)
         return map_tensors(widened, output)
 
     return pruned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,15 +11,12 @@ from torch import Tensor, nn
 
 from swag_trainer.adapters.peft_layers import LoraLayer, ModulesToSaveWrapper, copies, is_disabled, is_merged, lora_obstacle
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.prediction.dropout import DropoutMasks, PrefixDone
 from swag_trainer.prediction.packed.tracing import NO_TENSOR, Call
 
 
 class NotPacked(Exception):
     """Why draws of this adapter in this model have to run one after the other. Never leaves this package."""
-
-
-class PrefixDone(Exception):
-    """The first module whose weights are sampled was reached while the modules before it were being recorded."""
 
 
 @dataclass
@@ -30,17 +28,23 @@ class Packing:
         num_draws: Draws in this forward.
         num_rows: Rows in this forward, all draws together.
         weights: The sampled weights by key. Shape (num_draws, *shape).
+        masks: Those of dropout; None without it.
     """
 
     mode: Literal["plain", "record", "packed"] = "plain"
     num_draws: int = 0
     num_rows: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: DropoutMasks | None = None
 
     def begin(self, num_draws: int, num_rows: int, weights: Mapping[str, Tensor]) -> None:
         """Begin a packed forward of ``num_draws`` draws for ``num_rows`` rows each."""
         self.mode, self.num_draws, self.num_rows = "packed", num_draws, num_draws * num_rows
         self.weights = weights
+
+    def within(self, draw: Tensor) -> AbstractContextManager[None]:
+        """Take the masks of one draw, whose place among those of this forward is given, under vmap over draws."""
+        return nullcontext() if self.masks is None else self.masks.within(draw)
 
     def enter(self, rows: Tensor) -> None:
         """Called by a module whose weights are sampled, with a tensor that has the rows in its first dimension."""

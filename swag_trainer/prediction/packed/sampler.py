@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.prediction.dropout import DropoutMasks, masked
 from swag_trainer.prediction.packed.accelerate_internals import is_offloaded
 from swag_trainer.prediction.packed.batched import packed_forward
 from swag_trainer.prediction.packed.chunks import Chunks
@@ -79,6 +81,7 @@ class PackedSampler:
         weights: The weights in a private copy of the model, which is written to.
         draws: Shape (S, P), on the model's device.
         task: What of the model's outputs is predicted; default: sequence classification.
+        masks: Those of the draws; None without dropout.
         max_tokens: Bounds one forward, see `Chunks`.
         compile: Run the packed forward through ``torch.compile``; there is then no prefix cache.
 
@@ -92,6 +95,7 @@ class PackedSampler:
         draws: Tensor,
         *,
         task: Task | None = None,
+        masks: DropoutMasks | None = None,
         max_tokens: int | None = None,
         compile: bool = False,
     ) -> None:
@@ -99,9 +103,10 @@ class PackedSampler:
         self._task = task_named(None) if task is None else task
         self._constants = self._task.constants(weights.model)
         self._draws = draws
-        self._sequential = SequentialSampler(weights, draws, task=self._task)
+        self._sequential = SequentialSampler(weights, draws, task=self._task, masks=masks)
         self._chunks = Chunks(max_tokens)
-        self._packing = Packing()
+        self._masks = masks
+        self._packing = Packing(masks=masks)
         self._model = torch.compile(weights.model) if compile else weights.model
         self._strategies = [_Strategy(cache_prefix=False, prune=False)]
         if not compile:
@@ -185,11 +190,12 @@ class PackedSampler:
             self._restore()
             return self._sequential(batch, draws)
         first = int(events.min())
-        plain = self._trace(batch, first, draws[-1])
+        plain = self._trace(batch, first, draws)
         reason = ""
         for strategy in self._strategies:
             try:
-                self._replace_forwards(plain, strategy)
+                with masked(self._masks, range(len(draws) - 1, len(draws)), plain.row):
+                    self._replace_forwards(plain, strategy)
                 logits = self._run(batch, draws)
             except torch.OutOfMemoryError:
                 raise
@@ -209,16 +215,17 @@ class PackedSampler:
                 reason = f"packed logits differ by {float((found - plain.logits).abs().max()):.1e} from plain ones"
         raise NotPacked(reason)
 
-    def _trace(self, batch: Mapping[str, Tensor], first: int, draw: Tensor) -> _Plain:
-        """Run the plain model on the first row that has events, with one draw."""
+    def _trace(self, batch: Mapping[str, Tensor], first: int, draws: Tensor) -> _Plain:
+        """Run the plain model on the first row that has events, with the last draw."""
         if len({len(value) for value in batch.values()}) != 1:
             raise NotPacked("the inputs do not all have the rows in their first dimension")
         self._restore()
         model = self._weights.model
         with torch.inference_mode():  # as the copy may have been made in inference mode, and its tensors then be of that kind
-            self._weights.write(self._weights.layout.unflatten(draw))
+            self._weights.write(self._weights.layout.unflatten(draws[-1]))
         row = {name: value[first : first + 1] for name, value in batch.items()}
-        trace = trace_calls(model, row, self._constants)
+        with masked(self._masks, range(len(draws) - 1, len(draws)), row):
+            trace = trace_calls(model, row, self._constants)
         largest = max(call.size for made in trace.calls.values() for call in made)
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
@@ -237,8 +244,9 @@ class PackedSampler:
                 lambda: self._task.read(model(**plain.row, **self._constants), plain.row),
                 plain.logits,
                 whole=[item.module for item in plain.sampled],
+                repeating=nullcontext if self._masks is None else self._masks.repeating,
             )
-        fixed = list(fixed_modules(model, plain.sampled, calls))
+        fixed = list(fixed_modules(model, plain.sampled, calls, self._masks))
         for layer in onednn_layers(model, plain.sampled):
             layer.forward = onednn_forward(layer, self._packing)
         for item in plain.sampled:
@@ -252,18 +260,21 @@ class PackedSampler:
 
     def _run(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         if self._prefix is not None:
-            self._prefix.record(lambda: self._model(**batch, **self._constants), num_rows=len(next(iter(batch.values()))))
+            with masked(self._masks, range(0), batch):
+                self._prefix.record(lambda: self._model(**batch, **self._constants), num_rows=len(next(iter(batch.values()))))
         predict = functools.partial(self._run_chunk, batch)
         tokens = self._task.tokens(batch, self._weights.model)
         return self._chunks.run(predict, draws, tokens=tokens, bytes_per_token=self._bytes_per_token)
 
-    def _run_chunk(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
+    def _run_chunk(self, batch: Mapping[str, Tensor], draws: Tensor, first: int) -> Tensor:
         num_rows = len(next(iter(batch.values())))
         self._packing.begin(len(draws), num_rows, self._weights.layout.unflatten(draws))
         if self._prefix is not None:
             self._prefix.restart()
         copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
-        logits = self._task.read(self._model(**copies, **self._constants), copies)
+        with masked(self._masks, range(first, first + len(draws)), batch):
+            outputs = self._model(**copies, **self._constants)
+        logits = self._task.read(outputs, copies)
         num_events = len(self._task.events(batch))
         if len(logits) != len(draws) * num_events:
             raise NotPacked(f"{len(draws)} draws of {num_events} events gave {len(logits)} rows of logits")

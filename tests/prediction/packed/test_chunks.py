@@ -12,7 +12,7 @@ from swag_trainer.prediction.packed.sampler import PackedSampler
 def sizes_of(plan, draws, **arguments):
     sizes = []
 
-    def answer(part):
+    def answer(part, first):
         sizes.append(len(part))
         return 2 * part
 
@@ -49,7 +49,7 @@ def test_draws_are_halved_when_memory_runs_out_and_stay_so(caplog):
     # Red for: a chunk lost or answered twice, a limit found anew for every batch, an endless loop at one draw.
     tried, plan, draws = [], Chunks(100), torch.randn(10, 3)
 
-    def answer(part):
+    def answer(part, first):
         tried.append(len(part))
         if len(part) > 3:
             raise torch.OutOfMemoryError("no room")
@@ -63,7 +63,7 @@ def test_draws_are_halved_when_memory_runs_out_and_stay_so(caplog):
         assert torch.equal(plan.run(answer, draws, tokens=10), 2 * draws)
         assert tried == [2] * 5
 
-    def never(part):
+    def never(part, first):
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,6 +1,7 @@
 import itertools
 import logging
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_a_forward_that_an_interrupt_left_behind_is_put_back():
     expected = packed(batch)
     for begin_anew in (lambda: setattr(packed, "_prepared_for", None), lambda: packed._give_up("to see the plain path")):
         dense = weights.model.get_base_model().roberta.encoder.layer[0].output.dense
-        dense.forward = at_one_position(dense.forward, 0, prove=True)
+        dense.forward = at_one_position(dense.forward, 0, prove=nullcontext)
         begin_anew()
         torch.testing.assert_close(packed(batch), expected, rtol=0, atol=1e-4)
 
