@@ -132,7 +132,7 @@ class DropoutMasks:
         return not self._droppers.isdisjoint(module.modules())
 
     def of_features(self, dropout: nn.Module, x: Tensor) -> Tensor | None:
-        """Return what a dropout would multiply the features of ``x`` by, once in its place; None if by nothing. Shape (S, features)."""
+        """Return what a dropout multiplies the features of a tensor by, once in its place; None if by nothing. Shape (S, features)."""
         rate = getattr(dropout, "p", 0.0)  # PEFT has an Identity for 0
         return self._factors(dropout, x.shape[-1:], rate, x) if rate else None
 
@@ -189,7 +189,7 @@ class DropoutMasks:
         return self.dropout(probabilities, dropout_p) @ value
 
     def _factors(self, module: nn.Module, shape: torch.Size, rate: float, like: Tensor) -> Tensor:
-        """0 or 1 / (1 - rate). Shape (S, features), or (S, B or 1, heads, queries, keys) where ``shape`` has three dimensions."""
+        """0 or 1 / (1 - rate). Shape (S, features), or (S, B or 1, heads, queries, keys) where ``shape`` has three dimensions; float32."""
         self._droppers.add(module)
         call = self._counts[module]
         self._counts[module] += 1
@@ -210,7 +210,8 @@ class DropoutMasks:
             self._kept_bytes += keep.nbytes
         if len(shape) == 3:
             keep = self._from_first_tokens(keep, shape)
-        return keep.to(like.dtype) * (1 / (1 - rate) if rate < 1 else 0.0)
+        # Not in bfloat16, where 1 / 0.9 is 0.2 % too small.
+        return keep.to(torch.promote_types(like.dtype, torch.float32)) * (1 / (1 - rate) if rate < 1 else 0.0)
 
     def _from_first_tokens(self, keep: Tensor, shape: torch.Size) -> Tensor:
         """Cut attention masks to the positions of a batch. Shape (S, B or 1, heads, queries, keys)."""
@@ -228,14 +229,14 @@ class DropoutMasks:
     def _times(self, x: Tensor, factors: Tensor, call: object) -> Tensor:
         """Multiply the rows of each draw by its factors. Shapes (S * rows, ...) and (S, rows or 1, ...)."""
         if self._draw is not None:
-            return x * factors.index_select(0, self._draw.view(1)).squeeze(0)
+            return (x * factors.index_select(0, self._draw.view(1)).squeeze(0)).to(x.dtype)
         if len(factors) == 1:
             self._sizes[call].add(x.shape[0])
-            return x * factors[0]
+            return (x * factors[0]).to(x.dtype)
         # A trace runs one row, and the same twice: relative positions, which no row has, are as many for both.
         if len(self._sizes[call]) < 2 or x.shape[0] % self._num_rows:
             raise SwagError("something that is the same for all rows drops out")  # and the draws run one after the other
-        return (x.unflatten(0, (len(factors), -1)) * factors).flatten(0, 1)
+        return (x.unflatten(0, (len(factors), -1)) * factors).flatten(0, 1).to(x.dtype)
 
     def _followed(self, module: nn.Module) -> Callable[..., Any]:
         """The forward of a module that is known to run while it does."""

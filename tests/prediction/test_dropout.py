@@ -198,6 +198,16 @@ def test_a_variant_of_lora_that_asks_whether_it_trains_drops_out():
     assert not model.training and not any(module.training for module in model.modules())
 
 
+def test_factors_are_not_rounded_to_bfloat16():
+    # Red for: 131 x 1.109375, which is what bfloat16 makes of 1 / 0.9.
+    weights = copy_of(dropping("bert"))
+    masks = DropoutMasks(weights, task=TASK, seed=SEED)
+    with masks.running(range(1), ragged()):
+        masks._calls.append(weights.model)  # as within its forward
+        dropped = nn.functional.dropout(torch.full((1, 99), 131.0, dtype=torch.bfloat16), 0.1)
+    assert dropped.dtype == torch.bfloat16 and set(dropped.flatten().tolist()) == {0.0, 146.0}
+
+
 @pytest.fixture(scope="module")
 def run(base_folder, texts, tmp_path_factory):
     """(model, posterior, rows)."""

@@ -52,7 +52,7 @@ def _packed_lora(sampled: SampledModule, packing: Packing) -> Callable[..., Tens
         # In the draws' float32 whatever the base is: in bfloat16 the difference between two draws would drown.
         with _no_autocast(x):
             # The mask of x, which all its rows share, is that of the weights they are multiplied by, which are fewer.
-            factors = None if packing.masks is None else packing.masks.of_features(dropout, x.to(a.dtype))
+            factors = None if packing.masks is None else packing.masks.of_features(dropout, a)
             a = a if factors is None else a * factors[:, None]
             low = torch.bmm(x.reshape(packing.num_draws, -1, x.shape[-1]).to(a.dtype), a.mT)
             if in_place and result.dtype == a.dtype and result.is_contiguous():
