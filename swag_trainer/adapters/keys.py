@@ -10,7 +10,7 @@ from __future__ import annotations
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from swag_trainer.adapters.peft_layers import is_adapted
+from swag_trainer.adapters.peft_layers import adapter_layers, is_adapted
 from swag_trainer.errors import SwagError
 
 _FILE_PREFIX = "base_model.model."
@@ -53,7 +53,9 @@ def active_adapter(model: nn.Module) -> str:
     Raises:
         SwagError: Several are active at once.
     """
-    names = model.active_adapters if isinstance(model, PeftModel) else model.active_adapters()
+    # Not a transformers model's own active_adapters(), which first compares PEFT's version with the newest that it asks for.
+    layers = (list(layer.active_adapters) for _, layer in adapter_layers(model))
+    names = model.active_adapters if isinstance(model, PeftModel) else next(layers, [])
     if len(names) != 1:
         raise SwagError(f"One active adapter is needed, the model has {names}. Name one with adapter_name=...")
     return names[0]

@@ -38,6 +38,7 @@ from swag_trainer.collection.trainer_access import (
     warn_without_trainer,
 )
 from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
+from swag_trainer.collection.training_state import at_evaluated_weights, leave_at_evaluated_weights
 from swag_trainer.distributed import count_processes, is_first
 from swag_trainer.errors import SwagError, TooFewCollectionsError
 from swag_trainer.posterior.saved_adapter import InitialWeights
@@ -197,7 +198,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         if state.global_step > 0:
             run.resume(self._collector, record, filename=self.moments_file, resume_from=self.resume_from)
         self._run = run
-        self.on_step_end(args, state, control)  # for a checkpoint that was made before this callback came to its step
+        # For a checkpoint that was made before this callback came to its step.
+        self.on_step_end(args, state, control, optimizer=kwargs.get("optimizer"))
         self._log_metrics = CollectionMetrics(self._collector, self.name)
         if trainer is not None and not isinstance(trainer, SwagTrainerMixin):
             if self._log_callback is not None:  # of a run that was interrupted
@@ -216,7 +218,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             return
         run.last_processed_step = state.global_step
         if state.global_step in run.collection_steps:
-            self._collector.collect(step=state.global_step, learning_rate=run.rate_of_step())
+            with at_evaluated_weights(kwargs.get("optimizer")):
+                self._collector.collect(step=state.global_step, learning_rate=run.rate_of_step())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, metrics: dict[str, Any], **kwargs: Any
@@ -280,6 +283,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         run, self._run = self._run, None
         if run is None or self._collector is None:
             return
+        leave_at_evaluated_weights(kwargs.get("optimizer"))
         trainer = self.find_trainer(state)
         if trainer is not None:
             if self._log_callback is not None:
@@ -288,7 +292,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             if self.name == "default":  # the others want the model as the Trainer left it, before the mean is put into it
                 for other in trainer.callback_handler.callbacks:
                     if isinstance(other, SwagCallback) and other is not self:
-                        other.on_train_end(args, state, control)
+                        other.on_train_end(args, state, control, **kwargs)
         into_model = self.final_weights == "mean" and self.name == "default"
         posterior = self._collector.finish(into_model=into_model)
         if posterior is None:
@@ -302,6 +306,9 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
                 min(run.collection_steps),
             )
             return
+        rates = run.group_rates(posterior.collection.last_step)
+        if len(set(rates)) > 1:
+            posterior = replace(posterior, collection=replace(posterior.collection, group_learning_rates=rates))
         if self.final_weights == "mean" and not into_model:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
         if self.ood_features:

@@ -17,6 +17,7 @@ from swag_trainer.collection.diagnostics import trajectory_statistics
 from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
 from swag_trainer.collection.moments_storage import read_moments, write_moments
 from swag_trainer.collection.snapshots import Snapshots
+from swag_trainer.collection.training_state import TrainedWeights
 from swag_trainer.distributed import (
     broadcast_document,
     broadcast_tensor,
@@ -71,25 +72,29 @@ class SwagCollector:
         acceptance: str | None = None,
         initial: InitialWeights | None = None,
     ) -> None:
-        self.weights = AdapterWeights(model, adapter_name)
-        check_saved_modules(self.weights)
+        self._model, self._rank, self._device = model, rank, torch.device(device)
         self._initial = initial
         self._choice = {"schedule": schedule, "acceptance": acceptance}
-        self._base = base_metadata(self.weights)
         self._problem_type: str | None = None  # of the checkpoint that the run was resumed from
-        self.layout = self.weights.layout
-        check_names(self.layout.keys)
-        self.moments = RunningMoments(self.layout.size if is_first() else 0, rank, device=device)
-        self.snapshots = Snapshots()
         self.num_skipped = 0
         self.score: float | None = None
-        self._device = torch.device(device)
-        self._is_over = False
+        self._is_new, self._is_over = True, False
         self._gaussian: LowRankGaussian | None = None  # what `finish` made of the moments
-        self._row = None if is_first() else torch.empty(self.layout.size, device=device)
-        self._pieces_of: dict[
-            int, list[Tensor]
-        ] = {}  # of the few vectors that weights are copied into; cutting them takes time
+        self._begin(adapter_name)
+
+    def _begin(self, adapter_name: str | None) -> None:
+        """Look at the model, and make empty statistics of the weights that train now."""
+        self.weights = AdapterWeights(self._model, adapter_name)
+        check_saved_modules(self.weights)
+        self._trained = TrainedWeights(self.weights)
+        self._base = base_metadata(self.weights)
+        self.layout = self.weights.layout
+        check_names(self.layout.keys)
+        self.moments = RunningMoments(self.layout.size if is_first() else 0, self._rank, device=self._device)
+        self.snapshots = Snapshots()
+        self._row = None if is_first() else torch.empty(self.layout.size, device=self._device)
+        # Of the few vectors that weights are copied into; cutting them takes time.
+        self._pieces_of: dict[int, list[Tensor]] = {}
 
     def collect(self, *, step: int, learning_rate: float | None = None) -> bool:
         """Fold the weights as they are now into the moments; in a distributed run every process has to call this.
@@ -106,7 +111,8 @@ class SwagCollector:
 
         Raises:
             AdapterMismatchError: The adapter was changed since the last collection.
-            SwagError: The processes have different weights.
+            SwagError: The processes have different weights, or other weights train than in the snapshots before; the adapter is merged,
+                switched off or not the active one.
         """
         row = self.read(step=step)
         if not is_first():
@@ -129,9 +135,13 @@ class SwagCollector:
 
         Raises:
             AdapterMismatchError: The adapter was changed.
-            SwagError: The processes have different weights.
+            SwagError: The processes have different weights, or other weights train than in the snapshots before.
         """
         self._refuse_after_the_end()
+        if self._is_new and self._trained.have_changed:
+            self._begin(self.weights.adapter_name)  # weights that were unfrozen on the way to the first collection
+        self._trained.check(step)
+        self._is_new = False
         row = self.moments.next_row if self._row is None else self._row
         pieces = self._pieces_of.get(row.data_ptr())
         if pieces is None:
@@ -249,7 +259,7 @@ class SwagCollector:
         except (KeyError, TypeError, ValueError) as error:
             raise PosteriorFormatError(f"{str(path)!r} does not hold the moments of a collection: {error!r}.") from error
         self.moments, self.num_skipped, self.snapshots = moments, num_skipped, snapshots
-        self.score, self._problem_type, self._pieces_of = score, problem_type, {}
+        self.score, self._problem_type, self._pieces_of, self._is_new = score, problem_type, {}, False
 
     def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior:
         taken = self.snapshots

@@ -27,7 +27,8 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
         scheduler: The Trainer's scheduler, any state.
         rate: "hold" keeps the rate that the schedule has reached at the first collection until the end; a number is held from
             the first collection on, after a linear approach over the 5 % of steps before it; None leaves the schedule alone and
-            warns if it falls by more than half while collecting.
+            warns if it falls by more than half while collecting. A number is the rate of the first group of parameters that has one, as
+            the Trainer logs it; other groups keep their ratio to it (LoRA+, arXiv:2402.12354).
         first: Step of the first collection.
         last: Step of the last one.
 
@@ -47,8 +48,18 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
         )
     if rate is None:
         return _warn_if_falling(scheduler, first, last)
+    reference = next((base for base in scheduler.base_lrs if base > 0), 0.0)
+    targets = [
+        original(first) if rate == "hold" else rate / reference if reference else 0.0 for original in scheduler.lr_lambdas
+    ]
+    if not any(target * base > 0 for target, base in zip(targets, scheduler.base_lrs, strict=True)):
+        raise SwagError(
+            f"The learning rate to hold while collecting is 0: the schedule has no rate left at step {first}. Start the collection earlier, "
+            "or name a rate: SwagCallback(learning_rate=2e-4)."
+        )
+    begin = first if rate == "hold" else first - max(1, round(_APPROACH * first))
     scheduler.lr_lambdas = [
-        _held(original, base, rate, first) for original, base in zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
+        _held(original, target, begin, first) for original, target in zip(scheduler.lr_lambdas, targets, strict=True)
     ]
     # What LambdaLR.get_lr would return now: matters if collection has begun already (a resume, or a start at step 0).
     for group, factor, base in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
@@ -57,16 +68,8 @@ def apply_collection_rate(scheduler: LRScheduler, rate: CollectionRate, *, first
     return False
 
 
-def _held(original: Callable[[int], float], base: float, rate: float | str, first: int) -> Callable[[int], float]:
+def _held(original: Callable[[int], float], target: float, begin: int, first: int) -> Callable[[int], float]:
     # A closure, not a callable object: LambdaLR would put an object's attributes into scheduler.pt, which then fails to load.
-    target = original(first) if rate == "hold" else (rate / base if base else 0.0)
-    if not target > 0:
-        raise SwagError(
-            f"The learning rate to hold while collecting is {target * base:g}: the schedule has no rate left at step {first}. "
-            "Start the collection earlier, or name a rate: SwagCallback(learning_rate=2e-4)."
-        )
-    begin = first if rate == "hold" else first - max(1, round(_APPROACH * first))
-
     def factor(step: int) -> float:
         if step >= first:
             return target

@@ -60,6 +60,14 @@ class TrainingRun:
             return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1)))
         return None if scheduler is None else float(scheduler.get_last_lr()[0])
 
+    def group_rates(self, step: int) -> list[float]:
+        """The learning rates of all groups of parameters at a step; empty where there is one group, or the schedule cannot be asked."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        if not isinstance(scheduler, LambdaLR) or len(scheduler.base_lrs) < 2:
+            return []
+        groups = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [float(base * factor(max(0, step - 1))) for base, factor in groups]
+
     def checkpoint_folder(self) -> Path:
         """Where the Trainer saves the checkpoint of this step."""
         return self.output / f"checkpoint-{self.state.global_step}"

@@ -39,6 +39,7 @@ class SwagRecord:
         steps, learning_rates, deviation_norms: Of every snapshot in turn: its optimizer step, the rate there, and the length of its
             deviation from the mean as it stood.
         diagnostics: What the trajectory says about the posterior, see `swag_trainer.collection.diagnostics`.
+        group_learning_rates: At the last collection, that of every group of parameters of the optimizer; empty where there is one group.
     """
 
     num_collected: int
@@ -53,10 +54,16 @@ class SwagRecord:
     learning_rates: list[float | None] = field(default_factory=list)
     deviation_norms: list[float] = field(default_factory=list)
     diagnostics: dict[str, float] = field(default_factory=dict)
+    group_learning_rates: list[float] = field(default_factory=list)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the record as JSON values, without what does not apply: earlier versions refuse a field that they do not know."""
+        document = asdict(self)
+        return document if self.group_learning_rates else {k: v for k, v in document.items() if k != "group_learning_rates"}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], *, where: str) -> SwagRecord:
-        """Read what ``dataclasses.asdict`` returned; nothing in the document is trusted to have the right type.
+        """Read what `to_document` returned; nothing in the document is trusted to have the right type.
 
         Raises:
             PosteriorFormatError: A field is missing, unknown or of another type.
@@ -211,7 +218,7 @@ class SwagPosterior(WeightPosterior):
     def metadata(self) -> dict[str, Any]:
         """Return how it was collected, and how it was compressed where it was, as JSON values."""
         compression = {} if self.compression is None else {STORAGE: asdict(self.compression)}
-        return asdict(self.collection) | compression
+        return self.collection.to_document() | compression
 
     def stored_as(self, dtype: StorageDtype) -> Self:
         """Return the posterior as a file of this precision gives it back, see `WeightPosterior.stored_as`.

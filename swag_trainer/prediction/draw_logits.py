@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
-from swag_trainer.adapters.weights import private_copy
+from swag_trainer.adapters.shared_base import SharedBase
+from swag_trainer.adapters.weights import AdapterWeights, private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.base import GaussianPosterior, WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
@@ -63,6 +65,9 @@ class DrawLogits:
         max_tokens: int | None,
         compile: bool,
     ) -> None:
+        settings = {"task": task, "method": method, "num_blocks": num_blocks}
+        settings |= {"adapter_name": adapter_name, "max_tokens": max_tokens, "compile": compile}
+        self._made_from = functools.partial(DrawLogits, model, posterior, sampling, **settings)
         with torch.inference_mode(False):  # tensors made in inference mode would never have derivatives
             weights = private_copy(model, adapter_name, posterior.layout.keys)
         difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
@@ -70,6 +75,7 @@ class DrawLogits:
             raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
         if posterior.record.base_fingerprint:
             check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
+        self._shared = SharedBase(model, AdapterWeights(model, adapter_name, keys=posterior.layout.keys).parameters())
         self.base: Any = base_model(weights.model)
         self._inputs = set(inspect.signature(self.base.forward).parameters) - _LABELS
         self._task = task
@@ -89,6 +95,10 @@ class DrawLogits:
             self.sampler = PackedSampler(weights, draws, task=task, masks=self._masks, max_tokens=max_tokens, compile=compile)
         else:
             self.sampler = SequentialSampler(weights, draws, task=task, masks=self._masks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew from the same arguments where it is copied or sent to another process: locks and replaced forwards cannot be."""
+        return self._made_from, ()
 
     def columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return what of a row, or of a batch, the model takes: no labels, and no columns that it does not know."""
@@ -119,8 +129,9 @@ class DrawLogits:
             Shapes (S, E, C) and (E,), on the CPU, float32.
 
         Raises:
-            SwagError: They are not finite, or not those of the task.
+            SwagError: They are not finite, or not those of the task; or the base that the private copy shares was changed.
         """
+        self._shared.check()
         parts, places = [], []
         with self._lock:
             draws = None if block is None or self._blocks is None else self._blocks.vectors(block)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +32,14 @@ class OodScorer:
 
     def __init__(self, model: nn.Module, posterior: WeightPosterior, *, task: Task, adapter_name: str | None = None) -> None:
         check_ood_score(posterior)
+        self._made_from = functools.partial(OodScorer, model, posterior, task=task, adapter_name=adapter_name)
         self._distribution = posterior.features
         self._features = MeanFeatures(model, posterior, task=task, adapter_name=adapter_name)
         self._task = task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew where it is copied or sent to another process: hooks and locks cannot be."""
+        return self._made_from, ()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
         """Return the score of each event, see `FeatureDistribution.score`. Shape (E,), float64, in [0, 1).

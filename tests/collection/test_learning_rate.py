@@ -48,14 +48,14 @@ def test_a_number_is_approached_linearly_and_reached_at_the_first_collection():
     assert differences[0] > 0
 
 
-def test_every_parameter_group_keeps_its_own_held_rate_and_a_number_is_for_all():
-    # Red for: the factor of the first group used for all.
+def test_every_parameter_group_keeps_its_own_held_rate_and_its_ratio_to_the_first():
+    # Red for: one rate for all, which flattens the ratio of LoRA+ from 16 to 1.
     def two_groups():
         weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
         optimizer = torch.optim.AdamW([{"params": weights[:1], "lr": 1e-3}, {"params": weights[1:], "lr": 4e-3}])
         return get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=STEPS)
 
-    for rate, expected in (("hold", [5e-4, 2e-3]), (3e-4, [3e-4, 3e-4])):
+    for rate, expected in (("hold", [5e-4, 2e-3]), (3e-4, [3e-4, 12e-4])):
         scheduler = two_groups()
         apply_collection_rate(scheduler, rate, first=50, last=STEPS)
         course(scheduler)
@@ -88,6 +88,17 @@ def test_a_falling_rate_is_warned_about_once_with_its_figures(caplog):
     for schedule, rate in ((linear(), "hold"), (linear(), 1e-4), (linear(steps=10_000), None)):
         apply_collection_rate(schedule, rate, first=55, last=STEPS)
     assert not caplog.records
+
+
+def test_a_group_that_stands_still_is_no_obstacle():
+    # Red for: "the schedule has no rate left" because one of the groups has the rate 0, or a number divided by it.
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    optimizer = torch.optim.AdamW([{"params": [w], "lr": lr} for w, lr in zip(weights, (0.0, 1e-3, 1e-2), strict=True)])
+    for rate, expected in (("hold", [0, 5e-4, 5e-3]), (2e-4, [0, 2e-4, 2e-3])):
+        scheduler = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=STEPS)
+        apply_collection_rate(scheduler, rate, first=50, last=STEPS)
+        course(scheduler, steps=80)
+        assert scheduler.get_last_lr() == pytest.approx(expected)
 
 
 def test_a_rate_of_zero_cannot_be_held():

@@ -100,6 +100,13 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
             self.num_truncated += 1
         return model_inputs
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the predictor and its lock behind: a copy, or the same pipeline in another process, makes a predictor of its own."""
+        return self.__dict__ | {"_predictor": None, "_settings": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write adapter, posterior and tokenizer into a folder that `transformers.pipeline` loads."""
         self.posterior.save_pretrained(save_directory)
