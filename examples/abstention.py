@@ -45,7 +45,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = recipe_parser(__doc__)
     parser.add_argument("--train-rows", type=int, help="train on that many examples, balanced over the classes")
-    parser.add_argument("--validation-rows", type=int, help="tune on that many examples; half of them calibrate the thresholds")
+    parser.add_argument("--validation-rows", type=int, help="tune on that many examples")
     parser.add_argument("--test-rows", type=int, help="measure on that many examples")
     parser.add_argument("--risk", type=float, default=0.05, help="largest fraction of wrong labels among those given")
     parser.add_argument(
@@ -87,7 +87,7 @@ def thresholds(posterior: SwagPosterior) -> Table:
     table = Table("goal", "lowest score", "coverage", "risk")
     table.title = (
         f"Scale {posterior.scale:g}, temperature {tuning.temperature:.2f}, chosen on {tuning.num_examples} examples; "
-        f"thresholds calibrated on {tuning.num_calibration} others"
+        f"thresholds calibrated on them by cross-fitting"
     )
     for record in tuning.thresholds:
         numbers = ("-" if number is None else f"{number:.3f}" for number in (record.threshold, record.coverage, record.risk))

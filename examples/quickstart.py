@@ -102,7 +102,6 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
             name=task.name,
             split="validation",
             sampling=Sampling(num_samples=NUM_SAMPLES, seed=seed),
-            calibration_fraction=0,
             progress=False,
         )
     for warning in warned:

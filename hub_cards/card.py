@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from hub_cards.identity import identity, risk_to_show
 from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
-from swag_trainer import SwagPosterior, WeightPosterior
+from swag_trainer import WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
+from swag_trainer.posterior.tuning import CENTER_NAMES
 from swag_trainer.tasks import task_named
 
 _TAGS = ["swag-lora", "lora", "uncertainty"]  # "swag" alone is a data set (Situations With Adversarial Generations)
@@ -85,13 +86,14 @@ def build_card(
         task_tag=Markup(task.hub_tag),
         summary=summary,
         scale=posterior.scale,
-        relative_energy=posterior.relative_energy() if isinstance(posterior, SwagPosterior) else None,
+        relative_energy=posterior.relative_energy(),
         diagnostics=listed(
             f"{key.replace('_', ' ')} {value:.2f}" for key, value in sorted(summary.get("diagnostics", {}).items())
         ),
         versions=_versions(record.versions),
         labels=listed(record.labels or ()),
         tuning=posterior.tuning,
+        center=None if posterior.tuning is None else CENTER_NAMES[posterior.tuning.center],
         results=results,
         metric_names=list(next(iter(results.metrics.values()))) if results else [],
         measured_with=_versions(results.versions if results else {}),

@@ -26,6 +26,14 @@ class TooFewCollectionsError(SwagError):
     """Fewer than two weight vectors were collected, so there is no covariance to speak of."""
 
 
+class DropoutError(SwagError):
+    """Draws cannot drop out: the model has a kind of dropout that is not supported."""
+
+
+class NoDropoutError(DropoutError):
+    """Draws cannot drop out: nothing in the model does."""
+
+
 def shortened(text: str) -> str:
     """Return untrusted text, at most 200 characters of it, for a message."""
     return text if len(text) <= 200 else text[:197] + "..."

@@ -1,4 +1,4 @@
-"""Calibration of abstention thresholds and conformal quantiles on examples that nothing was chosen on."""
+"""Calibration of abstention thresholds and conformal quantiles on cross-fitted predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def calibrate_thresholds(
     """Return a threshold for each risk and each coverage, with the risk and the coverage measured at it.
 
     Args:
-        probabilities: Averaged, of examples that nothing was chosen on. Shape (N, C).
+        probabilities: Averaged, of examples that chose nothing about them, see `cross_fitted`. Shape (N, C).
         labels: Their true classes. Shape (N,).
         risks: See `threshold_for_risk`.
         confidence: Its ``level``.

@@ -1,54 +1,43 @@
-"""Tuning of scale and temperature on held-out data, with calibrated thresholds and conformal quantiles."""
+"""Tuning on held-out data: centre, scale, dropout and temperature of the draws, with cross-fitted thresholds and conformal quantiles."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.special import softmax
-from torch import Tensor, nn
+from torch import nn
 from transformers import default_data_collator
 
 from swag_trainer.adapters.keys import adapted_model, base_model
+from swag_trainer.calibration.cross_fitting import (
+    DEFAULT_SCALE,
+    NUM_FOLDS,
+    CandidateLogits,
+    choose,
+    cross_fitted,
+    folds_of,
+)
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds
-from swag_trainer.errors import SwagError
-from swag_trainer.metrics.temperature import averaged_nll, fit_temperature, penalised_nll
+from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
+from swag_trainer.metrics.scores import negative_log_likelihood
+from swag_trainer.metrics.temperature import PRIOR_STD
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
-from swag_trainer.posterior.tuning import Candidate, Tuning
+from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
 
 MIN_EXAMPLES = 20
 _CHOSEN = ("scale", "temperature", "center", "dropout")  # fields of Sampling
+_BASELINES: tuple[tuple[str, Center], ...] = (("SWA, temperature", "mean"), ("MAP, temperature", "last"))
 
 Posterior = TypeVar("Posterior", bound=WeightPosterior)
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A posterior's predictions at one scale, with its best temperature.
-
-    Attributes:
-        temperature: Chosen on the fitting part.
-        penalised: The objective there, by which candidates are compared.
-        fitted_nll, nll: Mean NLL on the fitting and on the calibration part.
-        plain_nll: On the calibration part with temperature 1.
-        probabilities: Averaged, of the calibration part. Shape (N, C).
-    """
-
-    temperature: float
-    penalised: float
-    fitted_nll: float
-    nll: float
-    plain_nll: float
-    probabilities: np.ndarray
 
 
 def tune(
@@ -57,7 +46,7 @@ def tune(
     data: Iterable[Any],
     *,
     sampling: Sampling | None = None,
-    scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    scales: Sequence[float] = (DEFAULT_SCALE,),
     name: str | None = None,
     split: str | None = None,
     revision: str | None = None,
@@ -65,29 +54,34 @@ def tune(
     confidence: float | None = 0.9,
     coverages: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     levels: Sequence[float] = (0.8, 0.9, 0.95),
-    calibration_fraction: float = 0.5,
     batch_size: int = 32,
     data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
     progress: bool = True,
 ) -> Posterior:
-    """Return the posterior with the scale and the temperature that fit held-out data best, and a record of what was found.
+    """Return the posterior with the way to draw that fits held-out data best, and a record of what was found.
 
-    The examples are divided in two at random, by the seed. On one part scale and temperature are chosen, by the NLL of the averaged
-    probabilities with a weak penalty on temperatures far from 1 (see `fit_temperature`). The other part is used only afterwards:
-    thresholds and quantiles are calibrated on it, whose guarantees need examples that nothing was chosen on, and the posterior is compared
-    on it with its baselines.
+    Few strong candidates are tried, as a hundred examples cannot tell many apart:
 
-    One pass over the examples serves every temperature of a scale exactly, since a draw's logits are divided by it. Each scale needs a
-    pass of its own: logits are not linear in the weights. Two more passes are for the baselines, the mean ("SWA") and the last snapshot
-    ("MAP", where the posterior kept it). A point estimate has no scale, and only its temperature is chosen.
+    * no noise (``scale=0``), around each centre of the posterior: the mean (SWA), the mean of the last snapshots, the last snapshot;
+    * draws at the default scale, around the mean and around the last snapshot;
+    * the same draws with dropout, if the model drops out in training.
+
+    Each gets its own temperature. All examples choose, by the NLL of the averaged probabilities with a prior: normal in log T with
+    standard deviation 0.2 and in log scale with log 4, and 2 nats in total against dropout. Whatever else is recorded is cross-fitted:
+    five times candidate and temperature are chosen on four fifths of the examples and predict the last fifth. On these predictions
+    thresholds and quantiles are calibrated, and the posterior is compared with its baselines: the mean ("SWA"), with and without a
+    temperature, and the last snapshot with one ("MAP, temperature").
+
+    A candidate without noise costs one forward for each example, every other one as many as there are draws. One pass serves every
+    temperature exactly, since a draw's logits are divided by it. A point estimate has only its temperature to choose.
 
     Args:
         posterior: The posterior of the model's adapter, of any family. It stays as it is.
         model: The PEFT model, as for `MonteCarloPredictor`.
         data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``; none may have been trained on.
         sampling: Draws, seed and design; default: ``Sampling()``. What is found holds for these, and the pipeline uses them from then on.
-            Its scale and temperature are what is looked for, and stay None.
-        scales: Factors of the covariance to try, > 0.
+            Its scale, temperature, centre and dropout are what is looked for, and stay None.
+        scales: Factors of the covariance to try, > 0, each with every centre and with dropout.
         name, split, revision: Of the data set; published with the posterior. Default: those of a ``datasets.Dataset`` that was loaded from
             the Hub, else the name is "unnamed".
         risks: Fractions of wrong predictions to find thresholds for.
@@ -95,130 +89,124 @@ def tune(
             that fit these examples only.
         coverages: Fractions of accepted examples to find thresholds for.
         levels: Fractions of conformal sets that shall hold the true label.
-        calibration_fraction: Fraction of the examples that is held back, in [0, 1). With 0 all of them choose scale and temperature, no
-            threshold and no quantile is calibrated, and the baselines are compared on the examples that were tuned on.
         batch_size, data_collator, progress: As for `MonteCarloPredictor`.
 
     Returns:
-        A new posterior; its ``tuning`` is the record. `save_pretrained` writes it, the pipeline predicts with it.
+        A new posterior; its ``tuning`` is the record. `save_pretrained` writes it, the pipeline predicts with it. The adapter beside it and
+        `mean_vector` stay the mean.
 
     Warns:
-        UserWarning: The posterior is not better than one of its baselines on this data.
+        UserWarning: The posterior is not better than one of its baselines on this data, the chosen scale is at an end of ``scales``, or
+            dropout could not be tried.
 
     Raises:
         SwagError: Fewer than 20 examples, labels that are not class numbers, a regression or labels that do not exclude each other, a
             name that is a path, or a number out of range.
     """
     sampling = sampling or Sampling()
-    given = [name for name in _CHOSEN if getattr(sampling, name) is not None]
-    if given:
-        raise SwagError(
-            f"tune() chooses {given[0]}: leave it out of sampling, got {given[0]}={getattr(sampling, given[0])!r}. scales=[...] are the "
-            "scales to choose from."
-        )
-    _check_scales(scales)
+    _check_settings(sampling, scales)
     _check_fractions(risks=risks, coverages=coverages, levels=levels, confidence=[] if confidence is None else [confidence])
-    if not 0 <= calibration_fraction < 1:
-        raise SwagError(
-            f"calibration_fraction is the fraction of the examples that is held back, in [0, 1), got {calibration_fraction}."
-        )
     config, task = base_model(adapted_model(model)).config, task_named(posterior.record.task)
     if (link := task.link(config)) != "softmax":
         kind = "a regression" if link == "identity" else "labels that do not exclude each other"
         raise SwagError(f"Tuning is for classes that exclude each other, and this model is for {kind}.")
     held_out = HeldOut.of(data, task=task, num_labels=config.num_labels, name=name, split=split, revision=revision)
-    if len(held_out.labels) < MIN_EXAMPLES:
-        raise SwagError(
-            f"Tuning on {len(held_out.labels)} examples would choose by chance; at least {MIN_EXAMPLES} are needed."
-        )
-    order = np.random.default_rng(abs(sampling.seed)).permutation(len(held_out.labels))
-    fitting, calibration = np.split(order, [len(order) - int(calibration_fraction * len(order))])
+    labels = held_out.labels
+    if len(labels) < MIN_EXAMPLES:
+        raise SwagError(f"Tuning on {len(labels)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
 
-    def candidate(of: WeightPosterior, scale: float) -> _Candidate:
+    def logits_of(center: Center, scale: float, dropout: bool) -> CandidateLogits:
+        settings = replace(sampling, center=center, scale=scale, dropout=dropout, temperature=1.0)
         predictor = MonteCarloPredictor(
-            model,
-            of,
-            replace(sampling, scale=scale, temperature=1.0, dropout=False, center="mean"),
-            batch_size=batch_size,
-            data_collator=data_collator,
-            progress=progress,
+            model, posterior, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
         )
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
+        weights = predictor.draw_weights(len(draws))
         # As good as the logits: a softmax is the same whatever is added to all classes. The floor keeps 0 from becoming -inf.
         logits = np.log(np.maximum(draws, np.finfo(np.float64).tiny))
-        held_back = calibration if len(calibration) else fitting
-        return _candidate(logits, held_out.labels, fitting, held_back, _numpy(predictor.draw_weights(len(draws))))
+        return CandidateLogits(center, scale, dropout, logits, labels, None if weights is None else weights.double().numpy())
 
-    if isinstance(posterior, PointPosterior):
-        scales = [0.0]
-    candidates = {float(scale): candidate(posterior, float(scale)) for scale in scales}
-    scale, chosen = min(candidates.items(), key=lambda item: item[1].penalised)
-    labels = held_out.labels[calibration]
+    candidates = list(_candidates(posterior, [float(scale) for scale in scales], logits_of))
+    choice = choose(candidates, np.arange(len(labels)))
+    chosen = candidates[choice.best]
+    folds = folds_of(len(labels), seed=sampling.seed)
+    probabilities = cross_fitted(candidates, folds)
+    energy = posterior.relative_energy(chosen.scale)
     tuning = Tuning(
-        temperature=chosen.temperature,
+        temperature=choice.temperature,
+        center=chosen.center,
+        dropout=chosen.dropout,
+        relative_energy=None if energy is None or math.isinf(energy) else energy,
         dataset=held_out.name,
         split=held_out.split,
         revision=held_out.revision,
-        num_examples=len(fitting),
-        num_calibration=len(calibration),
+        num_examples=len(labels),
+        num_calibration=len(labels),
+        num_folds=NUM_FOLDS,
         num_samples=sampling.num_samples,
         seed=sampling.seed,
         design=sampling.design,
-        candidates=[Candidate("mean", scale, False, each.temperature, each.fitted_nll) for scale, each in candidates.items()],
-        nll=chosen.nll,
-        baselines=_baselines(posterior, candidate, chosen),
-        thresholds=calibrate_thresholds(chosen.probabilities, labels, risks=risks, confidence=confidence, coverages=coverages)
-        if len(labels)
-        else [],
-        conformal=calibrate_quantiles(chosen.probabilities, labels, levels) if len(labels) else [],
+        candidates=[
+            Candidate(each.center, each.scale, each.dropout, temperature, each.nll(temperature))
+            for each, temperature in zip(candidates, choice.temperatures, strict=True)
+        ],
+        nll=negative_log_likelihood(probabilities, labels),
+        baselines=_baselines(posterior, candidates, labels, folds),
+        thresholds=calibrate_thresholds(probabilities, labels, risks=risks, confidence=confidence, coverages=coverages),
+        conformal=calibrate_quantiles(probabilities, labels, levels),
     )
-    _warn_where_not_better(tuning, posterior.title, scale)
-    return posterior.with_tuning(tuning, scale=scale)
+    _warn_where_not_better(tuning, posterior.title, chosen)
+    _warn_at_the_edge(tuning, chosen.scale, scales)
+    return posterior.with_tuning(tuning, scale=chosen.scale)
 
 
-def _candidate(
-    logits: np.ndarray, labels: np.ndarray, fitting: np.ndarray, calibration: np.ndarray, weights: np.ndarray | None
-) -> _Candidate:
-    fitted, held_back = logits[:, fitting], logits[:, calibration]
-    temperature = fit_temperature(fitted, labels[fitting], weights=weights)
-    return _Candidate(
-        temperature=temperature,
-        penalised=penalised_nll(fitted, labels[fitting], temperature, weights=weights),
-        fitted_nll=averaged_nll(fitted, labels[fitting], temperature, weights=weights),
-        nll=averaged_nll(held_back, labels[calibration], temperature, weights=weights),
-        plain_nll=averaged_nll(held_back, labels[calibration], weights=weights),
-        probabilities=np.average(softmax(held_back / temperature, axis=-1), axis=0, weights=weights),
-    )
-
-
-def _numpy(weights: Tensor | None) -> np.ndarray | None:
-    return None if weights is None else weights.double().numpy()
+def _candidates(
+    posterior: WeightPosterior, scales: Sequence[float], logits_of: Callable[[Center, float, bool], CandidateLogits]
+) -> Iterator[CandidateLogits]:
+    """Predict the held-out examples in each of the ways to choose from, the cheapest first."""
+    for center in posterior.centers:
+        yield logits_of(center, 0.0, False)
+    if isinstance(posterior, PointPosterior):
+        return
+    clouds = [(center, scale) for scale in scales for center in posterior.centers if center != "tail"]
+    for center, scale in clouds:
+        yield logits_of(center, scale, False)
+    try:
+        for center, scale in clouds:
+            yield logits_of(center, scale, True)
+    except NoDropoutError:
+        return
+    except DropoutError as problem:
+        warnings.warn(f"Dropout in the draws was not tried. {problem}", UserWarning, stacklevel=3)
 
 
 def _baselines(
-    posterior: WeightPosterior, candidate: Callable[[WeightPosterior, float], _Candidate], chosen: _Candidate
+    posterior: WeightPosterior, candidates: Sequence[CandidateLogits], labels: np.ndarray, folds: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """NLL on the calibration part of what the posterior has to be better than, by name."""
+    """NLL of what the posterior has to be better than, by name; with the prior that a temperature has without a posterior."""
+    single = {each.center: each for each in candidates if each.scale == 0 and not each.dropout}
     if isinstance(posterior, PointPosterior):
-        return {"without temperature": chosen.plain_nll}
-    mean = candidate(posterior, 0.0)
-    baselines = {"SWA": mean.plain_nll, "SWA, temperature": mean.nll}
-    last = posterior.last_snapshot()
-    if last is not None:
-        baselines["MAP, temperature"] = candidate(PointPosterior.at(last, posterior), 0.0).nll
+        return {"without temperature": single["mean"].nll()}
+    baselines = {"SWA": single["mean"].nll()}
+    for name, center in _BASELINES:
+        if center in single:
+            scaled = cross_fitted([single[center]], folds, prior_std=PRIOR_STD)
+            baselines[name] = negative_log_likelihood(scaled, labels)
     return baselines
 
 
-def _warn_where_not_better(tuning: Tuning, title: str, scale: float) -> None:
-    better = [f"{name} ({nll:.4f})" for name, nll in tuning.baselines.items() if nll <= tuning.nll]
+def _warn_where_not_better(tuning: Tuning, title: str, chosen: CandidateLogits) -> None:
+    is_draws = chosen.scale > 0 or chosen.dropout
+    itself = None if is_draws else next((name for name, center in _BASELINES if center == chosen.center), None)
+    better = [f"{name} ({nll:.4f})" for name, nll in tuning.baselines.items() if nll <= tuning.nll and name != itself]
     if better:
         warnings.warn(
-            f"On {tuning.num_calibration or tuning.num_examples} examples of {tuning.dataset!r}, {title} with scale {scale:g} and "
-            f"temperature {tuning.temperature:.2f} is not better than {' and '.join(better)}: its mean negative log-likelihood is "
-            f"{tuning.nll:.4f}."
+            f"On {tuning.num_calibration} examples of {tuning.dataset!r}, {title} around the {CENTER_NAMES[chosen.center]} with scale "
+            f"{chosen.scale:g} and temperature {tuning.temperature:.2f} is not better than {' and '.join(better)}: its mean negative "
+            f"log-likelihood is {tuning.nll:.4f}, cross-fitted."
             + (
                 f" Its draws cost {tuning.num_samples} times the compute and may not be worth it here; scale=0 predicts with the mean."
-                if scale > 0
+                if is_draws
                 else ""
             ),
             UserWarning,
@@ -226,10 +214,27 @@ def _warn_where_not_better(tuning: Tuning, title: str, scale: float) -> None:
         )
 
 
-def _check_scales(scales: Sequence[float]) -> None:
+def _warn_at_the_edge(tuning: Tuning, scale: float, scales: Sequence[float]) -> None:
+    if len(set(scales)) > 1 and scale in (min(scales), max(scales)):
+        energy = "" if tuning.relative_energy is None else f", a relative energy of {tuning.relative_energy:.2g},"
+        warnings.warn(
+            f"The chosen scale {scale:g}{energy} is at an end of scales={list(scales)}, and the best may lie beyond: tune again with scales "
+            "on both sides of it.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_settings(sampling: Sampling, scales: Sequence[float]) -> None:
+    given = [name for name in _CHOSEN if getattr(sampling, name) is not None]
+    if given:
+        raise SwagError(
+            f"tune() chooses {given[0]}: leave it out of sampling, got {given[0]}={getattr(sampling, given[0])!r}. scales=[...] are the "
+            "scales to choose from."
+        )
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise SwagError(
-            f"scales are factors of the covariance to try, finite and > 0 (the mean is tried in any case), got {list(scales)}."
+            f"scales are factors of the covariance to try, finite and > 0 (no noise is tried in any case), got {list(scales)}."
         )
 
 

@@ -11,7 +11,6 @@ from swag_trainer.cli.options import CommonOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.posterior.swag import SwagPosterior
 
 _LONGEST = 8
 
@@ -50,8 +49,8 @@ def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
     metadata["norm_of_mean"] = float(posterior.mean_vector().norm())
     if (variance := getattr(posterior, "variance", None)) is not None:
         metadata["mean_standard_deviation"] = float(posterior.layout.flatten(variance).sqrt().mean())
-    if isinstance(posterior, SwagPosterior):
-        metadata["relative_energy"] = posterior.relative_energy()
+    if (energy := posterior.relative_energy()) is not None:
+        metadata["relative_energy"] = energy
     return metadata | posterior.record.as_document() | posterior.metadata()
 
 

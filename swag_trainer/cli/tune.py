@@ -1,4 +1,4 @@
-"""Choose scale, temperature and thresholds on held-out text, and save them with the posterior."""
+"""Choose centre, scale, dropout, temperature and thresholds on held-out text, and save them with the posterior."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from swag_trainer.calibration.cross_fitting import DEFAULT_SCALE
 from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.files import prepared_outputs, require
@@ -15,7 +16,7 @@ from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.posterior.tuning import CalibratedThreshold
+from swag_trainer.posterior.tuning import CENTER_NAMES, CalibratedThreshold
 from swag_trainer.prediction.sampler import Sampling
 
 
@@ -31,10 +32,8 @@ class Options(TextOptions):
         default=None, metadata={"help": "folder for the tuned posterior; default: MODEL, where that is a folder"}
     )
     num_samples: int = field(default=10, metadata={"help": "draws; the pipeline takes as many from then on"})
-    seed: int = field(default=0, metadata={"help": "of the draws and of the division of the examples"})
-    scales: list[float] = field(
-        default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0], metadata={"help": "factors of the covariance to try"}
-    )
+    seed: int = field(default=0, metadata={"help": "of the draws and of the folds of cross-fitting"})
+    scales: list[float] = field(default_factory=lambda: [DEFAULT_SCALE], metadata={"help": "factors of the covariance to try"})
     batch_size: int = field(default=32, metadata={"help": "examples per forward"})
     device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier tuning, or what is in --output"})
@@ -89,16 +88,26 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
 def _report(posterior: WeightPosterior, out: TextIO) -> None:
     tuning = posterior.tuning
     assert tuning is not None
-    scored = ((each.scale, each.temperature, each.nll) for each in tuning.candidates)
-    rows = [[f"{scale:g}", f"{temperature:.3f}", f"{nll:.4f}"] for scale, temperature, nll in scored]
+    rows = [
+        [CENTER_NAMES[each.center], f"{each.scale:g}", _yes(each.dropout), f"{each.temperature:.3f}", f"{each.nll:.4f}"]
+        for each in tuning.candidates
+    ]
     title = f"{tuning.dataset}, {tuning.split}: {tuning.num_examples} examples to choose by"
-    show(table_of(title, ("scale", "best temperature", "NLL"), rows), out)
-    out.write(f"Chosen: scale {posterior.scale:g}, temperature {tuning.temperature:.3f}.\n")
-    methods = {"SWAG, scale and temperature": tuning.nll, **tuning.baselines}
-    title = f"{tuning.num_calibration} other examples"
+    show(table_of(title, ("centre", "scale", "dropout", "best temperature", "NLL"), rows), out)
+    energy = "" if tuning.relative_energy is None else f" (relative energy {tuning.relative_energy:.2g})"
+    out.write(
+        f"Chosen: {CENTER_NAMES[tuning.center]}, scale {posterior.scale:g}{energy}, dropout {_yes(tuning.dropout)}, temperature "
+        f"{tuning.temperature:.3f}.\n"
+    )
+    methods = {f"{posterior.title}, tuned": tuning.nll, **tuning.baselines}
+    title = f"The same examples, cross-fitted in {tuning.num_folds} folds"
     show(table_of(title, ("method", "NLL"), [[name, f"{nll:.4f}"] for name, nll in methods.items()]), out)
     columns = ("goal", "lowest score", "coverage", "risk")
     show(table_of("Thresholds for abstaining", columns, map(_row, tuning.thresholds)), out)
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 def _row(threshold: CalibratedThreshold) -> list[str]:

@@ -158,6 +158,14 @@ class WeightPosterior(ABC):
             raise SwagError(f"A posterior of kind {self.kind!r} has the centres {self.centers}, got {name!r}.")
         return self.mean_vector()
 
+    def relative_energy(self, scale: float | None = None) -> float | None:
+        """Return the variance of the draws at a scale over the squared length of the mean; None for a family that does not know it.
+
+        Args:
+            scale: Factor of the covariance; None for the posterior's own.
+        """
+        return None
+
     def reparametrised(
         self,
         layout: WeightLayout,

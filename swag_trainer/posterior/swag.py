@@ -174,7 +174,7 @@ class SwagPosterior(WeightPosterior):
         return self.gaussian.mean + self.gaussian.combination(coefficients)
 
     def relative_energy(self, scale: float | None = None) -> float:
-        """Return the variance of the draws as a fraction of the squared length of the mean, which no unit of the weights changes:
+        """Return the variance of the draws at a scale over the squared length of the mean, which is free of units:
 
             scale * (sum of the variance / 2 + |D|^2 / (2 (K - 1))) / |mean|^2
 

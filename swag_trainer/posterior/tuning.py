@@ -10,6 +10,7 @@ from typing import Any, Literal
 from swag_trainer.posterior.design import Design
 
 Center = Literal["mean", "tail", "last"]
+CENTER_NAMES: dict[Center, str] = {"mean": "mean", "tail": "mean of the last snapshots", "last": "last snapshot"}
 
 MAX_RECORDS = 1000
 MAX_NAME = 200

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from swag_trainer.adapters.peft_layers import base_name, own_dropouts
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.prediction.dropout_kinds import LEAVE_OUT, check_supported
 from swag_trainer.prediction.dropout_masks import keep_masks, mask_key
 from swag_trainer.tasks.base import Task
@@ -147,7 +147,7 @@ class DropoutMasks:
                 self._let_train(module)
             return x
         if self.softmax is not None and self.softmax() is x:
-            raise SwagError(
+            raise DropoutError(
                 f"{self._names[module]!r} has attention of rows and heads in one dimension, which is not supported. {LEAVE_OUT}"
             )
         call = module, self._counts[module]
@@ -175,7 +175,7 @@ class DropoutMasks:
                 query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if query.ndim != 4:
-            raise SwagError(f"Attention drops out of {query.ndim} dimensions, and four are supported. {LEAVE_OUT}")
+            raise DropoutError(f"Attention drops out of {query.ndim} dimensions, and four are supported. {LEAVE_OUT}")
         if enable_gqa:
             key, value = (side.repeat_interleave(query.shape[1] // side.shape[1], dim=1) for side in (key, value))
         scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
@@ -219,7 +219,7 @@ class DropoutMasks:
         if self._first_tokens is None:
             return keep[:, None, :, :queries, :keys]
         if not queries == keys == self._width:
-            raise SwagError(
+            raise DropoutError(
                 f"Texts of {self._width} positions are padded on the left, and attention has {queries} queries and {keys} keys: their "
                 "positions cannot be counted from the first token for dropout. Pad on the right."
             )
@@ -270,7 +270,7 @@ class DropoutMasks:
         finally:
             self._is_preparing = False
         if not self._droppers:
-            raise SwagError(
+            raise NoDropoutError(
                 f"Masks were to be applied, but nothing in this model drops out. Was it trained with dropout 0? {LEAVE_OUT}"
             )
         self._prepared.add(kind)
@@ -280,7 +280,7 @@ class DropoutMasks:
         if module.training:
             return
         if not self._is_preparing:
-            raise SwagError(
+            raise DropoutError(
                 f"{self._names[module]!r} attends without dropout, and did not attend in the first forward, where such modules are found. "
                 + LEAVE_OUT
             )
@@ -304,7 +304,7 @@ class _Interception(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._masks.attention(*args, **kwargs)
         if func in _OTHER_DROPOUTS:
-            raise SwagError(f"The model calls torch.nn.functional.{func.__name__}, and masks replace dropout only. {LEAVE_OUT}")
+            raise DropoutError(f"The model calls torch.nn.functional.{func.__name__}, and masks replace dropout only. {LEAVE_OUT}")
         result = func(*args, **kwargs)
         if func in _SOFTMAX and result.ndim == 3:
             self._masks.softmax = weakref.ref(result)

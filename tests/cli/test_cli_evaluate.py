@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -87,10 +88,11 @@ def test_tuning_is_saved_where_it_was_asked_for_and_never_replaced_unasked(model
     shutil.copytree(model, tmp_path / "copy")
     quick = ["--num-samples", "2", "--scales", "1"]
     assert main(["tune", model, *DATA, *quick, "--output", str(tmp_path / "tuned")]) == 0
-    assert "Chosen: scale 1, temperature" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"Chosen: [a-z ]+, scale (0|1) \(relative energy \S+\), dropout (yes|no), temperature \d\.\d{3}", printed)
     assert SwagPosterior.from_pretrained(model).tuning is None
     tuning = SwagPosterior.from_pretrained(tmp_path / "tuned").tuning
-    assert (tuning.dataset, tuning.split, tuning.num_samples, tuning.num_examples) == ("support.jsonl", "validation", 2, 100)
+    assert (tuning.dataset, tuning.split, tuning.num_samples, tuning.num_examples) == ("support.jsonl", "validation", 2, 200)
     assert (tmp_path / "tuned" / "tokenizer_config.json").exists()
     assert main(["tune", str(tmp_path / "copy"), *DATA, *quick]) == 0
     for command, words in (

@@ -199,7 +199,7 @@ def test_a_certain_and_wrong_example_costs_the_same_in_tune_and_in_measure(moved
     assert measured.metrics["SWA"]["nll"].value > 10
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        tuned = tune(certain, model, rows, scales=[1.0], calibration_fraction=0, sampling=SAMPLING, progress=False)
+        tuned = tune(certain, model, rows, scales=[1.0], sampling=SAMPLING, progress=False)
     assert tuned.tuning.baselines["SWA"] == pytest.approx(measured.metrics["SWA"]["nll"].value, rel=1e-9)
 
 

@@ -99,7 +99,7 @@ def test_the_table_has_each_number_in_its_column(abstention):
         "coverage": ["0.625", "0.000"],
         "risk": ["0.040", "-"],
     }
-    assert "Scale 0.5, temperature 1.25, chosen on 70 examples; thresholds calibrated on 30 others" in table.title
+    assert "Scale 0.5, temperature 1.25, chosen on 70 examples; thresholds calibrated on them by cross-fitting" in table.title
 
 
 @pytest.mark.parametrize(("level", "promised"), [(0.8, 0.8), (0.0, None)])
@@ -136,7 +136,7 @@ def test_the_example_prints_what_the_saved_pipeline_does(abstention, base_folder
     task = abstention.read_task(str(DATA)).subset(None, None, seed=0, test_rows=80)
     posterior = SwagPosterior.from_pretrained(tmp_path / "out")
     tuning = posterior.tuning
-    assert (tuning.dataset, tuning.split, tuning.num_calibration) == ("support.jsonl", "validation", 30)
+    assert (tuning.dataset, tuning.split, tuning.num_calibration) == ("support.jsonl", "validation", 60)
     classify = pipeline("swag-text-classification", model=str(tmp_path / "out"), batch_size=32)
     predictions = classify(task.texts["test"])
     threshold = next(each.threshold for each in posterior.tuning.thresholds if (each.goal, each.target) == ("coverage", 0.9))
