@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +28,16 @@ RESULTS = Path(__file__).parent / "results" / "cross-fitting.json"
 WAYS = [("mean", 0.0, False), ("tail", 0.0, False), ("last", 0.0, False), ("mean", 1.0, False), ("last", 1.0, False)]
 WAYS += [("mean", 1.0, True), ("last", 1.0, True)]
 LEVELS = (0.8, 0.9, 0.95)
-RISKS = (0.05, 0.1, 0.2)
+RISKS = (0.1,)
 CONFIDENCES = (0.8, 0.9, 0.95)
 METHODS: tuple[ConformalMethod, ...] = ("lac", "aps")
-NUM_CLASSES, NUM_DRAWS, NUM_NEW = 6, 5, 2000
+NUM_CLASSES, NUM_DRAWS, NUM_NEW = 6, 3, 1000
 Procedure = Callable[[list[CandidateLogits], np.random.Generator], tuple[int, float, np.ndarray, np.ndarray]]
 
 
-def simulated(generator: np.random.Generator, num_examples: int) -> tuple[list[CandidateLogits], list[CandidateLogits], np.ndarray]:
+def simulated(
+    generator: np.random.Generator, num_examples: int
+) -> tuple[list[CandidateLogits], list[CandidateLogits], np.ndarray]:
     """Return the candidates on held-out and on new examples, and the true probabilities of the latter. Shape (M, C)."""
     total = num_examples + NUM_NEW
     difficulty = generator.uniform(2.0, 6.0)
@@ -58,7 +59,9 @@ def simulated(generator: np.random.Generator, num_examples: int) -> tuple[list[C
     return held_out, new, true[num_examples:]
 
 
-def by_cross_fitting(candidates: list[CandidateLogits], generator: np.random.Generator) -> tuple[int, float, np.ndarray, np.ndarray]:
+def by_cross_fitting(
+    candidates: list[CandidateLogits], generator: np.random.Generator
+) -> tuple[int, float, np.ndarray, np.ndarray]:
     labels = candidates[0].labels
     choice = choose(candidates, np.arange(len(labels)))
     return choice.best, choice.temperature, cross_fitted(candidates, folds_of(len(labels), seed=0)), labels
@@ -68,7 +71,12 @@ def by_halves(candidates: list[CandidateLogits], generator: np.random.Generator)
     labels = candidates[0].labels
     choosing, calibrating = np.array_split(np.arange(len(labels)), 2)
     choice = choose(candidates, choosing)
-    return choice.best, choice.temperature, candidates[choice.best].probabilities(calibrating, choice.temperature), labels[calibrating]
+    return (
+        choice.best,
+        choice.temperature,
+        candidates[choice.best].probabilities(calibrating, choice.temperature),
+        labels[calibrating],
+    )
 
 
 def on_the_same(candidates: list[CandidateLogits], generator: np.random.Generator) -> tuple[int, float, np.ndarray, np.ndarray]:
@@ -81,7 +89,9 @@ def on_the_same(candidates: list[CandidateLogits], generator: np.random.Generato
 PROCEDURES: dict[str, Procedure] = {"cross-fitting": by_cross_fitting, "halves": by_halves, "no cross-fitting": on_the_same}
 
 
-def outcome(procedure: Procedure, held_out: list[CandidateLogits], new: list[CandidateLogits], true: np.ndarray) -> dict[str, float]:
+def outcome(
+    procedure: Procedure, held_out: list[CandidateLogits], new: list[CandidateLogits], true: np.ndarray
+) -> dict[str, float]:
     """What one procedure promised on the held-out examples and kept on the new ones."""
     best, temperature, calibrating, labels = procedure(held_out, None)
     predicted = new[best].probabilities(np.arange(NUM_NEW), temperature)

@@ -92,7 +92,7 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     swag = SwagCallback()
     model = train(task, data["train"], tokenizer, arguments, folder, seed, callbacks=[swag])
 
-    # The validation split chooses scale and temperatures, as many examples for each method; the test split is used once, afterwards.
+    # The validation split chooses centre, scale, dropout and temperatures, as many examples for each method; the test split is used once, afterwards.
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", category=UserWarning)
         posterior = tune(
@@ -123,7 +123,9 @@ def compare(task: TextTask, arguments: argparse.Namespace, folder: Path, seed: i
     measured = measure(
         plain | ours, task.targets["test"], dataset=task.name, split="test", posterior=posterior, sampling=sampling
     )
-    chosen = f"scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation"
+    tuning = posterior.tuning
+    around = f"draws around the {tuning.center_name}{' with dropout' if tuning.dropout else ''}"
+    chosen = f"{around}, scale {posterior.scale:g} and temperature {posterior.temperature:.2f} chosen on validation"
     return measured, f"{chosen}, {NUM_SAMPLES} draws, {posterior.num_collected} snapshots"
 
 

@@ -21,7 +21,6 @@ from hub_cards.markdown import description, inline_markdown, listed, plain_text
 from hub_cards.marks import marked
 from swag_trainer import WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
-from swag_trainer.posterior.tuning import CENTER_NAMES
 from swag_trainer.tasks import task_named
 
 _TAGS = ["swag-lora", "lora", "uncertainty"]  # "swag" alone is a data set (Situations With Adversarial Generations)
@@ -93,7 +92,6 @@ def build_card(
         versions=_versions(record.versions),
         labels=listed(record.labels or ()),
         tuning=posterior.tuning,
-        center=None if posterior.tuning is None else CENTER_NAMES[posterior.tuning.center],
         results=results,
         metric_names=list(next(iter(results.metrics.values()))) if results else [],
         measured_with=_versions(results.versions if results else {}),

@@ -23,6 +23,7 @@ TEMPERATURE_PRIOR_STD = 0.2  # of log T
 SCALE_PRIOR_STD = math.log(4)  # of log scale, around the default
 DROPOUT_PENALTY = 2.0  # nats
 _STEP = 0.05
+_BLOCK = 2**18  # numbers that are exponentiated at once
 _LOG_TEMPERATURES = _STEP * np.arange(-60, 61)  # T from 0.05 to 20
 
 
@@ -61,11 +62,14 @@ class CandidateLogits:
         """
         logits = self.logits - self.logits.max(axis=-1, keepdims=True)
         true = logits[:, np.arange(len(self.labels)), self.labels]
-        losses = np.empty((len(_LOG_TEMPERATURES), len(self.labels)))
-        for row, temperature in zip(losses, np.exp(_LOG_TEMPERATURES), strict=True):
-            probabilities = np.exp(true / temperature) / np.exp(logits / temperature).sum(axis=-1)
-            row[:] = np.average(probabilities, axis=0, weights=self.weights)
-        return -np.log(np.maximum(losses, np.finfo(np.float64).eps))
+        likelihoods = np.empty((len(_LOG_TEMPERATURES), len(self.labels)))
+        for block in np.array_split(
+            np.arange(len(likelihoods)), min(len(likelihoods), -(-len(likelihoods) * logits.size // _BLOCK))
+        ):
+            temperatures = np.exp(_LOG_TEMPERATURES[block])[:, None, None]
+            of_draws = np.exp(true / temperatures) / np.exp(logits / temperatures[..., None]).sum(axis=-1)
+            likelihoods[block] = np.average(of_draws, axis=1, weights=self.weights)
+        return -np.log(np.maximum(likelihoods, np.finfo(np.float64).eps))
 
     def fit(self, examples: np.ndarray, *, prior_std: float) -> tuple[float, float]:
         """Return the best temperature for some examples, and the negative logarithm of prior times likelihood there, in nats in total.

@@ -12,6 +12,7 @@ import torch
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
+from swag_trainer.posterior.tuning import CENTER_NAMES
 from swag_trainer.prediction.decisions import Decision, PredictionOptions, confidence, decide
 from swag_trainer.prediction.lengths import longest_input
 from swag_trainer.prediction.predictive import Predictive
@@ -167,14 +168,16 @@ def circumstances(page: PagePredictions, name: str) -> str:
     lines = [
         f"{name}, on {posterior.adapter.base_model or 'a base model without a name'}",
         f"{sampling.num_samples} draws (seed {sampling.seed}) of {_source(posterior)}; "
-        f"scale {sampling.scale:g}, temperature {sampling.temperature:.3g}",
+        f"around the {CENTER_NAMES[sampling.center or 'mean']}{', with dropout' if sampling.dropout else ''}; scale {sampling.scale:g}, "
+        f"temperature {sampling.temperature:.3g}",
     ]
     tuning = posterior.tuning
     if tuning is None:
         lines.append("Not tuned on held-out data: scores are not calibrated, and a threshold guarantees nothing.")
     else:
         data = " ".join(filter(None, [repr(tuning.dataset), tuning.split]))
-        lines.append(f"Tuned on {tuning.num_examples} examples of {data}, thresholds on {tuning.num_calibration} others.")
+        others = "by cross-fitting" if tuning.num_folds else f"on {tuning.num_calibration} others"
+        lines.append(f"Tuned on {tuning.num_examples} examples of {data}, thresholds {others}.")
     if not page.first_decision:
         lines.append("No calibrated threshold applies to these predictions: the slider starts at 0, and nothing is deferred.")
     return "\n".join(lines)

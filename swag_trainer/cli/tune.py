@@ -96,7 +96,7 @@ def _report(posterior: WeightPosterior, out: TextIO) -> None:
     show(table_of(title, ("centre", "scale", "dropout", "best temperature", "NLL"), rows), out)
     energy = "" if tuning.relative_energy is None else f" (relative energy {tuning.relative_energy:.2g})"
     out.write(
-        f"Chosen: {CENTER_NAMES[tuning.center]}, scale {posterior.scale:g}{energy}, dropout {_yes(tuning.dropout)}, temperature "
+        f"Chosen: {tuning.center_name}, scale {posterior.scale:g}{energy}, dropout {_yes(tuning.dropout)}, temperature "
         f"{tuning.temperature:.3f}.\n"
     )
     methods = {f"{posterior.title}, tuned": tuning.nll, **tuning.baselines}

@@ -164,6 +164,11 @@ class Tuning:
         if self.relative_energy is not None and not 0 <= self.relative_energy < math.inf:
             raise ValueError(f"relative_energy must be finite and >= 0, got {str(self.relative_energy)[:50]}.")
 
+    @property
+    def center_name(self) -> str:
+        """The centre in words."""
+        return CENTER_NAMES[self.center]
+
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a `Tuning` as this version writes it, made of one of any version.

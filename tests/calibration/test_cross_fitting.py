@@ -61,16 +61,19 @@ def test_the_choice_is_the_best_of_all_candidates_at_all_temperatures(prior_std)
         assert choice.temperature == pytest.approx(temperature, rel=0.003)
 
 
-def test_dropout_has_to_be_better_by_two_nats_in_total():
-    # Red for: a prior that grows or fades with the number of examples, or one in favour of dropout.
+@pytest.mark.parametrize(
+    ("scale", "dropout", "nats"), [(1.0, True, 2.0), (4.0, False, 0.5), (0.25, True, 2.5), (16.0, False, 2.0)]
+)
+def test_dropout_and_another_scale_have_to_be_better_by_some_nats_in_total(scale, dropout, nats):
+    # Red for: a prior that grows or fades with the number of examples, or one in favour of dropout, or of other scales.
     labels, examples = np.arange(40) % 2, np.arange(40)
     even = CandidateLogits("mean", 1.0, False, np.zeros((1, 40, 2)), labels)
-    for gain, best in ((1.9, 0), (2.1, 1)):
+    for gain, best in ((nats - 0.1, 0), (nats + 0.1, 1)):
         probability = 0.5 * np.exp(gain / 40)
         logits = np.log(np.where(labels[:, None] == [0, 1], probability, 1 - probability))
-        dropping = CandidateLogits("mean", 1.0, True, logits[None], labels)
+        other = CandidateLogits("mean", scale, dropout, logits[None], labels)
         # A prior this narrow keeps the temperature at 1.
-        assert choose([even, dropping], examples, prior_std=1e-4).best == best
+        assert choose([even, other], examples, prior_std=1e-4).best == best
 
 
 def test_predictions_of_a_fold_are_those_of_a_slow_loop_over_the_folds():
