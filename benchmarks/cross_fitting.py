@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "cross-fitting.json"
 WAYS = [("mean", 0.0, False), ("tail", 0.0, False), ("last", 0.0, False), ("mean", 1.0, False), ("last", 1.0, False)]
 WAYS += [("mean", 1.0, True), ("last", 1.0, True)]
 LEVELS = (0.8, 0.9, 0.95)
-RISKS = (0.1,)
+RISKS = (0.1, 0.2)
 CONFIDENCES = (0.8, 0.9, 0.95)
 METHODS: tuple[ConformalMethod, ...] = ("lac", "aps")
 NUM_CLASSES, NUM_DRAWS, NUM_NEW = 6, 3, 1000
@@ -40,7 +40,7 @@ def simulated(
 ) -> tuple[list[CandidateLogits], list[CandidateLogits], np.ndarray]:
     """Return the candidates on held-out and on new examples, and the true probabilities of the latter. Shape (M, C)."""
     total = num_examples + NUM_NEW
-    difficulty = generator.uniform(2.0, 6.0)
+    difficulty = generator.uniform(3.0, 12.0)
     truth = difficulty * generator.normal(size=(total, NUM_CLASSES))
     true = softmax(truth, axis=-1)
     labels = (true.cumsum(axis=1) > generator.random((total, 1))).argmax(axis=1)

@@ -49,6 +49,11 @@ def assert_posterior_of(posterior: SwagPosterior, witness: Witness, steps: Itera
     kept = deviations[len(deviations) - posterior.rank :]
     atol = 1e-6 + 2 * rounding * float(kept.abs().max())  # the rotation spreads the rounding of a large number over small ones
     torch.testing.assert_close(gaussian.deviations.double(), kept, rtol=1e-4, atol=atol)
+    if posterior.rank:
+        vectors = witness.vectors(steps).double()
+        number = min(-(-3 * len(steps) // 10), posterior.rank)
+        for name, snapshots in (("tail", vectors[-number:]), ("last", vectors[-1:])):
+            torch.testing.assert_close(posterior.center(name).double(), snapshots.mean(0), rtol=1e-5, atol=atol)
 
 
 def same(one: SwagPosterior, other: SwagPosterior) -> bool:

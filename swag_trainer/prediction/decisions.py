@@ -235,8 +235,9 @@ def _origin(tuning: Tuning, record: CalibratedThreshold) -> str:
         return f"the score from which on at least {record.target:g} of {_examples(tuning)} were predicted"
     if record.level is None:
         return f"the score from which on at most {record.target:g} of the predictions for {_examples(tuning)} were wrong"
+    about = "about " if tuning.num_folds else ""  # a cross-fitted guarantee is approximate
     return (
-        f"from which on at most {record.target:g} of the predictions are wrong, with probability {record.level:g} "
+        f"from which on at most {record.target:g} of the predictions are wrong, with probability {about}{record.level:g} "
         f"(calibrated on {_examples(tuning)})"
     )
 

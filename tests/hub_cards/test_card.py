@@ -398,6 +398,9 @@ def test_tuning_is_printed_with_what_it_was_done_on_and_what_came_of_it():
     assert "| risk 0.1 | 0.8123 | 0.75 | 0.0625 | 0.9 |" in source
     assert "| coverage 0.5 | 0.9375 | 0.5 | 0.03125 | - |" in source
     assert "| 0.9 | aps | 1.75 |" in source
+    crossed = " ".join(shown(build_card(tuned(some_tuning(num_folds=5, center="tail", dropout=True)))).split())
+    assert "Draws around the mean of the last snapshots, with dropout: scale 0.5 and temperature 1.25" in crossed
+    assert "the same examples by cross-fitting: each of 5 parts" in crossed and "guarantees hold approximately" in crossed
     assert "Tuning" not in shown(build_card(some_posterior()))
 
 

@@ -115,6 +115,17 @@ def test_the_centres_are_means_of_the_first_to_the_last_of_the_last_and_of_the_l
     assert posterior.centers == ("mean", "tail", "last")
 
 
+def test_centres_are_carried_over_to_other_weights_as_any_weights_are():
+    # Red for: a centre kept in the coordinates of the old weights.
+    vectors = torch.randn(10, 12, generator=torch.Generator().manual_seed(0))
+    posterior = collected(vectors, 5)
+    moved = posterior.reparametrised(
+        posterior.layout, posterior.record, posterior.adapter, position=lambda v: 1 + 2 * v, displacement=lambda v: 2 * v
+    )
+    for name in ("mean", "tail", "last"):
+        torch.testing.assert_close(moved.center(name), 1 + 2 * posterior.center(name), rtol=0, atol=1e-5)
+
+
 def test_without_deviations_there_is_only_the_mean():
     # Red for: a last snapshot out of no deviations.
     posterior = a_posterior(rank=0)

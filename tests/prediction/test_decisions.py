@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from conftest import LABELS
 from lively import at_scale_2, pipeline_of, short_run, tuning_of
@@ -64,8 +66,8 @@ def test_in_a_ranking_the_first_answer_alone_is_withheld(classify, texts):
     assert answers[1:] == ranking[1:]
 
 
-def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
-    # Red for: a threshold of another goal or level; a reason without where it comes from.
+def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, run, texts):
+    # Red for: a threshold of another goal or level; a reason without where it comes from, or with more than cross-fitting promises.
     plain = classify(texts)
     for options, threshold in [({"risk": 0.05}, 0.7), ({"coverage": 0.9}, 0.6)]:
         answers = classify(texts, **options)
@@ -75,6 +77,8 @@ def test_a_risk_and_a_coverage_are_looked_up_in_the_record(classify, texts):
     reason = next(answer["reason"] for answer in classify(texts, risk=0.05) if abstained(answer))
     assert "at most 0.05 of the predictions are wrong, with probability 0.9" in reason
     assert "61 examples of 'me/questions'" in reason
+    answers = pipeline_of(run, tuning=replace(RECORD, num_folds=5))(texts, risk=0.05)
+    assert "wrong, with probability about 0.9" in next(answer["reason"] for answer in answers if abstained(answer))
     reason = next(answer["reason"] for answer in classify(texts, coverage=0.9) if abstained(answer))
     assert reason.endswith("below 0.600, the score from which on at least 0.9 of 61 examples of 'me/questions' were predicted.")
 
