@@ -59,7 +59,7 @@ class DropoutMasks:
         softmax: The latest result of a softmax of three dimensions.
 
     Raises:
-        SwagError: Something in the model drops out in a way that is not supported.
+        DropoutError: Something in the model drops out in a way that is not supported.
     """
 
     def __init__(self, weights: AdapterWeights, *, task: Task, seed: int) -> None:
@@ -101,7 +101,7 @@ class DropoutMasks:
             batch: What the model takes; of packed draws, of one of them.
 
         Raises:
-            SwagError: Nothing in the model drops out.
+            NoDropoutError: Nothing in the model drops out.
         """
         self._prepare(batch)
         self._draws = range(self.first + draws.start, self.first + draws.stop)
@@ -304,7 +304,9 @@ class _Interception(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._masks.attention(*args, **kwargs)
         if func in _OTHER_DROPOUTS:
-            raise DropoutError(f"The model calls torch.nn.functional.{func.__name__}, and masks replace dropout only. {LEAVE_OUT}")
+            raise DropoutError(
+                f"The model calls torch.nn.functional.{func.__name__}, and masks replace dropout only. {LEAVE_OUT}"
+            )
         result = func(*args, **kwargs)
         if func in _SOFTMAX and result.ndim == 3:
             self._masks.softmax = weakref.ref(result)

@@ -20,7 +20,7 @@ def check_supported(model: nn.Module, adapter_name: str) -> None:
     """Check that no part of a PEFT model drops out in a way that stays off, or random, where masks replace `nn.Dropout`.
 
     Raises:
-        SwagError: A module of another kind drops out, attention drops out inside of a kernel, or the adapter has a dropout of its own.
+        DropoutError: A module of another kind drops out, attention drops out inside of a kernel, or the adapter has a dropout of its own.
     """
     for name, module in model.named_modules():
         kind = type(module)
