@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from study import main as command  # noqa: E402
-from study import recipes, tasks, training  # noqa: E402
+from study import recipes, resampling, tasks, training  # noqa: E402
 from study.tables import interval  # noqa: E402
+
+SIZES = tasks.Sizes(validation=20, test=20, ood=20, resampled=10, frozen_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def task(texts, tmp_path_factory):
 
 def run_study(task, base_folder, folder, *more):
     options = command.parser().parse_args([str(folder), "--seeds", "0", "1", "--results", str(folder / "results.json"), *more])
-    command.study([task], options, base=base_folder, sizes=tasks.Sizes(20, 20, 20, 1))
+    command.study([task], options, base=base_folder, sizes=SIZES)
     return json.loads((folder / "results.json").read_text())["results"]["made-up"]
 
 
@@ -59,12 +62,15 @@ def test_the_study_trains_predicts_and_compares_and_computes_nothing_twice(task,
 
 @pytest.mark.slow
 def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, tmp_path):
-    # Red for: a schedule that is not trained, recipes of earlier calls that are lost, an adapter that is distilled and not used.
+    # Red for: a schedule that is not trained, recipes of earlier calls that are lost, an adapter that is distilled and not used,
+    # resampling that is left out because everything else is there.
     first = run_study(task, base_folder, tmp_path, "--seeds", "0")["0"]["recipes"]
     parts = ["variants", "rates", "smoothing", "distillation"]
     found = run_study(task, base_folder, tmp_path, "--seeds", "0", "--parts", *parts)["0"]["recipes"]
     assert set(found) == {name for part in command.PARTS.values() for name in part}
     assert {name: found[name] for name in first} == first
+    resampled = run_study(task, base_folder, tmp_path, "--seeds", "0", "--resamples", "2")["0"]["resampled"]
+    assert set(resampled) == set(recipes.RECIPES | recipes.IDEAS) - {"old tune"}
     losses = [
         found[name]["nll"] for name in ("SWA, temperature", "SWA, rate halved, temperature", "SWAG, distilled, temperature")
     ]
@@ -74,7 +80,7 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
 
 def test_a_schedule_goes_the_same_way_wherever_it_branches_off(task, base_folder, tmp_path, monkeypatch):
     # Red for: another batch order, an optimizer or a random state that starts anew at the branching, a step kept twice or left out.
-    data = tasks.read_data(task, base_folder, seed=0, sizes=tasks.Sizes(20, 20, 20, 1))
+    data = tasks.read_data(task, base_folder, seed=0, sizes=SIZES)
     options = {"steps": 20, "seed": 0, "learning_rate": 5e-3, "frozen_layers": 1, "schedules": ["decay"]}
     whole = []
     for start in (0.3, 0.8):
@@ -103,6 +109,18 @@ def test_upper_layers_of_hidden_states_predict_what_the_whole_model_predicts(tas
         for chosen, batch in examples.batches(4):
             wanted = torch.cat([whole(**tokenizer(texts[index], return_tensors="pt")).logits for index in chosen])
             torch.testing.assert_close(upper(**batch).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_resampling_divides_the_test_examples_and_leaves_the_validation_examples_out():
+    # Red for: examples that are chosen on and tested on, labels or logits of other examples.
+    logits = np.arange(12.0).reshape(1, 6, 2)
+    examples = tasks.Examples(list("abcdef"), np.arange(6) % 2, "", 0)
+    run = SimpleNamespace(seed=0, logits=lambda *_: logits, data=tasks.TaskData(2, {"test": examples, "validation": examples}))
+    divided = resampling.Resampled(run, np.array([4, 1]))
+    assert divided.data.splits["validation"].texts == ["e", "b"] and divided.data.splits["test"].texts == list("acdf")
+    assert divided.data.splits["validation"].labels.tolist() == [0, 1]
+    assert divided.logits(recipes.MAP, "validation")[0, :, 0].tolist() == [8, 2]
+    assert divided.logits(recipes.MAP, "test")[0, :, 0].tolist() == [0, 4, 6, 10]
 
 
 def test_stacking_weights_are_a_stationary_point_of_the_penalised_likelihood():

@@ -14,7 +14,8 @@ import torch
 from study.detection import detection
 from study.predictions import Run, relative_energy
 from study.recipes import DISTILLATION, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS, Outcome
-from study.tables import REFERENCES, detection_table, difference_table, metric_table
+from study.resampling import resampled_nll
+from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import train_run
 from swag_trainer.metrics.calibration import expected_calibration_error
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
         choices=list(PARTS),
         default=["recipes", "ideas"],
         help="those that others are compared with are always in",
+    )
+    options.add_argument(
+        "--resamples", type=int, default=0, help="divide the test examples anew so often, see study.resampling"
     )
     options.add_argument("--only", choices=["train", "predict", "tables"], help="one stage; what is not trained is left out")
     options.add_argument("--results", type=Path, default=RESULTS)
@@ -95,7 +99,7 @@ def report(results: dict[str, dict[str, dict]]) -> str:
         if all(name in seed["recipes"] for seeds in results.values() for seed in seeds.values())
     ]
     tables = [metric_table(results, metric, everywhere) for metric in ("nll", "ece", "accuracy")]
-    return "\n\n".join([*tables, difference_table(results, everywhere), detection_table(results)])
+    return "\n\n".join([*tables, difference_table(results, everywhere), resampled_table(results), detection_table(results)])
 
 
 def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | str, sizes: Sizes) -> None:
@@ -108,7 +112,7 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {"recipes": {}}
     wanted = {name for part in ("recipes", *options.parts) for name in PARTS[part]}
-    if trained and not wanted - set(known["recipes"]):
+    if trained and not wanted - set(known["recipes"]) and not (options.resamples and "resampled" not in known):
         return
     wanted |= set(known["recipes"])
     data = read_data(task, base, seed=seed, sizes=sizes)
@@ -131,6 +135,9 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
     )
     known |= {"detection": detection(run), "relative_energy": relative_energy(run.gaussian(SWAG_MEAN))}
     known["validation_nll"] = {name: run.trajectory(name).validation_nll for name in schedules}
+    if options.resamples:
+        recipes = {name: everything[name] for name in wanted & set(RECIPES | IDEAS) - {"old tune"}}
+        known["resampled"] = resampled_nll(run, recipes, validation_rows=sizes.resampled, repeats=options.resamples)
     file.write_text(json.dumps(known, indent=1))
     print(f"{task.name}, seed {seed}: predicted", flush=True)
 

@@ -74,6 +74,7 @@ class Run:
 
     def __init__(self, folder: Path, data: TaskData, base: Path | str, *, steps: int, seed: int, frozen_layers: int) -> None:
         self.folder, self.data, self.steps, self.seed = folder, data, steps, seed
+        self.fitted: dict[tuple[Draw, float], tuple[float, float]] = {}
         self._model_of = (base, frozen_layers)
 
     @cached_property

@@ -63,11 +63,11 @@ def choice(draws: Sequence[Draw], *, dropout_nats: float = DROPOUT_NATS) -> Call
     return recipe
 
 
-def stacking(draws: Sequence[Draw], penalty: float) -> Callable[[Run], Outcome]:
+def stacking(draws: Sequence[Draw], penalty: float, *, prior_std: float = PRIOR_STD) -> Callable[[Run], Outcome]:
     """Return the recipe that averages candidates by weights w, the maximum of sum_i log sum_k w_k p_k(y_i) + penalty sum_k log w_k."""
 
     def recipe(run: Run) -> Outcome:
-        fitted = [fit(run, draw) for draw in draws]
+        fitted = [fit(run, draw, prior_std) for draw in draws]
         labels = run.data.splits["validation"].labels
         likelihoods = np.stack(
             [average(run.logits(each.draw, "validation"), each.temperature)[np.arange(len(labels)), labels] for each in fitted]
@@ -201,11 +201,13 @@ class Fitted:
 
 
 def fit(run: Run, draw: Draw, prior_std: float = PRIOR_STD, *, dropout_nats: float = DROPOUT_NATS) -> Fitted:
-    """Fit a candidate's temperature on all validation examples."""
+    """Fit a candidate's temperature on all validation examples; what was fitted for a run is not fitted again."""
     labels = run.data.splits["validation"].labels
-    logits = run.logits(draw, "validation").astype(np.float64)
-    temperature = fit_temperature(logits, labels, prior_std=prior_std)
-    penalised = penalised_nll(logits, labels, temperature, prior_std=prior_std)
+    if (draw, prior_std) not in run.fitted:
+        logits = run.logits(draw, "validation").astype(np.float64)
+        temperature = fit_temperature(logits, labels, prior_std=prior_std)
+        run.fitted[draw, prior_std] = temperature, penalised_nll(logits, labels, temperature, prior_std=prior_std)
+    temperature, penalised = run.fitted[draw, prior_std]
     return Fitted(draw, temperature, penalised + dropout_nats * draw.dropout / len(labels))
 
 
@@ -250,6 +252,11 @@ IDEAS: dict[str, Callable[[Run], Outcome]] = {
     "equal average of all candidates": stacking(CANDIDATES, 1e6),
     "average by validation likelihood": posterior_average(CANDIDATES),
     "average by validation likelihood^.3": posterior_average(CANDIDATES, 0.3),
+    "stacking without dropout": stacking(CANDIDATES[:5], 1.0),
+    "stacking without dropout, prior sd .1": stacking(CANDIDATES[:5], 1.0, prior_std=0.1),
+    "equal average of SWAG at mean and last": stacking((SWAG_MEAN, SWAG_LAST), 1e6),
+    "MAP, temperature with prior sd .1": scaled(MAP, 0.1),
+    "SWAG, temperature with prior sd .1": scaled(SWAG_MEAN, 0.1),
     "pooled, 10 passes": pooled(dict(zip(CANDIDATES, (1, 1, 1, 2, 2, 2, 1), strict=True))),
     "pooled, 43 passes": pooled(dict(zip(CANDIDATES, (1, 1, 1, 10, 10, 10, 10), strict=True))),
     "pooled, three centers": pooled(dict.fromkeys(CANDIDATES[:3], 1)),
@@ -265,6 +272,7 @@ IDEAS: dict[str, Callable[[Run], Outcome]] = {
     "SWAG and dropout at last, temperature": scaled(MASKED_LAST),
     "temperature per draw": temperature_per_draw(SWAG_MEAN),
     "without common factor": without_common_factor(SWAG_MEAN, MEAN, 1.0),
+    "without common factor, spread 2": without_common_factor(SWAG_MEAN, MEAN, 2.0),
     "without common factor, spread 4": without_common_factor(SWAG_MEAN, MEAN, 4.0),
 }
 

@@ -42,6 +42,25 @@ def difference_table(results: Results, recipes: Sequence[str], references: Seque
     return "\n".join(lines)
 
 
+def resampled_table(results: Results) -> str:
+    """Return the mean NLL over resampled validation examples minus that of the first reference, a recipe a line."""
+    tasks = {name: [seed["resampled"] for seed in seeds.values() if "resampled" in seed] for name, seeds in results.items()}
+    runs = [run for seeds in tasks.values() for run in seeds]
+    if not runs:
+        return "No validation examples were resampled (--resamples)."
+    lines = [
+        f"| resampled: NLL minus {REFERENCES[0]} | {' | '.join([*tasks, 'lower'])} |",
+        f"|---|{'---:|' * (len(tasks) + 1)}",
+    ]
+    for recipe in sorted(set.intersection(*map(set, runs))):
+        differences = [[run[recipe] - run[REFERENCES[0]] for run in seeds] for seeds in tasks.values()]
+        cells = [f"{np.mean(each):+.4f}" if each else "-" for each in differences]
+        lines.append(
+            f"| {recipe} | {' | '.join(cells)} | {sum(value < 0 for each in differences for value in each)}/{len(runs)} |"
+        )
+    return "\n".join(lines)
+
+
 def detection_table(results: Results) -> str:
     """Return the mean AUROC of each score for out-of-distribution text."""
     scores = list(next(iter(next(iter(results.values())).values()))["detection"])

@@ -99,6 +99,7 @@ class Sizes:
 
     Attributes:
         validation, test, ood: Numbers of examples, at most.
+        resampled: How many test examples become validation examples, where they are divided anew.
         frozen_layers: Lower layers that get no adapter. Their output is computed once, without dropout, which saves their part of every
             step and of every prediction.
     """
@@ -106,6 +107,7 @@ class Sizes:
     validation: int = 100
     test: int = 300
     ood: int = 200
+    resampled: int = 100
     frozen_layers: int = 4
 
 
