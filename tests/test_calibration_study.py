@@ -13,8 +13,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+from study import catalogue, recipes, resampling, tasks, training  # noqa: E402
 from study import main as command  # noqa: E402
-from study import recipes, resampling, tasks, training  # noqa: E402
 from study.tables import interval  # noqa: E402
 
 SIZES = tasks.Sizes(validation=20, test=20, ood=20, resampled=10, frozen_layers=1)
@@ -43,7 +43,7 @@ def test_the_study_trains_predicts_and_compares_and_computes_nothing_twice(task,
     found = run_study(task, base_folder, tmp_path)
     shown = capsys.readouterr().out
     assert list(found) == ["0", "1"]
-    for name in recipes.RECIPES:
+    for name in catalogue.RECIPES:
         assert 0 < found["0"]["recipes"][name]["nll"] < 5
         assert f"| {name} |" in shown
     assert set(found["0"]["detection"]) >= {"entropy of MAP", "distance at the mean"}
@@ -70,7 +70,7 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
     assert set(found) == {name for part in command.PARTS.values() for name in part}
     assert {name: found[name] for name in first} == first
     resampled = run_study(task, base_folder, tmp_path, "--seeds", "0", "--resamples", "2")["0"]["resampled"]
-    assert set(resampled) == set(recipes.RECIPES | recipes.IDEAS) - {"old tune"}
+    assert set(resampled) == set(catalogue.RECIPES | catalogue.IDEAS) - {"old tune"}
     losses = [
         found[name]["nll"] for name in ("SWA, temperature", "SWA, rate halved, temperature", "SWAG, distilled, temperature")
     ]
@@ -119,8 +119,8 @@ def test_resampling_divides_the_test_examples_and_leaves_the_validation_examples
     divided = resampling.Resampled(run, np.array([4, 1]))
     assert divided.data.splits["validation"].texts == ["e", "b"] and divided.data.splits["test"].texts == list("acdf")
     assert divided.data.splits["validation"].labels.tolist() == [0, 1]
-    assert divided.logits(recipes.MAP, "validation")[0, :, 0].tolist() == [8, 2]
-    assert divided.logits(recipes.MAP, "test")[0, :, 0].tolist() == [0, 4, 6, 10]
+    assert divided.logits(catalogue.MAP, "validation")[0, :, 0].tolist() == [8, 2]
+    assert divided.logits(catalogue.MAP, "test")[0, :, 0].tolist() == [0, 4, 6, 10]
 
 
 def test_stacking_weights_are_a_stationary_point_of_the_penalised_likelihood():

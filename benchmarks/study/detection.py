@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import entr
 
+from study.catalogue import MAP, MEAN, SWAG_MEAN
 from study.predictions import Draw, Run
-from study.recipes import MAP, MEAN, SWAG_MEAN, average
+from study.recipes import average
 from swag_trainer.metrics.ood import auroc
 from swag_trainer.posterior.features import fit
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from study.catalogue import DISTILLATION, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS
 from study.detection import detection
 from study.predictions import Run, relative_energy
-from study.recipes import DISTILLATION, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS, Outcome
+from study.recipes import Outcome
 from study.resampling import resampled_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
