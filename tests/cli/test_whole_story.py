@@ -12,6 +12,7 @@ import yaml
 from command_line import DEMO, demo_base
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from minihub import LoopbackSession
 from transformers import pipeline
 
 from swag_trainer import SwagPosterior
@@ -81,6 +82,7 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     assert {entry.metric_name: entry.metric_value for entry in entries} == results.metrics["SWAG"]
 
     # The metadata, as the Hub's client reads and validates it.
+    monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: LoopbackSession(hub))
     card.validate()
     assert card.data.to_dict() == metadata_load(readme) == yaml.safe_load(str(card).split("---\n")[1])
     assert (card.data.base_model, card.data.base_model_relation) == (demo_base(), "adapter")

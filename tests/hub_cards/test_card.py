@@ -7,10 +7,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from huggingface_hub.utils import get_session
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from measured import some_results
+from minihub import LoopbackSession
 
 from hub_cards import build_card, merge_card, publish_card, trajectory_plot
 from swag_trainer import PointPosterior, SwagError, SwagPosterior, WeightPosterior
@@ -508,16 +508,6 @@ def test_the_alternative_text_of_a_figure_says_what_it_shows():
         ("c.png", "Figure"),
     ]
     assert images(build_card(some_posterior(), plots=["a.png"])) == [("a.png", "Figure")]
-
-
-class LoopbackSession:
-    """huggingface_hub before 2 validates cards at a fixed address, whatever HF_ENDPOINT says."""
-
-    def __init__(self, hub):
-        self.hub = hub
-
-    def post(self, url, **arguments):
-        return get_session().post(url.replace("https://huggingface.co", self.hub.endpoint), **arguments)
 
 
 def test_the_hub_client_accepts_the_card_from_a_file_and_in_its_validation(hub, tmp_path, monkeypatch):
