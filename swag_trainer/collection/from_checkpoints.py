@@ -8,99 +8,33 @@ embedding that stood still would otherwise cost more than everything else. At an
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from swag_trainer.adapters.plain_lora import base_changed_by, needs_lift
-from swag_trainer.errors import (
-    AdapterMismatchError,
-    PosteriorFormatError,
-    PosteriorNotFoundError,
-    SwagError,
-    TooFewCollectionsError,
+from swag_trainer.collection.saved_checkpoints import (
+    SavedCheckpoint,
+    checkpoint_in_folder,
+    checkpoint_on_hub,
+    compared,
+    moving_weights,
+    numbered_folders,
+    read_again,
 )
-from swag_trainer.hub import download
+from swag_trainer.errors import SwagError, TooFewCollectionsError, shortened
 from swag_trainer.posterior.gaussian import LowRankGaussian
-from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.record import PosteriorRecord
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
-from swag_trainer.posterior.storage import content_digest
+from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
-from swag_trainer.posterior.tensor_file import check_finite
 from swag_trainer.tasks import task_of_adapter
 from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
-
-_NUMBERED = re.compile(r"checkpoint-([0-9]+)")
-# Settings that must be equal even where only one adapter_config.json states them; the others may be news of a later PEFT.
-_ALWAYS_COMPARED = {"alpha_pattern", "lora_alpha", "peft_type", "r", "target_modules", "use_dora", "use_rslora"}
-# Settings that do not change what saved weights mean; neither does any dropout. The base model has a message of its own.
-_NEVER_COMPARED = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version"}
-# PEFT makes sets of these, and a set is written in another order by each process.
-_UNORDERED = {"exclude_modules", "feedforward_modules", "modules_to_save", "target_modules"}
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """One saved adapter and what is known about when it was saved.
-
-    Attributes:
-        name: What errors call it.
-        folder: Where the adapter's two files lie.
-        step: Optimizer step, where that is known.
-        learning_rate: The rate that this step was taken with, where that is known.
-    """
-
-    name: str
-    folder: Path
-    step: int | None = None
-    learning_rate: float | None = None
-
-    def read(self) -> SavedAdapter:
-        """Read the adapter.
-
-        Raises:
-            PosteriorNotFoundError: There is none.
-            PosteriorFormatError: It is damaged, or float32 cannot hold one of its values.
-        """
-        try:
-            adapter = SavedAdapter.read(self.folder)
-            for key, tensor in adapter.tensors.items():
-                check_finite({key: tensor.float()}, self.folder / ADAPTER_WEIGHTS)
-            return adapter
-        except (PosteriorFormatError, PosteriorNotFoundError) as error:
-            named = sorted(path.parent.name for path in self.folder.glob(f"*/{ADAPTER_CONFIG}"))
-            hint = (
-                f"It has the adapters {named}: name one with adapter_name=..." if named else "Leave it out, or save it again."
-            )
-            raise type(error)(f"{self.name} cannot be part of a posterior. {error} {hint}") from error
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What the first pass keeps of an adapter: everything but its numbers."""
-
-    config: Mapping[str, Any]
-    layout: WeightLayout
-    dtypes: tuple[torch.dtype, ...]
-    digests: tuple[str, ...]
-
-    @classmethod
-    def at(cls, adapter: SavedAdapter) -> _Look:
-        layout = WeightLayout.of(adapter.tensors)
-        tensors = [adapter.tensors[key] for key in layout.keys]
-        digests = tuple(content_digest({"": tensor}) for tensor in tensors)
-        return cls(adapter.config, layout, tuple(tensor.dtype for tensor in tensors), digests)
 
 
 def posterior_from_checkpoints(
@@ -154,16 +88,16 @@ def posterior_from_checkpoints(
         if isinstance(revisions, str) or not isinstance(checkpoints, (str, Path)) or Path(checkpoints).is_dir():
             raise SwagError(
                 "revisions=[...] is a list of commits of one repository on the Hub and goes with that repository's id; got "
-                f"revisions={_cut(revisions)} with {_cut(checkpoints)}. Folders need no revisions."
+                f"revisions={shortened(repr(revisions))} with {shortened(repr(checkpoints))}. Folders need no revisions."
             )
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        found = [_from_hub(str(checkpoints), revision, inside, options) for revision in revisions]
+        found = [checkpoint_on_hub(str(checkpoints), revision, inside, options) for revision in revisions]
         what = f"revisions of {str(checkpoints)!r}"
     elif isinstance(checkpoints, (str, Path)):
-        found = [_from_folder(folder, inside) for folder in _numbered_folders(Path(checkpoints))]
+        found = [checkpoint_in_folder(folder, inside) for folder in numbered_folders(Path(checkpoints))]
         what = f"folders called checkpoint-N in {str(checkpoints)!r}"
     else:
-        found = [_from_folder(Path(folder), inside) for folder in checkpoints]
+        found = [checkpoint_in_folder(Path(folder), inside) for folder in checkpoints]
         what = "folders in the list" + "".join(f": {checkpoint.name}" for checkpoint in found)
     if len(found) < 2:
         raise TooFewCollectionsError(
@@ -171,12 +105,12 @@ def posterior_from_checkpoints(
             "(save_total_limit), or train with SwagCallback."
         )
 
-    kept, last = _survey(found)
-    layout = _moving(kept)
+    kept, last = compared(found)
+    layout = moving_weights(kept)
     moments = RunningMoments(layout.size, rank)
-    lengths: dict[_Checkpoint, float] = {}
+    lengths: dict[SavedCheckpoint, float] = {}
     for checkpoint, look in kept:
-        layout.flatten(_read_again(checkpoint, look).tensors, out=moments.next_row)
+        layout.flatten(read_again(checkpoint, look).tensors, out=moments.next_row)
         length = moments.update_from_row()
         if length is not None:  # else no more than rounding lies between this one and the last
             lengths[checkpoint] = length
@@ -184,7 +118,7 @@ def posterior_from_checkpoints(
         raise TooFewCollectionsError(
             f"Nothing but rounding lies between the adapters from {found[0].name} to {found[-1].name}."
         )
-    adapter = _read_again(*last)
+    adapter = read_again(*last)
     if final_weights == "mean":
         adapter = adapter.with_weights(layout.unflatten(moments.mean))
     collection = SwagRecord(
@@ -201,117 +135,7 @@ def posterior_from_checkpoints(
     return SwagPosterior(layout, gaussian, record, collection, adapter)
 
 
-def _numbered_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise PosteriorNotFoundError(
-            f"There is no folder {str(folder)!r}. For a repository on the Hub say which of its commits hold the adapter, oldest "
-            "first: revisions=[...]."
-        )
-    numbers = {path: _NUMBERED.fullmatch(path.name) for path in folder.iterdir() if path.is_dir()}
-    return sorted((path for path in numbers if numbers[path]), key=lambda path: int(numbers[path][1]))
-
-
-def _from_folder(folder: Path, inside: str) -> _Checkpoint:
-    if not folder.is_dir():
-        raise PosteriorNotFoundError(f"There is no folder {str(folder)!r}; folders that hold saved adapters were expected.")
-    name, path, number = repr(str(folder)), folder / "trainer_state.json", _NUMBERED.fullmatch(folder.name)
-    step = int(number[1]) if number else None
-    try:
-        state = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return _Checkpoint(name, folder / inside, step)
-    except ValueError as error:
-        raise PosteriorFormatError(
-            f"{name} cannot be part of a posterior. {str(path)!r} is not valid JSON: {error}."
-        ) from error
-    # It may come from any run: only what has the right type is taken from it.
-    state = state if isinstance(state, dict) else {}
-    step = state["global_step"] if type(state.get("global_step")) is int else step
-    history = state["log_history"] if isinstance(state.get("log_history"), list) else []
-    entries = [entry for entry in history if isinstance(entry, dict) and entry.get("step") == step]
-    rates = [entry["learning_rate"] for entry in entries if type(entry.get("learning_rate")) in (int, float)]
-    return _Checkpoint(name, folder / inside, step, float(rates[-1]) if rates else None)
-
-
-def _from_hub(repo_id: str, revision: str, inside: str, options: Mapping[str, Any]) -> _Checkpoint:
-    # Without trainer_state.json, which a repository seldom has: what a posterior states must not depend on what is in the cache.
-    names = [f"{inside}/{name}" if inside else name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-    return _Checkpoint(f"{repo_id!r} at revision {revision!r}", download(repo_id, names, revision=revision, **options))
-
-
-def _survey(
-    found: Sequence[_Checkpoint],
-) -> tuple[list[tuple[_Checkpoint, _Look]], tuple[_Checkpoint, _Look]]:
-    """The first pass: the checkpoints that differ from all before them, and the last of all."""
-    kept: dict[tuple[str, ...], tuple[_Checkpoint, _Look]] = {}
-    for checkpoint in found:
-        look = _Look.at(checkpoint.read())
-        first, expected = next(iter(kept.values()), (checkpoint, look))
-        problem = _difference(expected, look)
-        if problem:
-            raise AdapterMismatchError(
-                f"{checkpoint.name} holds another adapter than {first.name}. {problem} Use the checkpoints of one run."
-            )
-        if look.digests in kept:
-            same = kept[look.digests][0].name
-            logger.warning("%s has the weights of %s, bit for bit; they are counted once.", checkpoint.name, same)
-        kept.setdefault(look.digests, (checkpoint, look))
-    if len(kept) < 2:
-        raise TooFewCollectionsError(
-            f"A posterior needs at least 2 saved adapters that differ; all {len(found)} from {found[0].name} to {found[-1].name} have "
-            "the same weights."
-        )
-    return list(kept.values()), (checkpoint, look)
-
-
-def _difference(expected: _Look, look: _Look) -> str | None:
-    """Say in a sentence why two adapters cannot be two states of one, or return None."""
-    base, other_base = (one.config.get("base_model_name_or_path") for one in (expected, look))
-    if base != other_base:
-        return f"Its base model is {_cut(other_base)}, the other's {_cut(base)}."
-    setting = _differing_setting(expected.config, look.config)
-    if setting:
-        values = [_cut(one.config.get(setting)) for one in (look, expected)]
-        return f"Its {ADAPTER_CONFIG} says {setting}={values[0]}, the other's {values[1]}: the same weights would mean another function."
-    difference = expected.layout.difference(look.layout, ours="The other", theirs="This one")
-    if difference or expected.dtypes == look.dtypes:
-        return difference
-    dtypes = zip(look.layout.keys, look.dtypes, expected.dtypes, strict=True)
-    key, dtype, other_dtype = next(names for names in dtypes if names[1] != names[2])
-    return f"Its {key!r} is {dtype}, the other's {other_dtype}: the rounding between them would count as uncertainty."
-
-
-def _differing_setting(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    def meaning(name: str, value: object) -> object:
-        return sorted(map(str, value)) if name in _UNORDERED and isinstance(value, list) else value or None
-
-    stated_by_both = {name for name in config if name in other and not name.endswith("dropout")} - _NEVER_COMPARED
-    compared = sorted(stated_by_both | _ALWAYS_COMPARED)
-    return next((name for name in compared if meaning(name, config.get(name)) != meaning(name, other.get(name))), None)
-
-
-def _moving(kept: Sequence[tuple[_Checkpoint, _Look]]) -> WeightLayout:
-    """The weights that are not bit for bit the same everywhere; the others were not trained."""
-    _, look = kept[0]
-    columns = zip(*(other.digests for _, other in kept), strict=True)
-    moving = [index for index, digests in enumerate(columns) if len(set(digests)) > 1]
-    for index in moving:
-        if not look.dtypes[index].is_floating_point:
-            raise SwagError(
-                f"{look.layout.keys[index]!r} changes from checkpoint to checkpoint and is {look.dtypes[index]}: whole numbers have "
-                "no Gaussian. Adapters that train such weights cannot be averaged."
-            )
-    return WeightLayout(*(tuple(names[index] for index in moving) for names in (look.layout.keys, look.layout.shapes)))
-
-
-def _read_again(checkpoint: _Checkpoint, look: _Look) -> SavedAdapter:
-    adapter = checkpoint.read()
-    if _Look.at(adapter) != look:
-        raise SwagError(f"{checkpoint.name} was rewritten while it was being read. Wait until the run that writes it is over.")
-    return adapter
-
-
-def _training_metadata(kept: Sequence[_Checkpoint]) -> dict[str, Any]:
+def _training_metadata(kept: Sequence[SavedCheckpoint]) -> dict[str, Any]:
     steps = [checkpoint.step for checkpoint in kept]
     if None in steps:
         steps = list(range(1, len(kept) + 1))
@@ -348,7 +172,3 @@ def _adapter_metadata(adapter: SavedAdapter) -> dict[str, Any]:
         "adapter_digest": adapter.digest,
         "versions": versions | ({"peft": peft_version} if peft_version else {}),
     }
-
-
-def _cut(value: object) -> str:
-    return repr(value)[:200]
