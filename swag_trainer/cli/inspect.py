@@ -51,6 +51,13 @@ def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
         metadata["mean_standard_deviation"] = float(posterior.layout.flatten(variance).sqrt().mean())
     if (energy := posterior.relative_energy()) is not None:
         metadata["relative_energy"] = energy
+    if (features := posterior.features) is not None:
+        metadata["ood_score"] = {
+            "class_means": len(features.means),
+            "dimensions": features.means.shape[1],
+            "held_out_examples": features.num_held_out,
+            "cross_fitted": features.cross_fitted,
+        }
     return metadata | posterior.record.as_document() | posterior.metadata()
 
 

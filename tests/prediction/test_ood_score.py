@@ -10,6 +10,7 @@ from transformers import BertTokenizerFast, pipeline
 
 from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, load_posterior
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.cli.inspect import metadata_of
 from swag_trainer.metrics.ood import auroc
 from swag_trainer.posterior.features import fit
 from swag_trainer.posterior.point import PointPosterior
@@ -124,6 +125,8 @@ def test_features_travel_through_file_hub_and_other_tunings(run, tmp_path, hub):
             torch.testing.assert_close(loaded.features.tensors()[name], tensor, rtol=0, atol=0)
         assert loaded.digest == posterior.digest != posterior.with_features(None).digest
         assert loaded.with_scale(2.0).features is loaded.features
+        shown = {"class_means": 3, "dimensions": 32, "held_out_examples": 30, "cross_fitted": False}
+        assert metadata_of(loaded)["ood_score"] == shown
     posterior.with_features(None).save_pretrained(tmp_path / "saved")
     assert load_posterior(tmp_path / "saved").features is None
 
