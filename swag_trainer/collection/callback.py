@@ -311,9 +311,9 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             posterior = replace(posterior, collection=replace(posterior.collection, group_learning_rates=rates))
         if self.final_weights == "mean" and not into_model:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
-        if self.ood_features:
-            posterior = with_ood_features(posterior, self._collector.weights.model, trainer)
         self._posterior = posterior
+        if self.ood_features:
+            self._posterior = posterior = with_ood_features(posterior, self._collector.weights, trainer)
         rates = [] if self._rate_falls else posterior.collection.learning_rates  # a warning was logged at the beginning
         concern = warning(posterior.collection.diagnostics, rates)
         if concern and is_first():

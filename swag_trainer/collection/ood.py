@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.distributed import is_first
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.swag import SwagPosterior
@@ -25,15 +24,9 @@ def check_ood_features(weights: AdapterWeights, trainer: Trainer | None) -> None
     """Refuse, before a run begins, what no features can be fitted to at its end.
 
     Raises:
-        SwagError: The model is not for classes that exclude each other or is cut up over processes, the Trainer was not found, or its
-            training examples have no length.
+        SwagError: The model is not for classes that exclude each other, the Trainer was not found, or its training examples have no length.
     """
     check_link(weights.model, task_named(task_of(base_model(weights.model))))
-    if weights.is_sharded:
-        raise SwagError(
-            "SwagCallback(ood_features=True) runs the whole model in each process, and here its weights are cut up over processes. Leave it "
-            "out, and pass the training examples to swag_trainer.tune(..., train_data=...) afterwards."
-        )
     if trainer is None or not hasattr(trainer.train_dataset, "__len__"):
         kind = "a Trainer that was found" if trainer is None else "training examples with a length"
         raise SwagError(
@@ -42,24 +35,25 @@ def check_ood_features(weights: AdapterWeights, trainer: Trainer | None) -> None
         )
 
 
-def with_ood_features(posterior: SwagPosterior, model: nn.Module, trainer: Trainer) -> SwagPosterior:
+def with_ood_features(posterior: SwagPosterior, weights: AdapterWeights, trainer: Trainer) -> SwagPosterior:
     """Return the posterior with features of the Trainer's training examples, and distances of its evaluation examples if it has one set.
 
-    One forward for each example, at the posterior's mean. In a distributed run every process does all of it. Where there is nothing to
-    fit, this is logged and the posterior comes back as it is: the trained model must reach the lines after ``trainer.train()``.
+    One forward for each example, at the posterior's mean. In a distributed run every process does all of it. Where nothing can
+    be fitted, or the weights are cut up over processes, this is logged and the posterior comes back as it is: the trained model must reach the lines after ``trainer.train()``.
     """
     try:
-        return posterior.with_features(_fitted(posterior, model, trainer))
+        return posterior.with_features(_fitted(posterior, weights, trainer))
     except SwagError as error:
-        logger.warning("The posterior has no OOD score. %s", error)
+        if is_first():
+            logger.warning("The posterior has no OOD score. %s", error)
         return posterior
 
 
-def _fitted(posterior: SwagPosterior, model: nn.Module, trainer: Trainer) -> FeatureDistribution:
+def _fitted(posterior: SwagPosterior, weights: AdapterWeights, trainer: Trainer) -> FeatureDistribution:
     task = task_named(posterior.record.task)
-    features = MeanFeatures(model, posterior, task=task)
+    features = MeanFeatures(weights.model, posterior, task=task, adapter_name=weights.adapter_name)
     reading = {"data_collator": trainer.data_collator, "batch_size": trainer.args.per_device_eval_batch_size}
-    num_labels = base_model(model).config.num_labels
+    num_labels = base_model(weights.model).config.num_labels
     fitted = fit_features(features, trainer.train_dataset, task=task, num_labels=num_labels, **reading)
     held_out: Any = trainer.eval_dataset
     if held_out is None or isinstance(held_out, dict) or not hasattr(held_out, "__len__") or not len(held_out):

@@ -19,6 +19,7 @@ from swag_trainer.posterior.features import FeatureDistribution, fit
 from swag_trainer.tasks.base import Task
 
 MAX_EXAMPLES = 10_000
+_LABELS = {"label", "labels", "label_ids"}
 
 
 class MeanFeatures:
@@ -94,7 +95,8 @@ class MeanFeatures:
             data_collator: Makes a batch of rows.
             batch_size: Rows per forward.
         """
-        known = set(inspect.signature(self._base.forward).parameters) - {"label", "labels", "label_ids"}
+        known = set(inspect.signature(self._base.forward).parameters)
+        kept = known | _LABELS  # which a collator may ask for
         lengths = [len(row.get("input_ids", ())) for row in rows]
         parts, places = [], []
         # Rows of one length share a batch: the default collator does not pad, and padding would change the features a little.
@@ -102,9 +104,9 @@ class MeanFeatures:
             alike = [index for index, own in enumerate(lengths) if own == length]
             for chosen in (alike[start : start + batch_size] for start in range(0, len(alike), batch_size)):
                 batch = data_collator(
-                    [{name: value for name, value in rows[index].items() if name in known} for index in chosen]
+                    [{name: value for name, value in rows[index].items() if name in kept} for index in chosen]
                 )
-                inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+                inputs = {name: batch[name] for name in known - _LABELS if isinstance(batch.get(name), Tensor)}
                 parts.append(self(inputs))
                 places.append(np.asarray(chosen)[self._task.events(inputs).numpy()])
         return torch.cat(parts).numpy()[np.concatenate(places).argsort(kind="stable")]
