@@ -49,6 +49,7 @@ def test_with_many_dimensions_the_largest_directions_are_kept_and_the_others_sha
     cut = fit(features, labels)
     assert cut.directions.shape == (6, 24)
     torch.testing.assert_close(cut.variances, whole.variances[:6])
+    torch.testing.assert_close(cut.directions, whole.directions[:6])
     assert cut.residual == pytest.approx(float(whole.variances[6:].mean()), rel=1e-5)
 
 
@@ -93,6 +94,9 @@ def test_the_score_is_a_fraction_of_held_out_examples_and_rises_beyond_the_last(
     np.testing.assert_allclose(scores[:5], [0, 0.2, 0.4, 0.6, (5 - 4 / 4.5) / 5], rtol=1e-4)  # float32 directions
     assert (np.diff(scores) > 0).all() and scores[-1] < 1
     assert value.highest_level == 0.8
+    features, _ = some_features()
+    own = value.with_held_out(value.distance(features))
+    np.testing.assert_allclose(np.sort(own.score(features)), np.arange(120) / 121)  # an equal distance is not a smaller one
 
 
 def test_tensors_give_the_same_distribution_back():
