@@ -22,6 +22,7 @@ from swag_trainer.calibration.cross_fitting import (
     folds_of,
 )
 from swag_trainer.calibration.held_out import HeldOut
+from swag_trainer.calibration.ood import with_ood_score
 from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
@@ -54,6 +55,7 @@ def tune(
     confidence: float | None = 0.9,
     coverages: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     levels: Sequence[float] = (0.8, 0.9, 0.95),
+    train_data: Iterable[Any] | None = None,
     batch_size: int = 32,
     data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
     progress: bool = True,
@@ -93,6 +95,9 @@ def tune(
             that fit these examples only.
         coverages: Fractions of accepted examples to find thresholds for.
         levels: Fractions of conformal sets that shall hold the true label.
+        train_data: Examples that the model was trained on, as the Trainer takes them, to fit the class means of the OOD score to. Without
+            them the posterior keeps those of `SwagCallback`; without these the score is cross-fitted to ``data``, with five examples per
+            class or more. The distances that the score compares with are those of ``data``, see `swag_trainer.calibration.ood`.
         batch_size, data_collator, progress: As for `MonteCarloPredictor`.
 
     Returns:
@@ -119,10 +124,12 @@ def tune(
     if len(labels) < MIN_EXAMPLES:
         raise SwagError(f"Tuning on {len(labels)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
 
+    plain = posterior.with_features(None)  # no OOD scores while candidates are compared
+
     def logits_of(center: Center, scale: float, dropout: bool) -> CandidateLogits:
         settings = replace(sampling, center=center, scale=scale, dropout=dropout, temperature=1.0)
         predictor = MonteCarloPredictor(
-            model, posterior, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
+            model, plain, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
         )
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
         weights = predictor.draw_weights(len(draws))
@@ -161,7 +168,9 @@ def tune(
     )
     _warn_where_not_better(tuning, posterior.title, chosen)
     _warn_at_the_edge(tuning, chosen.scale, scales)
-    return posterior.with_tuning(tuning, scale=chosen.scale)
+    tuned = posterior.with_tuning(tuning, scale=chosen.scale)
+    reading: dict[str, Any] = {"data_collator": data_collator, "batch_size": batch_size}
+    return with_ood_score(tuned, model, held_out.rows, labels, task=task, train_data=train_data, **reading)
 
 
 def _candidates(

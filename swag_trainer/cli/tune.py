@@ -28,6 +28,12 @@ class Options(TextOptions):
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     split: str = field(default="validation", metadata={"help": "examples that nothing was trained on"})
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "examples it was trained on, for the OOD score; default: what 'train' saved, else --split by cross-fitting"
+        },
+    )
     output: str | None = field(
         default=None, metadata={"help": "folder for the tuned posterior; default: MODEL, where that is a folder"}
     )
@@ -70,16 +76,20 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
     """Return the tuned posterior and the tokenizer of its model."""
     data = read_text(options, options.split)
     classifier = load_classifier(options.model, posterior=posterior, device=options.device)
-    targets = data.numbers(class_names(classifier))
+    classes = class_names(classifier)
+    train = None if options.train_split is None else read_text(options, options.train_split)
     tuned = tune(
         posterior,
         classifier.model,
-        tokenised(classifier.tokenizer, classifier.model, data.texts, targets),
+        tokenised(classifier.tokenizer, classifier.model, data.texts, data.numbers(classes)),
         sampling=sampling,
         scales=options.scales,
         name=data.name,
         split=data.split,
         revision=data.revision,
+        train_data=None
+        if train is None
+        else tokenised(classifier.tokenizer, classifier.model, train.texts, train.numbers(classes)),
         batch_size=options.batch_size,
     )
     return tuned, classifier.tokenizer
@@ -104,6 +114,14 @@ def _report(posterior: WeightPosterior, out: TextIO) -> None:
     show(table_of(title, ("method", "NLL"), [[name, f"{nll:.4f}"] for name, nll in methods.items()]), out)
     columns = ("goal", "lowest score", "coverage", "risk")
     show(table_of("Thresholds for abstaining", columns, map(_row, tuning.thresholds)), out)
+    features = posterior.features
+    out.write(
+        "No OOD score: the posterior has no class means, and fewer than five examples per class are too few to make some; see "
+        "--train-split.\n"
+        if features is None
+        else f"OOD score: {len(features.means)} class means, distances of {features.num_held_out} examples; --ood up to "
+        f"{features.highest_level:.3f}.\n"
+    )
 
 
 def _yes(flag: bool) -> str:

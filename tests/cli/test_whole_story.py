@@ -71,6 +71,8 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     np.testing.assert_allclose(results.metrics["SWAG"]["nll"], -np.log(truth).mean(), rtol=1e-9)
     assert results.metrics["SWAG"]["accuracy"] == swag.correct.astype(bool).mean()
     assert results.metrics["SWAG"]["nll"] == measured.metrics["SWAG"]["nll"].value
+    assert measured.metrics["SWAG"]["auroc_ood_score"] == measured.metrics["SWA"]["auroc_ood_score"]
+    assert "auroc_energy" in measured.metrics["MAP"] and "auroc_ood_score" not in measured.metrics["MAP"]
     card = ModelCard.load(REPO)
     shown = table_of_figures(card)
     assert list(shown) == list(results.metrics)
@@ -90,7 +92,8 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     # The example runs as it stands.
     capsys.readouterr()
     exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], {})
-    assert "'mutual_information'" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "'mutual_information'" in shown and "'ood_score'" in shown
 
     # A new process that knows the repository's name answers as the pipeline does.
     texts = ["where is my parcel??", "-- it says delivered, but the box was empty"]

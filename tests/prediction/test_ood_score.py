@@ -1,6 +1,7 @@
 """The OOD score, from the training run that fits it through file and Hub to predictor and pipeline."""
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from conftest import WORDS, lora_model, trainer_for
 from transformers import BertTokenizerFast, pipeline
 
-from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, load_posterior
+from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, load_posterior, tune
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.cli.inspect import metadata_of
 from swag_trainer.metrics.ood import auroc
@@ -170,6 +171,21 @@ def test_without_features_or_held_out_examples_there_is_no_score_and_the_reason_
         assert "ood_score" not in served("good film")
         with pytest.raises(SwagError, match=reason):
             served("good film", ood=0.9)
+
+
+def test_tuning_measures_held_out_distances_and_fits_training_examples(run):
+    # Red for: distances of the callback's evaluation examples that stay, class means of the held-out examples.
+    trainer, swag, tokenizer, _ = run
+    texts = some_texts(40, KNOWN, 11)
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    train = some_texts(48, KNOWN, 0)
+    train_rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(train)]
+    expected = np.sort(swag.posterior.features.distance(features_by_hand(trainer, swag, tokenizer, texts)))
+    for posterior, options in ((swag.posterior, {}), (swag.posterior.with_features(None), {"train_data": train_rows})):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            tuned = tune(posterior, trainer.model, rows, progress=False, **options)
+        np.testing.assert_allclose(tuned.features.held_out, expected, rtol=1e-4)
 
 
 def test_a_model_without_exclusive_classes_is_refused_before_it_trains(base_folder, tokenizer, tmp_path):
