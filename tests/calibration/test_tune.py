@@ -99,8 +99,8 @@ def fitted(logits, labels, *, prior_std):
     return best, loss(best)
 
 
-def prior(scale, dropout):
-    return (np.log(scale) ** 2 / (2 * np.log(4) ** 2) if scale else 0) + 2 * dropout
+def prior(center, scale, dropout):
+    return (np.log(scale) ** 2 / (2 * np.log(4) ** 2) if scale else 0) + 2 * dropout + 2 * (center != "mean" or scale == 0)
 
 
 def slowly_cross_fitted(logits, labels, *, prior_std=0.2):
@@ -109,7 +109,7 @@ def slowly_cross_fitted(logits, labels, *, prior_std=0.2):
     for fold in np.array_split(np.random.default_rng(3).permutation(61), 5):
         others = np.setdiff1d(np.arange(61), fold)
         results = {way: fitted(each[:, others], labels[others], prior_std=prior_std) for way, each in logits.items()}
-        way = min(results, key=lambda way: results[way][1] + prior(*way[1:]))
+        way = min(results, key=lambda way: results[way][1] + prior(*way))
         found[fold] = averaged(logits[way][:, fold], results[way][0])
     return found
 
@@ -122,7 +122,7 @@ def test_all_examples_choose_the_candidate_of_the_lowest_penalised_nll(finished,
     for each in record.candidates:
         way = (each.center, each.scale, each.dropout)
         temperature, total = fitted(logits[way], labels, prior_std=0.2)
-        losses[way] = total + prior(each.scale, each.dropout)
+        losses[way] = total + prior(*way)
         assert each.temperature == pytest.approx(temperature, rel=0.004)
         assert each.nll == pytest.approx(log_loss(labels, averaged(logits[way], each.temperature), labels=range(3)), abs=1e-5)
     assert (record.center, tuned.scale, record.dropout) == min(losses, key=losses.get)
