@@ -59,6 +59,7 @@ class SwagEvaluationMixin(EvaluatesInOrder):
                 ``problem_type``.
         """
         if posterior is not None:
+            posterior = posterior.with_features(None)  # an OOD score costs a forward, and no metric of the Trainer takes it
             model = self._whole_model()
             MonteCarloPredictor(model, posterior, **settings)  # refuses now what it would refuse in the first batch
             config = base_model(adapted_model(model)).config
