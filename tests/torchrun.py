@@ -1,7 +1,8 @@
 """Start a worker script in two processes that talk over gloo, with a time limit: a dead lock has to fail, not to hang.
 
 `torchrun` starts them as a user does. `two_processes` gives them the same environment, but forks them from a server that has imported
-everything already: the imports take longer than most workers' own work.
+everything already: the imports take longer than most workers' own work. A worker with a Hub of its own needs `torchrun`: the Hugging Face
+libraries read its address when they are imported.
 """
 
 from __future__ import annotations

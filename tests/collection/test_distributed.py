@@ -3,7 +3,7 @@
 import distributed_worker as worker
 import pytest
 import torch
-from torchrun import torchrun, two_processes
+from torchrun import torchrun
 
 from swag_trainer import SwagError, SwagPosterior
 from swag_trainer.collection.acceptance import Adaptive
@@ -41,7 +41,7 @@ def test_two_processes_under_torchrun_make_the_posterior_of_one_process(setup, s
 def long(setup, single, tmp_path_factory):
     """Everything else that two DDP processes do."""
     folder, modes = tmp_path_factory.mktemp("ddp"), ("checkpoints", "mismatched_ranks", "push", "too_few", "adaptive")
-    return folder, two_processes(SCRIPT, *modes, folder=folder, seconds=300, single=str(single["folder"]), **setup)
+    return folder, torchrun(SCRIPT, *modes, folder=folder, seconds=300, single=str(single["folder"]), **setup)
 
 
 @pytest.mark.slow

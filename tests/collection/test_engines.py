@@ -9,7 +9,7 @@ from conftest import lora_model
 from distributed_worker import assert_close, run_alone, same
 from peft import PeftModel
 from safetensors.torch import load_file
-from torchrun import two_processes
+from torchrun import torchrun
 from transformers import AutoModelForSequenceClassification
 
 from swag_trainer import SwagPosterior
@@ -45,13 +45,13 @@ def judged(setup, tmp_path_factory):
 @pytest.fixture(scope="module")
 def fsdp(setup, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
-    return folder / "fsdp", two_processes(SCRIPT, "loop", "fsdp", "fsdp_adaptive", folder=folder, seconds=300, **setup)
+    return folder / "fsdp", torchrun(SCRIPT, "loop", "fsdp", "fsdp_adaptive", folder=folder, seconds=300, **setup)
 
 
 @pytest.fixture(scope="module")
 def zero(setup, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
-    return folder, two_processes(SCRIPT, "zero2", "zero3", "zero2_bf16", folder=folder, seconds=400, **setup)
+    return folder, torchrun(SCRIPT, "zero2", "zero3", "zero2_bf16", folder=folder, seconds=400, **setup)
 
 
 def test_a_sharded_training_loop_without_a_trainer_makes_the_posterior_of_the_whole_weights(fsdp):
