@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from torch import Tensor, nn
+from torch import nn
 
 from swag_trainer.adapters.peft_layers import adapter_layers, is_merged
 from swag_trainer.errors import SwagError
@@ -18,17 +16,17 @@ class SharedBase:
 
     Args:
         model: The user's model.
-        own: The weights that the copy has for itself.
+        copied: The private copy.
     """
 
-    def __init__(self, model: nn.Module, own: Iterable[Tensor]) -> None:
-        not_shared = {id(parameter) for parameter in own}
+    def __init__(self, model: nn.Module, copied: nn.Module) -> None:
+        shared = {id(parameter) for parameter in copied.parameters()}
         self._layers = list(adapter_layers(model))
         # A tensor made in inference mode does not count how often it is written to.
         self._versions = [
             (name, parameter, parameter._version)
             for name, parameter in model.named_parameters()
-            if id(parameter) not in not_shared and not parameter.requires_grad and not parameter.is_inference()
+            if id(parameter) in shared and not parameter.requires_grad and not parameter.is_inference()
         ]
 
     def check(self) -> None:

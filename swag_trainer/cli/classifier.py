@@ -11,7 +11,7 @@ from torch import nn
 from transformers import pipeline
 
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.lengths import longest_input
+from swag_trainer.prediction.lengths import count_truncated, longest_input
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
@@ -51,7 +51,7 @@ def tokenised(tokenizer: Any, model: nn.Module, texts: Sequence[str], labels: np
     """
     limit = longest_input(tokenizer, model)
     encoded = tokenizer(list(texts), truncation=limit is not None, max_length=limit)
-    num_truncated = sum(bool(part.overflowing) for part in encoded.encodings or ())
+    num_truncated = count_truncated(encoded)
     if num_truncated:
         warnings.warn(f"{num_truncated} of {len(texts)} texts have more than {limit} tokens and are truncated.", stacklevel=2)
     columns = dict(encoded)

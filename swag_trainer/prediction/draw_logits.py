@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.shared_base import SharedBase
-from swag_trainer.adapters.weights import AdapterWeights, private_copy
+from swag_trainer.adapters.weights import private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.base import GaussianPosterior, WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
@@ -75,7 +75,7 @@ class DrawLogits:
             raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
         if posterior.record.base_fingerprint:
             check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
-        self._shared = SharedBase(model, AdapterWeights(model, adapter_name, keys=posterior.layout.keys).parameters())
+        self._shared = SharedBase(model, weights.model)
         self.base: Any = base_model(weights.model)
         self._inputs = set(inspect.signature(self.base.forward).parameters) - _LABELS
         self._task = task

@@ -24,9 +24,9 @@ def longest_input(tokenizer: Any, model: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def is_truncated(encoding: Any) -> bool:
-    """Whether a tokenizer cut any of the texts in what it returned; only fast tokenizers know."""
-    return any(part.overflowing for part in getattr(encoding, "encodings", None) or ())
+def count_truncated(encoding: Any) -> int:
+    """Return how many of the texts in what a tokenizer returned were cut; only fast tokenizers know."""
+    return sum(bool(part.overflowing) for part in getattr(encoding, "encodings", None) or ())
 
 
 def length_of(row: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, Pipeline
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions, check_options
-from swag_trainer.prediction.lengths import is_truncated, longest_input
+from swag_trainer.prediction.lengths import count_truncated, longest_input
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer
@@ -94,7 +94,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         if limit is not None and tokenizer_arguments.setdefault("truncation", True) not in (False, "do_not_truncate"):
             tokenizer_arguments.setdefault("max_length", limit)
         model_inputs = super().preprocess(inputs, **tokenizer_arguments)
-        if is_truncated(model_inputs):
+        if count_truncated(model_inputs):
             if self.num_truncated == 0:
                 logger.warning("A text is too long for the model and was truncated; the pipeline's num_truncated counts them.")
             self.num_truncated += 1
