@@ -10,13 +10,12 @@ import numpy as np
 from torch import nn
 
 from swag_trainer.adapters.keys import adapted_model, base_model
+from swag_trainer.calibration.cross_fitting import NUM_FOLDS
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.features import FeatureDistribution, fit
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.features import MeanFeatures, fit_features
-
-NUM_FOLDS = 5
 
 Posterior = TypeVar("Posterior", bound=WeightPosterior)
 

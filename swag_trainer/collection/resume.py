@@ -55,18 +55,18 @@ class TrainingRun:
 
     def rate_of_step(self) -> float | None:
         """The learning rate that the step just made was taken with, as the Trainer logs it; the scheduler is one ahead by now."""
-        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
+        scheduler = self._scheduler()
         if isinstance(scheduler, LambdaLR):
-            return float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](max(0, scheduler.last_epoch - 1)))
+            return _rates(scheduler, scheduler.last_epoch)[0]
         return None if scheduler is None else float(scheduler.get_last_lr()[0])
 
     def group_rates(self, step: int) -> list[float]:
         """The learning rates of all groups of parameters at a step; empty where there is one group, or the schedule cannot be asked."""
-        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
-        if not isinstance(scheduler, LambdaLR) or len(scheduler.base_lrs) < 2:
-            return []
-        groups = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        return [float(base * factor(max(0, step - 1))) for base, factor in groups]
+        scheduler = self._scheduler()
+        return _rates(scheduler, step) if isinstance(scheduler, LambdaLR) and len(scheduler.base_lrs) > 1 else []
+
+    def _scheduler(self) -> Any:
+        return getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it for DeepSpeed
 
     def checkpoint_folder(self) -> Path:
         """Where the Trainer saves the checkpoint of this step."""
@@ -193,3 +193,9 @@ def steps_per_epoch(dataloader: Any, args: TrainingArguments) -> float | None:
         return max(1, ceil(len(dataloader) / args.gradient_accumulation_steps))
     except TypeError:
         return None
+
+
+def _rates(scheduler: LambdaLR, step: int) -> list[float]:
+    """Return the rate of every group that a step was taken with, after one step of the scheduler less."""
+    groups = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    return [float(base * factor(max(0, step - 1))) for base, factor in groups]
