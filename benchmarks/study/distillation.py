@@ -37,4 +37,5 @@ def distil(weights: AdapterWeights, start: Tensor, train: Examples, targets: np.
         functional.cross_entropy(model(**train.padded(chosen)).logits, soft[chosen]).backward()
         optimizer.step()
         optimizer.zero_grad()
+    model.eval()
     return weights.layout.flatten(weights.read()).clone()

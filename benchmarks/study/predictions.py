@@ -20,6 +20,8 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.schedule import collection_steps
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.moments import RunningMoments
+from swag_trainer.prediction.dropout import DropoutMasks, masked
+from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 NUM_SAMPLES = 10
 TAIL = 0.3
@@ -80,8 +82,18 @@ class Run:
     @cached_property
     def weights(self) -> AdapterWeights:
         """The adapter's weights in the model that predicts."""
+        return self._new_weights()
+
+    @cached_property
+    def dropping(self) -> tuple[AdapterWeights, DropoutMasks]:
+        """The same weights in a second model, with the masks that `MonteCarloPredictor` has for draws with dropout."""
+        weights = self._new_weights()
+        return weights, DropoutMasks(weights, task=SequenceClassification(), seed=self.seed)
+
+    def _new_weights(self) -> AdapterWeights:
         base, frozen_layers = self._model_of
-        return AdapterWeights(build_model(base, self.data.num_labels, seed=self.seed, frozen_layers=frozen_layers))
+        model = build_model(base, self.data.num_labels, seed=self.seed, frozen_layers=frozen_layers)
+        return AdapterWeights(model.eval())
 
     def trajectory(self, schedule: str) -> Trajectory:
         """Return a whole run: the common beginning and what followed at one learning-rate schedule."""
@@ -161,20 +173,22 @@ class Run:
     @torch.no_grad()
     def predict(self, draw: Draw, vectors: Tensor, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return logits and inputs of the head for weight vectors (S, P). Shapes (S, N, C) and (S, N, h)."""
-        weights, model = self.weights, self.weights.model
-        model.train(draw.dropout)
+        weights, masks = self.dropping if draw.dropout else (self.weights, None)
+        model = weights.model
         seen: list[Tensor] = []
         head = model.get_base_model().classifier.modules_to_save[weights.adapter_name]
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         logits, features = [], []
-        batches = list(self.data.splits[split].batches())
-        order = np.argsort(np.concatenate([chosen for chosen, _ in batches]))
+        numbers, batches = zip(*self.data.splits[split].batches(), strict=True)
+        order = np.argsort(np.concatenate(numbers))
         for index, vector in enumerate(vectors):
             weights.write(weights.layout.unflatten(vector))
-            torch.manual_seed(1000 * self.seed + index)
-            seen.clear()
-            logits.append(torch.cat([model(**batch).logits for _, batch in batches])[order])
-            features.append(torch.cat(seen)[order])
+            rows = []
+            for batch in batches:
+                with masked(masks, range(index, index + 1), batch):
+                    rows.append((model(**batch).logits, seen[-1]))
+            logits.append(torch.cat([each for each, _ in rows])[order])
+            features.append(torch.cat([each for _, each in rows])[order])
         hook.remove()
         return torch.stack(logits).numpy(), torch.stack(features).numpy()
 
