@@ -9,9 +9,8 @@ import numpy as np
 from scipy.special import softmax
 
 from study.predictions import Draw, Run
-from swag_trainer.metrics.temperature import fit_temperature, penalised_nll
+from swag_trainer.metrics.temperature import PRIOR_STD, fit_temperature, penalised_nll
 
-PRIOR_STD = 0.2
 DROPOUT_NATS = 2.0
 
 

@@ -14,12 +14,11 @@ from functools import cached_property
 import numpy as np
 from scipy.special import softmax
 
-from swag_trainer.metrics.temperature import averaged_nll
+from swag_trainer.metrics.temperature import PRIOR_STD, averaged_nll
 from swag_trainer.posterior.tuning import Center
 
 NUM_FOLDS = 5
 DEFAULT_SCALE = 1.0
-TEMPERATURE_PRIOR_STD = 0.2  # of log T
 SCALE_PRIOR_STD = math.log(4)  # of log scale, around the default
 DEPARTURE_PENALTY = 2.0  # nats
 _STEP = 0.05
@@ -115,7 +114,7 @@ class Choice:
         return self.temperatures[self.best]
 
 
-def choose(candidates: Sequence[CandidateLogits], examples: np.ndarray, *, prior_std: float = TEMPERATURE_PRIOR_STD) -> Choice:
+def choose(candidates: Sequence[CandidateLogits], examples: np.ndarray, *, prior_std: float = PRIOR_STD) -> Choice:
     """Return the candidate and the temperature of the highest posterior probability, given some examples.
 
     Args:
@@ -133,7 +132,7 @@ def folds_of(num_examples: int, *, seed: int, num_folds: int = NUM_FOLDS) -> lis
 
 
 def cross_fitted(
-    candidates: Sequence[CandidateLogits], folds: Sequence[np.ndarray], *, prior_std: float = TEMPERATURE_PRIOR_STD
+    candidates: Sequence[CandidateLogits], folds: Sequence[np.ndarray], *, prior_std: float = PRIOR_STD
 ) -> np.ndarray:
     """Return averaged probabilities of each fold, by the candidate and the temperature that the other folds choose. Shape (N, C).
 

@@ -26,7 +26,6 @@ from swag_trainer.calibration.ood import with_ood_score
 from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
-from swag_trainer.metrics.temperature import PRIOR_STD
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
@@ -196,14 +195,14 @@ def _candidates(
 def _baselines(
     posterior: WeightPosterior, candidates: Sequence[CandidateLogits], labels: np.ndarray, folds: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """NLL of what the posterior has to be better than, by name; with the prior that a temperature has without a posterior."""
+    """NLL of what the posterior has to be better than, by name."""
     single = {each.center: each for each in candidates if each.scale == 0 and not each.dropout}
     if isinstance(posterior, PointPosterior):
         return {"without temperature": single["mean"].nll()}
     baselines = {"SWA": single["mean"].nll()}
     for name, center in _BASELINES:
         if center in single:
-            scaled = cross_fitted([single[center]], folds, prior_std=PRIOR_STD)
+            scaled = cross_fitted([single[center]], folds)
             baselines[name] = negative_log_likelihood(scaled, labels)
     return baselines
 

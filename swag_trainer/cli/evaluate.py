@@ -33,7 +33,9 @@ class Options(TextOptions):
     split: str = field(default="test", metadata={"help": "examples that nothing was trained, tuned or chosen on"})
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "examples to fit the temperature of 'MAP, temperature' on; without it that method is left out"},
+        metadata={
+            "help": "examples to fit temperatures on, those that it was tuned on; without it methods with a temperature are left out"
+        },
     )
     ood: str | None = field(
         default=None,
@@ -90,6 +92,8 @@ def run(options: Options, out: TextIO) -> None:
         if options.output is not None:
             write_files({options.output: measurement.to_json().encode()})
     show(measurement.table(), out)
+    if measurement.verdict is not None:
+        out.write(f"{measurement.verdict}\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +102,7 @@ class _Data:
 
     Attributes:
         examples: In-distribution text with its labels.
-        validation: For the temperature of "MAP, temperature"; None where no split was named.
+        validation: For the temperatures of "MAP, temperature" and the like; None where no split was named.
         ood: Out-of-distribution text, if there is any.
         others: Predictions of other methods for the same examples.
     """

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.comparison import compare
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.evaluation.record import Measurement, MethodMetrics
@@ -40,6 +41,7 @@ def measure(
     posterior: WeightPosterior | None = None,
     sampling: Sampling | None = None,
     map_weights: str | None = None,
+    compared: str | None = None,
     num_bins: int = 15,
     num_resamples: int = 1000,
     level: float = 0.95,
@@ -58,6 +60,7 @@ def measure(
         posterior: Whose draws were averaged. Its identity goes into the record.
         sampling: How it was drawn from, with the scale and temperature of the posterior where they are None.
         map_weights: Whose weights "MAP" has, for the record: "last" (snapshot) or "adapter" (file).
+        compared: The method to compare with the others; default: the posterior's, if it is among ``methods``.
         num_bins: Bins of the calibration errors.
         num_resamples: Resamples for each interval.
         level: Of the intervals, in (0, 1).
@@ -85,6 +88,9 @@ def measure(
             bins=reliability_bins(probabilities, checked_labels, num_bins=num_bins),
             curve=risk_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == checked_labels),
         )
+    own = "SWAG" if posterior is None else posterior.title
+    if compared is None and own in methods:
+        compared = own
     if posterior is not None:
         sampling = (sampling or Sampling()).resolved(posterior)
     return Measurement(
@@ -102,7 +108,8 @@ def measure(
         level=level,
         seed=seed,
         methods=found,
-        uncertainties=_uncertainties(methods.get("SWAG" if posterior is None else posterior.title)),
+        uncertainties=_uncertainties(methods.get(own)),
+        comparisons=[] if compared is None else compare(methods, labels, method=compared, **options),
         versions={"swag_trainer": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
     )
 

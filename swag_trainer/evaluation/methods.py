@@ -1,7 +1,8 @@
-"""Predictions of a posterior and of its baselines (MAP, temperature scaling, SWA, MC dropout) for the same examples."""
+"""Predictions of a posterior and of its baselines (MAP, SWA, MC dropout, temperature scaling) for the same examples."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -13,7 +14,7 @@ from transformers import default_data_collator
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.errors import AdapterMismatchError, DropoutError, NoDropoutError, SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.base import WeightPosterior
@@ -23,13 +24,14 @@ from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
 
-METHODS = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout")
+METHODS = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout", "MC dropout, temperature")
+_SCALED = {"MAP, temperature", "MC dropout, temperature"}
 
 
 def methods_of(posterior: WeightPosterior) -> tuple[str, ...]:
     """Return the names of the methods that a posterior can be compared with, its own among them; `METHODS` for one of SWAG."""
     mean = () if isinstance(posterior, PointPosterior) else ("SWA",)
-    return ("MAP", "MAP, temperature", *mean, posterior.title, "MC dropout")
+    return ("MAP", "MAP, temperature", *mean, posterior.title, "MC dropout", "MC dropout, temperature")
 
 
 def predict_methods(
@@ -47,11 +49,15 @@ def predict_methods(
 ) -> dict[str, MethodPredictions]:
     """Predict examples with each method, on a private copy of the model.
 
-    "MAP"               the adapter's weights as they stand in ``model``: the last iterate, or the mean if that is in its file
-    "MAP, temperature"  the same with its logits divided by one temperature, fitted on the validation examples
-    "SWA"               the posterior's mean, one pass
-    "SWAG"              draws of the posterior, with its own scale and temperature; of another family, its ``title``
-    "MC dropout"        MAP's weights, as many passes with dropout as in training (Gal and Ghahramani 2016, arXiv:1506.02142)
+    "MAP"                      the adapter's weights as they stand in ``model``: the last iterate, or the mean if that is in its file
+    "MAP, temperature"         the same with its logits divided by one temperature
+    "SWA"                      the posterior's mean, one pass
+    "SWAG"                     draws of the posterior, with its own scale and temperature; of another family, its ``title``
+    "MC dropout"               MAP's weights, several passes with dropout as in training (Gal and Ghahramani 2016, arXiv:1506.02142)
+    "MC dropout, temperature"  the same with the logits of every pass divided by one temperature
+
+    The temperatures are fitted on the validation examples, by the NLL of the averaged probabilities and with the prior of
+    `swag_trainer.metrics.fit_temperature`, which is that of `swag_trainer.tune`.
 
     Dropout's masks depend on the seed alone, see `DropoutMasks`; the random state of the process is left as it was. Times
     are those of the in-distribution examples, first batches included, without the making of copies and draws.
@@ -61,9 +67,10 @@ def predict_methods(
         posterior: The posterior of its active adapter, of any family.
         rows: Examples as the Trainer takes them; their labels are not used.
         ood: Out-of-distribution examples.
-        validation: Examples with labels, for the temperature. Never those of ``rows``.
+        validation: Examples with labels, for the temperatures: those that the posterior was tuned on, never those of ``rows``.
         sampling: How the posterior is drawn from, and how many passes of MC dropout there are; default: ``Sampling()``.
-        methods: Some of `methods_of`. Default: all of them, without "MAP, temperature" if there are no validation examples.
+        methods: Some of `methods_of`. Default: all of them, but those with a temperature only if there are validation examples, and those
+            with dropout only if the model drops out.
         batch_size: Examples per forward.
         data_collator: Makes a batch of examples.
         progress: Show a bar when a data set takes more than two seconds.
@@ -73,14 +80,16 @@ def predict_methods(
 
     Raises:
         SwagError: An unknown method, no examples, a model that is not a classifier of exclusive classes, a temperature without labels to
-            fit it on, or dropout that is nowhere active.
+            fit it on, or a method with dropout that was asked for of a model without.
         AdapterMismatchError: The posterior has other weights than the adapter.
     """
     sampling, task = sampling or Sampling(), task_named(posterior.record.task)
     if methods is None:
-        methods = [name for name in methods_of(posterior) if name != "MAP, temperature" or validation is not None]
+        chosen = [name for name in methods_of(posterior) if name not in _SCALED or validation is not None]
+    else:
+        chosen = list(methods)
     # The mean of a point estimate is the point itself, without its temperature: measured where it is asked for.
-    _check(tuple(dict.fromkeys([*methods_of(posterior), "SWA"])), methods, {"rows": rows, "ood": ood, "validation": validation})
+    _check(tuple(dict.fromkeys([*methods_of(posterior), "SWA"])), chosen, {"rows": rows, "ood": ood, "validation": validation})
     num_labels = _check_model(model, posterior, task)
     point = PointPosterior.at(posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read()), posterior)
     single = replace(sampling, scale=0.0, temperature=1.0, dropout=False, center="mean")
@@ -89,21 +98,27 @@ def predict_methods(
         "MAP, temperature": (point, single),
         "SWA": (posterior, single),
         "MC dropout": (point, replace(single, dropout=True)),
+        "MC dropout, temperature": (point, replace(single, dropout=True)),
         posterior.title: (posterior, sampling),
     }
     predictions: dict[str, MethodPredictions] = {}
-    for method in methods:
+    for method in chosen:
         weights, settings = plans[method]
-        predictor = MonteCarloPredictor(
-            model, weights, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
-        )
-        if method == "MAP, temperature":
-            assert validation is not None
-            logits = np.log(np.maximum(predictor.predict(validation).probabilities, np.finfo(np.float64).tiny))
-            temperature = fit_temperature(logits, task.labels(validation, num_labels))
-            predictor = predictor.with_output(temperature=temperature)
-        began = perf_counter()
-        predictive = predictor.predict(rows)
+        try:
+            predictor = MonteCarloPredictor(
+                model, weights, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
+            )
+            if method in _SCALED:
+                assert validation is not None
+                predictor = predictor.with_output(temperature=_temperature(predictor, validation, task, num_labels))
+            began = perf_counter()
+            predictive = predictor.predict(rows)
+        except DropoutError as problem:
+            if methods is not None:
+                raise
+            if not isinstance(problem, NoDropoutError) and method == "MC dropout":
+                warnings.warn(f"Without MC dropout. {problem}", UserWarning, stacklevel=2)
+            continue
         seconds = (perf_counter() - began) / len(rows)
         predictions[method] = MethodPredictions.from_predictive(
             predictive, None if ood is None else predictor.predict(ood), seconds_per_example=seconds
@@ -111,13 +126,21 @@ def predict_methods(
     return predictions
 
 
+def _temperature(predictor: MonteCarloPredictor, validation: Sequence[Mapping[str, Any]], task: Task, num_labels: int) -> float:
+    """Return the best temperature for the validation examples."""
+    draws = predictor.predict(validation, return_draws=True).draw_probabilities
+    # As good as the logits: a softmax is the same whatever is added to all classes. The floor keeps 0 from becoming -inf.
+    return fit_temperature(np.log(np.maximum(draws, np.finfo(np.float64).tiny)), task.labels(validation, num_labels))
+
+
 def _check(known: Sequence[str], methods: Sequence[str], data: Mapping[str, Sequence[Any] | None]) -> None:
     unknown = [method for method in methods if method not in known]
     if unknown or not methods:
         raise SwagError(f"The methods are {list(known)}, got {list(methods)}.")
-    if "MAP, temperature" in methods and data["validation"] is None:
+    scaled = [method for method in methods if method in _SCALED]
+    if scaled and data["validation"] is None:
         raise SwagError(
-            '"MAP, temperature" needs validation examples with labels: pass validation=..., or leave the method out.'
+            f"{scaled[0]!r} needs validation examples with labels for its temperature: pass validation=..., or leave the method out."
         )
     for name, examples in data.items():
         if examples is not None and len(examples) == 0:

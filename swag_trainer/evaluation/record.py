@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.card_results import CardResults
+from swag_trainer.evaluation.comparison import Comparison, verdict
 from swag_trainer.evaluation.earlier import from_format_1
 from swag_trainer.metrics.bootstrap import Interval
 from swag_trainer.metrics.calibration import ReliabilityBins
@@ -72,6 +73,7 @@ class Measurement:
         level: Of the intervals.
         seed: Of the resamples.
         methods: What was measured, by the name of the method.
+        comparisons: Of the posterior's method with every other one, paired; [] in files of earlier versions.
         uncertainties: Of the posterior's method, in nats: {name: (in-distribution (N,), OOD (M,))}; {} without OOD examples.
         versions: Of the libraries that measured.
     """
@@ -90,6 +92,7 @@ class Measurement:
     level: float
     seed: int
     methods: Mapping[str, MethodMetrics]
+    comparisons: Sequence[Comparison] = ()
     uncertainties: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +100,11 @@ class Measurement:
     def metrics(self) -> dict[str, Mapping[str, Interval]]:
         """{method: {metric: value with interval}}."""
         return {name: method.metrics for name, method in self.methods.items()}
+
+    @property
+    def verdict(self) -> str | None:
+        """The comparison with the strongest method that needs no posterior, as one sentence; None where there is none."""
+        return verdict(self.comparisons)
 
     def to_card(self) -> CardResults:
         """Return what a model card prints: the metrics that all methods have, with their circumstances.
@@ -139,6 +147,7 @@ class Measurement:
         record = {item.name: getattr(self, item.name) for item in fields(self)}
         record["sampling"] = None if self.sampling is None else asdict(self.sampling)
         record["methods"] = {name: _method_document(method) for name, method in self.methods.items()}
+        record["comparisons"] = [asdict(comparison) for comparison in self.comparisons]
         record["uncertainties"] = {
             name: {"in_distribution": _listed(in_distribution), "ood": _listed(ood)}
             for name, (in_distribution, ood) in self.uncertainties.items()
@@ -160,7 +169,11 @@ class Measurement:
                 raise SwagError(
                     f"The results have format {document['format']!r}, this version reads 1 and {FORMAT}. Evaluate again."
                 )
-            record = {item.name: document[item.name] for item in fields(cls)}
+            record = {item.name: document[item.name] for item in fields(cls) if item.name != "comparisons"}
+            record["comparisons"] = [
+                Comparison(**comparison | {"difference": Interval(**comparison["difference"])})
+                for comparison in document.get("comparisons", [])
+            ]
             record["sampling"] = None if record["sampling"] is None else Sampling(**record["sampling"])
             record["methods"] = {name: _method(method) for name, method in record["methods"].items()}
             record["uncertainties"] = {
@@ -204,6 +217,11 @@ class Measurement:
             cells = [found.get(metric) for found in self.metrics.values()]
             table.add_row(metric, *("-" if cell is None else escape(str(cell)) for cell in cells))
         times = [method.seconds_per_example for method in self.methods.values()]
+        if self.comparisons:
+            differences = {comparison.other: comparison.difference for comparison in self.comparisons}
+            name = self.comparisons[0].method
+            cells = [differences.get(method) for method in self.methods]
+            table.add_row(f"nll - that of {escape(name)}", *("-" if cell is None else escape(str(cell)) for cell in cells))
         table.add_row("ms per example", *("-" if time is None else f"{1000 * time:.3g}" for time in times))
         table.add_row("draws", *(f"{method.num_draws:g}" for method in self.methods.values()))
         return table

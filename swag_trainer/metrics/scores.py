@@ -49,9 +49,17 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
     Raises:
         ValueError: What `swag_trainer.metrics.checks.checked` refuses, here and in the functions below.
     """
-    probabilities, labels = checked(probabilities, labels)
+    return float(log_losses(*checked(probabilities, labels)).mean())
+
+
+def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return -log(probability of the true class) of each example, in nats, as in `negative_log_likelihood`. Shape (N,).
+
+    Args:
+        probabilities, labels: Checked, of shapes (N, C) and (N,).
+    """
     with np.errstate(divide="ignore"):  # the logarithm of 0
-        return mean_nll(np.log(probabilities[np.arange(len(labels)), labels]))
+        return -np.maximum(np.log(probabilities[np.arange(len(labels)), labels]), _SMALLEST_LOG)
 
 
 def mean_nll(log_likelihood: np.ndarray) -> float:

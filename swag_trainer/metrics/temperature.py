@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from swag_trainer.metrics.checks import checked_labels, checked_numbers
 from swag_trainer.metrics.scores import mean_nll
 
-PRIOR_STD = 0.5
+PRIOR_STD = 0.2  # of log T, for every temperature of this package
 _GRID = np.linspace(-4.0, 4.0, 17)  # log T, from 0.018 to 55
 
 
@@ -60,10 +60,11 @@ def fit_temperature(
 ) -> float:
     """Return the temperature T of the lowest penalised negative log-likelihood of one draw's or several draws' averaged probabilities.
 
-    Guo et al. 2017, arXiv:1706.04599, section 4.2, plus a weak normal prior for log T with mean 0: its penalty
+    Guo et al. 2017, arXiv:1706.04599, section 4.2, plus a normal prior for log T with mean 0: its penalty
     (log T)^2 / (2 prior_std^2 N) fades as examples are added. Without it, 100 examples of which nearly all are predicted correctly
     ask for T near 0, and the first wrong prediction on other examples is then very costly: T = 0.02 once, and a test NLL of 0.695
-    instead of 0.278. T lies between exp(-4) and exp(4). Fit it on validation data, never on the data that it is evaluated on.
+    instead of 0.278. `swag_trainer.tune` has the same prior for every candidate and baseline, so that no
+    method is favoured by it. T lies between exp(-4) and exp(4). Fit it on validation data, never on the data that it is evaluated on.
 
     Args:
         logits: Finite, of one model, shape (N, C), or of each draw, shape (S, N, C).

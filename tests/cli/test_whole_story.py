@@ -18,6 +18,7 @@ from transformers import pipeline
 from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
 from swag_trainer.evaluation.measurement import Measurement
+from swag_trainer.evaluation.methods import METHODS
 
 REPO = "user/whole-story"
 
@@ -64,7 +65,7 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     measured = Measurement.read("results.json")
     results = measured.to_card()
     assert (results.dataset, results.split, results.num_examples, results.num_ood) == ("support.jsonl", "test", 420, 100)
-    assert list(results.metrics) == ["MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout"]
+    assert list(results.metrics) == list(METHODS)
     rows = pq.read_table("rows.parquet").to_pandas()
     swag = rows[(rows.method == "SWAG") & ~rows.is_ood]
     truth = np.stack(swag.probabilities)[np.arange(420), swag.label.astype(int)]

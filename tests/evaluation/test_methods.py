@@ -132,6 +132,23 @@ def test_the_passes_of_dropout_show_a_bar_where_one_is_wanted(moved, rows, progr
     assert ("Predicting: 100%" in capsys.readouterr().err) is progress
 
 
+def test_dropout_with_a_temperature_divides_the_logits_of_every_pass(moved, rows):
+    # Red for: a temperature of the averaged probabilities, MAP's temperature, one fitted on the rows it is judged on, other masks.
+    test, validation = rows[:12], rows[12:]
+    both = predictions_of(moved, test, validation=validation, methods=("MC dropout", "MC dropout, temperature"))
+    point = PointPosterior.at(moved[1].layout.flatten(AdapterWeights(moved[0], keys=moved[1].layout.keys).read()), moved[1])
+    predictor = MonteCarloPredictor(moved[0], point, num_samples=4, dropout=True, progress=False)
+    draws = {
+        name: np.log(predictor.predict(part, return_draws=True).draw_probabilities)
+        for name, part in (("t", test), ("v", validation))
+    }
+    temperature = fit_temperature(draws["v"], labels_of(validation), prior_std=0.2)
+    assert abs(temperature - 1) > 0.01
+    np.testing.assert_allclose(both["MC dropout"].probabilities, softmax(draws["t"], axis=-1).mean(axis=0), atol=1e-6)
+    expected = softmax(draws["t"] / temperature, axis=-1).mean(axis=0)
+    np.testing.assert_allclose(both["MC dropout, temperature"].probabilities, expected, atol=1e-5)
+
+
 def without_dropout(model, *, but=()):
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and not name.endswith(but):
@@ -144,6 +161,20 @@ def test_a_model_without_dropout_has_no_mc_dropout(base_folder, finished, rows):
     model = without_dropout(lora_model(base_folder, lora_dropout=0.0))
     with pytest.raises(SwagError, match="nothing in this model drops out"):
         predict_methods(model, finished[1], rows, sampling=Sampling(3), methods=["MC dropout"])
+    # Red for: an evaluation that ends because one of its default methods does not exist for this model.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = predict_methods(model, finished[1], rows[:6], validation=rows[6:], sampling=Sampling(3), progress=False)
+    assert list(found) == ["MAP", "MAP, temperature", "SWA", "SWAG"]
+
+
+def test_dropout_of_an_unsupported_kind_is_left_out_with_the_reason(moved, rows):
+    # Red for: the other methods lost with it, or a method that vanishes without a word.
+    model, posterior = moved
+    model.get_base_model().bert.pooler.activation = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.AlphaDropout(0.2)).eval()
+    with pytest.warns(UserWarning, match="Without MC dropout. .*AlphaDropout") as warned:
+        found = predictions_of((model, posterior), rows[:6], validation=rows[6:])
+    assert list(found) == ["MAP", "MAP, temperature", "SWA", "SWAG"] and len(warned) == 1
 
 
 def test_attention_drops_out_too(moved, rows):

@@ -63,7 +63,7 @@ def test_no_other_temperature_has_a_lower_penalised_nll():
         logits, labels = random_draws(seed, rows=int(20 + 10 * seed), spread=seed / 5)
         best = fit_temperature(logits, labels)
         candidates = np.exp(np.linspace(-3, 3, 301))
-        slow = [averaged_nll(logits, labels, T) + math.log(T) ** 2 / (2 * 0.5**2 * len(labels)) for T in [best, *candidates]]
+        slow = [averaged_nll(logits, labels, T) + math.log(T) ** 2 / (2 * 0.2**2 * len(labels)) for T in [best, *candidates]]
         assert slow[0] <= min(slow) + 1e-6
         assert penalised_nll(logits, labels, best) == pytest.approx(slow[0])
 
@@ -115,7 +115,7 @@ def test_the_fitted_temperature_undoes_a_scaling_of_the_logits():
     once = fit_temperature(logits, labels, prior_std=None)
     assert once == pytest.approx(1.0, abs=0.1)  # the labels were drawn from these very probabilities
     assert fit_temperature(3 * logits, labels, prior_std=None) == pytest.approx(3 * once, rel=1e-3)
-    assert fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=1e-2)  # 4,000 rows do not feel the prior
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3 * once, rel=2e-2)  # 4,000 rows hardly feel the prior
 
 
 @pytest.mark.parametrize("prior_std", [None, 0.5, 0.1])
