@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
@@ -36,6 +36,12 @@ def lora_layers(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, Lora
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and adapter_name in module.r:
             yield name, module
+
+
+def default_targets(model_type: str) -> list[str] | None:
+    """Return which layers PEFT gives LoRA in an architecture where the user names none; None where the user has to."""
+    targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    return list(targets) if isinstance(targets, list) else None
 
 
 def inserted_modules(layer: BaseTunerLayer) -> dict[str, nn.Module]:

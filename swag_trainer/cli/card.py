@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TextIO
 
 from swag_trainer.cli.files import prepared_outputs, refuse_existing, require, text_of, write_files
-from swag_trainer.cli.options import CommonOptions
+from swag_trainer.cli.options import PosteriorOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(PosteriorOptions):
     """Options of `swag-trainer card`."""
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     results: str | None = field(
         default=None, metadata={"help": "file of 'evaluate --output'; without it the card has no metrics"}
     )
@@ -52,7 +51,8 @@ def run(options: Options, out: TextIO) -> None:
         existing = text_of(path)
         is_ours = existing is not None and find_marked(existing) is not None
         refuse_existing(*map(path.with_name, plot_names(results)), overwrite=options.overwrite or is_ours)
-        card, plots = card_with_plots(load_posterior(options.model), results, repo_id=options.repo)
+        posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
+        card, plots = card_with_plots(posterior, results, repo_id=options.repo)
         files = {path.with_name(name): content for name, content in plots.items()}
         # The card comes last: it never links to a plot that is not there.
         write_files({**files, path: str(merge_card(card, existing)).encode()})

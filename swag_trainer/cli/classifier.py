@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from transformers import pipeline
 
+from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.lengths import count_truncated, longest_input
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
@@ -17,7 +18,7 @@ from swag_trainer.prediction.pipelines.text_classification import SwagTextClassi
 
 
 def load_classifier(
-    model: str, *, posterior: WeightPosterior | None = None, device: str | None = None, **options: Any
+    options: ClassifierOptions, *, posterior: WeightPosterior | None = None, device: str | None = None, **arguments: Any
 ) -> SwagTextClassificationPipeline:
     """Load a folder or a repository for ``pipeline("swag-text-classification")``; adapter and posterior are read once.
 
@@ -25,16 +26,22 @@ def load_classifier(
     that in its error.
 
     Args:
-        model: A folder, or "user/name" on the Hub.
+        options: Where adapter, posterior and base model lie.
         posterior: The posterior of that folder or repository, if it was read already.
         device: Such as "cpu" or "cuda:0"; None for what transformers chooses.
-        **options: Of the pipeline, see `SwagTextClassificationPipeline`.
+        **arguments: Of the pipeline, see `SwagTextClassificationPipeline`.
 
     Raises:
         SwagError: No posterior there, or one that does not fit.
     """
-    loaded = AutoSwagModelForSequenceClassification.from_pretrained(model, posterior=posterior, dtype="auto")
-    return pipeline("swag-text-classification", model=loaded, device=device, **options)
+    loaded = AutoSwagModelForSequenceClassification.from_pretrained(
+        options.model,
+        posterior=posterior,
+        base_model=options.base_model,
+        ignore_mismatched_adapter=options.ignore_mismatched_adapter,
+        dtype="auto",
+    )
+    return pipeline("swag-text-classification", model=loaded, device=device, **arguments)
 
 
 def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TextIO
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.files import prepared_outputs, require, write_files
-from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show
 from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.errors import SwagError
@@ -24,12 +24,11 @@ from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TextOptions):
+class Options(ClassifierOptions, TextOptions):
     """Options of `swag-trainer evaluate`."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_samples", "num_bins", "num_resamples", "batch_size")
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     split: str = field(default="test", metadata={"help": "examples that nothing was trained, tuned or chosen on"})
     validation_split: str | None = field(
         default=None,
@@ -85,7 +84,7 @@ def run(options: Options, out: TextIO) -> None:
     asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
         data = _Data.read(options)
-        classifier = load_classifier(options.model, device=options.device)
+        classifier = load_classifier(options, device=options.device)
         tuned = asked.resolved(classifier.posterior)
         sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed, design=tuned.design)
         measurement = _measured(options, data, classifier, sampling)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from swag_trainer.cli.options import CommonOptions
+from swag_trainer.cli.options import PosteriorOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
@@ -16,10 +16,9 @@ _LONGEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(PosteriorOptions):
     """Options of `swag-trainer inspect`."""
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
     json: bool = field(default=False, metadata={"help": "print everything as one JSON object"})
 
@@ -30,7 +29,10 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: No posterior there, or a damaged one.
     """
-    metadata = metadata_of(load_posterior(options.model, revision=options.revision))
+    posterior = load_posterior(
+        options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
+    )
+    metadata = metadata_of(posterior)
     if options.json:
         out.write(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
     else:

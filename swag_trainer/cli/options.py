@@ -43,6 +43,29 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PosteriorOptions(CommonOptions):
+    """Options that name an adapter with its posterior."""
+
+    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
+    ignore_mismatched_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "accept an adapter or a base model other than the recorded one, with the same weights' names and shapes"
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(PosteriorOptions):
+    """Options that name a classifier to predict with."""
+
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says"},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextOptions(CommonOptions):
     """Options that name labelled text."""
 

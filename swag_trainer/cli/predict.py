@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TextIO
 
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.files import prepared_outputs, require, write_files
-from swag_trainer.cli.options import CommonOptions
+from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.text_data import read_any_text
 from swag_trainer.cli.text_files import read_lines
 from swag_trainer.cli.text_sources import Example
@@ -25,13 +25,12 @@ _FORMATS = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(ClassifierOptions):
     """Texts, and options of the pipeline."""
 
     positionals: ClassVar[tuple[str, ...]] = ("model", "texts")
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     texts: list[str] = field(default_factory=list, metadata={"help": "texts to classify"})
     file: str | None = field(
         default=None, metadata={"help": "a .txt file with a text a line, or a .csv, .tsv, .jsonl or .json file"}
@@ -86,7 +85,7 @@ def run(options: Options, out: TextIO) -> None:
     PredictionOptions().updated(asked)  # refuses numbers out of range before anything is loaded
     examples = _examples(options)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite):
-        classifier = load_classifier(options.model, device=options.device)
+        classifier = load_classifier(options, device=options.device)
         classifier([], **asked)  # refuses what cannot be done before the first text
         predicted = _predictions(classifier, examples, asked, options.batch_size)
         if options.output is None:

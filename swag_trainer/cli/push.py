@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from swag_trainer.cli.files import require, text_of
-from swag_trainer.cli.options import CommonOptions
+from swag_trainer.cli.options import PosteriorOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.hub import read_readme
 from swag_trainer.posterior import load_posterior
@@ -26,10 +26,9 @@ _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(CommonOptions):
+class Options(PosteriorOptions):
     """Options of `swag-trainer push`."""
 
-    model: str = field(metadata={"help": "a folder with a posterior"})
     repo: str = field(metadata={"help": "user/name on the Hub; created if needed"})
     results: str | None = field(
         default=None,
@@ -60,7 +59,7 @@ def run(options: Options, out: TextIO) -> None:
     except HFValidationError as error:
         raise SwagError(f"--repo {options.repo!r} is not the id of a repository on the Hub: {error}") from error
     results = None if options.results is None else Measurement.read(options.results)
-    posterior = load_posterior(folder)
+    posterior = load_posterior(folder, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
     card, plots = _card(options, folder, posterior, results)
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         posterior.save_pretrained(place)  # adapter and posterior that belong together, whatever else lies in the folder

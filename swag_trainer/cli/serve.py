@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.files import require
-from swag_trainer.cli.options import CommonOptions
+from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.page import LAUNCH, build_page
 from swag_trainer.errors import SwagError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(CommonOptions):
+class ServeOptions(ClassifierOptions):
     """Options of `swag-trainer serve`.
 
     Attributes:
@@ -36,7 +36,6 @@ class ServeOptions(CommonOptions):
 
     counts: ClassVar[tuple[str, ...]] = ("num_samples",)
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     port: int = field(default=7860, metadata={"help": "port to listen on; 0 takes the first free one from 7860 on"})
     host: str = field(default="127.0.0.1", metadata={"help": "interface to listen on; 0.0.0.0 lets other machines in"})
     share: bool = field(default=False, metadata={"help": "give the page a public address, through gradio's servers"})
@@ -62,7 +61,7 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
     """
     require("gradio", extra="demo")
     _check_free(options)
-    classify = load_classifier(options.model, num_samples=options.num_samples, seed=options.seed)
+    classify = load_classifier(options, num_samples=options.num_samples, seed=options.seed)
     page = build_page(classify, name=options.model, text=options.text)
     try:
         page.launch(

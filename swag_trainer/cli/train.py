@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.files import prepared_outputs
+from swag_trainer.cli.lora import lora_config
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.splits import balanced
 from swag_trainer.cli.text_data import read_text
@@ -56,7 +57,17 @@ class Options(TextOptions):
     lora_alpha: int = field(default=16, metadata={"help": "their factor is alpha / r"})
     lora_dropout: float = field(default=0.1, metadata={"help": "dropout before the LoRA matrices"})
     target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers that get LoRA; default: PEFT's choice for the architecture"}
+        default=None,
+        metadata={
+            "help": "layers that get LoRA, or 'all-linear'; default: PEFT's choice for the architecture, else query and value of the "
+            "attention"
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "modules that train and are saved as a whole, beside the classifier; default: those that the checkpoint lacks"
+        },
     )
     snapshots: int = field(default=30, metadata={"help": "weight vectors to collect, spread evenly"})
     every_steps: int | None = field(default=None, metadata={"help": "collect every so many steps instead"})
@@ -182,8 +193,9 @@ def _train(
     options: Options, classes: list[str], rows: list[dict], tokenizer: Any, training: TrainingArguments, swag: SwagCallback
 ) -> None:
     set_seed(training.seed)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base, info = AutoModelForSequenceClassification.from_pretrained(
         options.model,
+        output_loading_info=True,
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),
         label2id={label: index for index, label in enumerate(classes)},
@@ -192,12 +204,14 @@ def _train(
     )
     if base.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         base.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    lora = LoraConfig(
-        task_type="SEQ_CLS",
+    lora = lora_config(
+        base,
+        {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])},
+        target_modules=options.target_modules,
+        modules_to_save=options.modules_to_save,
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=options.target_modules,
     )
-    model: PeftModel = get_peft_model(base, lora)
+    model = get_peft_model(base, lora)
     Trainer(model=model, args=training, train_dataset=rows, processing_class=tokenizer, callbacks=[swag]).train()

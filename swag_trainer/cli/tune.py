@@ -10,7 +10,7 @@ from swag_trainer.calibration.cross_fitting import DEFAULT_SCALE
 from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.files import prepared_outputs, require
-from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show, table_of
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
@@ -21,12 +21,11 @@ from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TextOptions):
+class Options(ClassifierOptions, TextOptions):
     """As `swag_trainer.tune`."""
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     split: str = field(default="validation", metadata={"help": "examples that nothing was trained on"})
     train_split: str | None = field(
         default=None,
@@ -61,7 +60,7 @@ def run(options: Options, out: TextIO) -> None:
         )
     folder = Path(options.model if options.output is None else options.output)
     with prepared_outputs(posteriors=[folder], overwrite=options.overwrite or in_place):
-        posterior = load_posterior(options.model)
+        posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
         if in_place and posterior.tuning is not None and not options.overwrite:
             raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces that tuning.")
         tuned, tokenizer = _tuned(options, posterior, sampling)
@@ -75,7 +74,7 @@ def run(options: Options, out: TextIO) -> None:
 def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> tuple[WeightPosterior, Any]:
     """Return the tuned posterior and the tokenizer of its model."""
     data = read_text(options, options.split)
-    classifier = load_classifier(options.model, posterior=posterior, device=options.device)
+    classifier = load_classifier(options, posterior=posterior, device=options.device)
     classes = class_names(classifier)
     train = None if options.train_split is None else read_text(options, options.train_split)
     tuned = tune(

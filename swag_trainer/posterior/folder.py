@@ -134,7 +134,8 @@ def check_pair(
     if problem and not ignore_digest:
         raise AdapterMismatchError(
             f"The posterior in {where!r} {problem}: its uncertainty would be about other weights. Save both again "
-            "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True if you know that they belong together."
+            "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True (--ignore-mismatched-adapter on the command line) if you "
+            "know that they belong together."
         )
 
 

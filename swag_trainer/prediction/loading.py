@@ -41,6 +41,7 @@ class AutoSwagModel:
         pretrained_model_name_or_path: str,
         *,
         posterior: WeightPosterior | None = None,
+        base_model: str | Path | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -59,6 +60,9 @@ class AutoSwagModel:
         Args:
             pretrained_model_name_or_path: Where adapter and posterior lie.
             posterior: The posterior that lies there, where it was read already; it is not read again.
+            base_model: Folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says. Files are not
+                changed by this: what is saved later names the base model as before. A pipeline takes it as
+                ``model_kwargs={"base_model": ...}``.
             revision: Of the adapter's repository. `transformers.pipeline` also asks the base model's repository for it, so with a
                 base on the Hub pin the adapter with ``model_kwargs={"adapter_kwargs": {"revision": ...}}``.
             token: Access token, as everywhere in huggingface_hub; so are the next three.
@@ -83,7 +87,8 @@ class AutoSwagModel:
             )
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         task = task_named(cls.task_name or posterior.record.task)
-        base = _load_base(posterior, task, **hub, **base_kwargs)
+        source, base_revision = _base_of(posterior, base_model)
+        base = _load_base(posterior, task, source, revision=base_revision, **hub, **base_kwargs)
         model = _load_adapter(base, posterior.adapter)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:
@@ -96,9 +101,9 @@ class AutoSwagModel:
         model.swag_posterior = posterior
         model.swag_tokenizer = TokenizerSource(
             adapter=str(pretrained_model_name_or_path),
-            base=posterior.adapter.base_model,
+            base=source,
             hub=where,
-            base_hub={**hub, "revision": posterior.record.base_revision},
+            base_hub={**hub, "revision": base_revision},
             pad_token_id=base.config.pad_token_id,
         )
         return model.eval()
@@ -128,14 +133,20 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
         )
 
 
-def _load_base(posterior: WeightPosterior, task: Task, **kwargs: Any) -> torch.nn.Module:
-    name, record = posterior.adapter.base_model, posterior.record
-    if not name:
+def _base_of(posterior: WeightPosterior, base_model: str | Path | None) -> tuple[str, str | None]:
+    """Return folder or Hub name of the base model, and the commit that the posterior was collected on where it is that repository."""
+    named = posterior.adapter.base_model
+    source = str(base_model or named or "")
+    if not source:
         raise SwagError(
-            "The adapter names no base model, so it cannot be loaded alone: load the base and pass model=... and posterior=..."
+            "The adapter names no base model: pass base_model=... (--base-model on the command line), or load the base and pass "
+            "model=... and posterior=..."
         )
-    if not Path(name).is_dir() and record.base_revision:
-        kwargs["revision"] = record.base_revision
+    return source, posterior.record.base_revision if source == named and not Path(source).is_dir() else None
+
+
+def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any) -> torch.nn.Module:
+    record = posterior.record
     if record.labels:
         kwargs["id2label"] = dict(enumerate(record.labels))
         kwargs["label2id"] = {label: index for index, label in enumerate(record.labels)}
@@ -144,9 +155,15 @@ def _load_base(posterior: WeightPosterior, task: Task, **kwargs: Any) -> torch.n
         kwargs["problem_type"] = record.problem_type
     if record.pad_token_id is not None:
         kwargs["pad_token_id"] = record.pad_token_id
-    base, info = task.auto_model.from_pretrained(
-        name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
+    try:
+        base, info = task.auto_model.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise SwagError(
+            f"The base model {name!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} If it lies elsewhere, pass "
+            "base_model=... (--base-model on the command line)."
+        ) from error
     # A mismatched entry is (name, shape in the file, shape in the model): a head of another task, which the adapter's must replace.
     fresh = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     missing = sorted(fresh - {key.removeprefix("base_model.model.") for key in posterior.adapter.tensors})

@@ -8,6 +8,7 @@ from command_line import DEMO, trained_folder
 
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.main import main
+from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.page import build_page
 from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.posterior import base, load_posterior
@@ -61,6 +62,6 @@ def test_commands_take_a_point_estimate_as_they_take_swag(point, tmp_path, capsy
     assert main(["evaluate", point, *DATA, "--methods", "MAP", "SWA", "--num-resamples", "2", "--output", str(results)]) == 0
     assert Measurement.read(results).map_weights == "adapter"
     assert main(["card", point, "--results", str(results), "--output", str(tmp_path / "README.md")]) == 0
-    blocks = build_page(load_classifier(point), text="hello").blocks.values()
+    blocks = build_page(load_classifier(ClassifierOptions(model=point)), text="hello").blocks.values()
     shown = {block.elem_id: block.value for block in blocks if hasattr(block, "value")}
     assert "of a posterior of kind 'point'" in shown["about"]

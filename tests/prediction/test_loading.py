@@ -104,3 +104,34 @@ def test_an_adapter_without_a_base_says_what_to_do(folder):
     with pytest.raises(SwagError, match="names no base model"):
         load(folder, ignore_mismatched_adapter=True)
     assert posterior.adapter.base_model
+
+
+def test_a_config_beside_the_adapter_is_not_read(folder, tmp_path, monkeypatch):
+    # Red for: a config.json that names code of its own, which transformers reads, and runs after a "y" on the terminal.
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}, "custom_pipelines": {"x": {}}})
+    )
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    classify = pipeline("swag-text-classification", model=str(folder), device="cpu")
+    assert classify("good film")[0]["label"] in {"negative", "neutral", "positive"}
+    with pytest.raises(SwagError, match="trust_remote_code"):
+        pipeline("swag-text-classification", model=str(folder), trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_tasks_read_their_configs_as_before(base_folder):
+    # Red for: an empty configuration for every pipeline of the process.
+    assert pipeline("text-classification", model=str(base_folder), device="cpu").model.config.hidden_size == 32
+
+
+def test_a_base_that_is_not_there_is_named_with_what_to_do(folder, tmp_path):
+    # Red for: an error of transformers about the Hub, from the loader or from the pipeline.
+    edit_config(folder, base_model_name_or_path=str(tmp_path / "gone"))
+    for name in ("loader", "pipeline"):
+        with pytest.raises(SwagError, match=r"gone' cannot be loaded.*base_model="):
+            if name == "loader":
+                load(folder, ignore_mismatched_adapter=True)
+            else:
+                more = {"ignore_mismatched_adapter": True}
+                pipeline("swag-text-classification", model=str(folder), model_kwargs=more, device="cpu")
