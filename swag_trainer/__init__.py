@@ -15,12 +15,14 @@ from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
     from swag_trainer.adapters.plain_lora import to_plain_lora
+    from swag_trainer.calibration.stack import stack
     from swag_trainer.calibration.tune import tune
     from swag_trainer.collection.acceptance import Adaptive
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
+    from swag_trainer.posterior.mixture import PosteriorMixture
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
@@ -36,6 +38,7 @@ __all__ = [
     "MonteCarloPredictor",
     "PointPosterior",
     "PosteriorFormatError",
+    "PosteriorMixture",
     "PosteriorNotFoundError",
     "Predictive",
     "Sampling",
@@ -51,6 +54,7 @@ __all__ = [
     "last_complete_checkpoint",
     "load_posterior",
     "posterior_from_checkpoints",
+    "stack",
     "to_plain_lora",
     "tune",
 ]
@@ -62,6 +66,7 @@ _MODULES = {
     "Every": "collection.schedule",
     "MonteCarloPredictor": "prediction.predictor",
     "PointPosterior": "posterior.point",
+    "PosteriorMixture": "posterior.mixture",
     "Predictive": "prediction.predictive",
     "Sampling": "prediction.sampler",
     "SwagCallback": "collection.callback",
@@ -73,6 +78,7 @@ _MODULES = {
     "last_complete_checkpoint": "collection.checkpoints",
     "load_posterior": "posterior",
     "posterior_from_checkpoints": "collection.from_checkpoints",
+    "stack": "calibration.stack",
     "to_plain_lora": "adapters.plain_lora",
     "tune": "calibration.tune",
 }

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from study.predictions import Draw, Run
+from swag_trainer.calibration.stack import stacking_weights
 from swag_trainer.metrics.temperature import PRIOR_STD, fit_temperature, penalised_nll
 
 DROPOUT_NATS = 2.0
@@ -86,16 +87,6 @@ def posterior_average(draws: Sequence[Draw], power: float = 1.0) -> Callable[[Ru
         return _mixture(run, fitted, softmax([-power * count * each.penalised for each in fitted]))
 
     return recipe
-
-
-def stacking_weights(likelihoods: np.ndarray, penalty: float, *, iterations: int = 500) -> np.ndarray:
-    """Return the weights of penalised stacking by expectation maximisation. Of likelihoods (k, N), shape (k,)."""
-    weights = np.full(len(likelihoods), 1 / len(likelihoods))
-    for _ in range(iterations):
-        joint = weights[:, None] * np.maximum(likelihoods, 1e-300)
-        weights = (joint / joint.sum(0)).sum(1) + penalty
-        weights /= weights.sum()
-    return weights
 
 
 def pooled(counts: Mapping[Draw, int]) -> Callable[[Run], Outcome]:

@@ -27,7 +27,6 @@ from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_t
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
@@ -178,7 +177,7 @@ def _candidates(
     """Predict the held-out examples in each of the ways to choose from, the cheapest first."""
     for center in posterior.centers:
         yield logits_of(center, 0.0, False)
-    if isinstance(posterior, PointPosterior):
+    if posterior.is_point:
         return
     clouds = [(center, scale) for scale in scales for center in posterior.centers if center != "tail"]
     for center, scale in clouds:
@@ -197,7 +196,7 @@ def _baselines(
 ) -> dict[str, float]:
     """NLL of what the posterior has to be better than, by name."""
     single = {each.center: each for each in candidates if each.scale == 0 and not each.dropout}
-    if isinstance(posterior, PointPosterior):
+    if posterior.is_point:
         return {"without temperature": single["mean"].nll()}
     baselines = {"SWA": single["mean"].nll()}
     for name, center in _BASELINES:

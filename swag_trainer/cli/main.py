@@ -20,6 +20,7 @@ FINE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "train": "fine-tune a model with LoRA on labelled text, and collect a posterior meanwhile",
     "collect": "make a posterior of the saved checkpoints of a training run",
+    "mix": "make one posterior of several, such as of runs with other seeds (MultiSWAG)",
     "tune": "choose scale, temperature and thresholds on held-out text",
     "evaluate": "measure SWAG and its baselines on held-out text",
     "predict": "classify texts, with uncertainty",

@@ -63,7 +63,7 @@ def run(options: Options, out: TextIO) -> None:
     card, plots = _card(options, folder, posterior, results)
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         posterior.save_pretrained(place)  # adapter and posterior that belong together, whatever else lies in the folder
-        files = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir()) if path.name != "README.md"}
+        files = _files_in(Path(place))
     commit = publish_card(
         options.repo,
         card,
@@ -133,6 +133,9 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         AutoTokenizer.from_pretrained(folder).save_pretrained(place)
-        return {
-            path.relative_to(place).as_posix(): path.read_bytes() for path in sorted(Path(place).rglob("*")) if path.is_file()
-        }
+        return _files_in(Path(place))
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files in a folder and below, by their paths in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

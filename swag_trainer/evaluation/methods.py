@@ -30,7 +30,7 @@ _SCALED = {"MAP, temperature", "MC dropout, temperature"}
 
 def methods_of(posterior: WeightPosterior) -> tuple[str, ...]:
     """Return the names of the methods that a posterior can be compared with, its own among them; `METHODS` for one of SWAG."""
-    mean = () if isinstance(posterior, PointPosterior) else ("SWA",)
+    mean = () if posterior.is_point else ("SWA",)
     return ("MAP", "MAP, temperature", *mean, posterior.title, "MC dropout", "MC dropout, temperature")
 
 

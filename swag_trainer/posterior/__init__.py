@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from swag_trainer.posterior.base import WeightPosterior
 
 # The modules of the families that come with this package; a module's class registers its kind when it is imported.
-_FAMILIES = ("point", "swag")
+_FAMILIES = ("mixture", "point", "swag")
+
+
+def import_families() -> None:
+    """Import the families that come with this package, so that their kinds are known."""
+    for family in _FAMILIES:
+        import_module(f"{__name__}.{family}")
 
 
 def load_posterior(pretrained_model_name_or_path: str | Path, **hub: Any) -> WeightPosterior:
@@ -23,6 +29,5 @@ def load_posterior(pretrained_model_name_or_path: str | Path, **hub: Any) -> Wei
         hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``ignore_mismatched_adapter``, see
             `WeightPosterior.from_pretrained`, whose errors are raised.
     """
-    for family in _FAMILIES:
-        import_module(f"{__name__}.{family}")
+    import_families()
     return import_module(f"{__name__}.base").WeightPosterior.from_pretrained(pretrained_model_name_or_path, **hub)

@@ -23,7 +23,7 @@ def write_together(files: Mapping[Path, Content]) -> None:
     disk that is full leaves every old file as it was. The modes follow the umask.
 
     Args:
-        files: The content of each path, as bytes or as pieces that are written one after the other; all in one folder.
+        files: The content of each path, as bytes or as pieces that are written one after the other. Their folders exist.
 
     Raises:
         OSError: The disk is full, say; the error names the path and the old files are untouched.
@@ -46,7 +46,8 @@ def write_together(files: Mapping[Path, Content]) -> None:
         for temporary in temporaries.values():
             with contextlib.suppress(FileNotFoundError):  # renamed by now, unless something went wrong
                 temporary.unlink()
-    _flush_folder(next(iter(files)).parent)
+    for folder in {path.parent for path in files}:
+        _flush_folder(folder)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -41,11 +41,13 @@ class Draws(NamedTuple):
         vectors: Shape (S, P), float32, on the CPU.
         weights: What each draw counts in an average. Shape (S,), sums to 1; None where all count the same.
         block_size: How many consecutive draws depend on each other (a matched set); 1 where all are independent.
+        members: Of a mixture, the number of the member that each draw comes from. Shape (S,), int64; None for a single posterior.
     """
 
     vectors: Tensor
     weights: Tensor | None = None
     block_size: int = 1
+    members: Tensor | None = None
 
 
 class WeightPosterior(ABC):
@@ -138,6 +140,15 @@ class WeightPosterior(ABC):
     def title(self) -> str:
         """Name of the family in tables, plots and model cards, such as "SWAG"."""
         return self.kind
+
+    @property
+    def is_point(self) -> bool:
+        """Whether no noise is ever drawn, at whatever scale: a point estimate, or an ensemble of such."""
+        return False
+
+    def plain_adapters(self) -> dict[str, SavedAdapter]:
+        """Return further adapters to write beside the first, for plain PEFT, by the names of their folders."""
+        return {}
 
     def last_snapshot(self) -> Tensor | None:
         """Return the weights that training ended with. Shape (P,), float32; None where the posterior does not have them."""
@@ -270,7 +281,7 @@ class WeightPosterior(ABC):
         if dtype not in get_args(StorageDtype):
             raise SwagError(f"dtype must be one of {get_args(StorageDtype)}, got {dtype!r}.")
         stored = self.stored_as(dtype)
-        contents = Contents(self.kind, self.record, stored.metadata(), stored.tensors(), self.adapter)
+        contents = Contents(self.kind, self.record, stored.metadata(), stored.tensors(), self.adapter, self.plain_adapters())
         write_folder(Path(save_directory), contents)
 
     @classmethod
@@ -353,7 +364,8 @@ class WeightPosterior(ABC):
         kind = self.kind.upper() if self.kind == "swag" else self.kind
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
             self.save_pretrained(folder, dtype=dtype)
-            files: dict[str, Path | bytes] = {path.name: path for path in sorted(Path(folder).iterdir())}
+            saved = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+            files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in saved}
             if card is not None:
                 files["README.md"] = card.encode()
             return upload(

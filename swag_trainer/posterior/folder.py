@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.hub import download
-from swag_trainer.posterior.atomic import write_together
+from swag_trainer.posterior.atomic import Content, write_together
 from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
@@ -31,6 +31,7 @@ class Contents(NamedTuple):
         metadata: What the family itself records, as JSON values.
         tensors: The family's tensors.
         adapter: The adapter beside it.
+        plain_adapters: Further adapters for plain PEFT, by folder; written, and not read.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Contents(NamedTuple):
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     adapter: SavedAdapter
+    plain_adapters: Mapping[str, SavedAdapter] = {}
 
 
 def write_folder(folder: Path, contents: Contents) -> None:
@@ -59,8 +61,12 @@ def write_folder(folder: Path, contents: Contents) -> None:
     initial = {} if adapter.initial is None else adapter.initial.as_tensors()
     features = {} if record.features is None else record.features.tensors()
     data, _ = encode({**contents.tensors, **initial, **features}, document)
-    files = adapter.files() | {POSTERIOR_FILE: data}
-    write_together({folder / name: content for name, content in files.items()})
+    files: dict[Path, Content] = {}
+    for name, other in contents.plain_adapters.items():
+        (folder / name).mkdir(exist_ok=True)
+        files |= {folder / name / file: content for file, content in other.files().items()}
+    files |= {folder / file: content for file, content in adapter.files().items()}
+    write_together(files | {folder / POSTERIOR_FILE: data})
 
 
 def find_folder(name_or_path: str | Path, **hub: Any) -> Path:

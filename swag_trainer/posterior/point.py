@@ -51,6 +51,11 @@ class PointPosterior(WeightPosterior):
             posterior.adapter,
         )
 
+    @property
+    def is_point(self) -> bool:
+        """True."""
+        return True
+
     def mean_vector(self) -> Tensor:
         """Return the weights. Shape (P,), float32."""
         return self.vector

@@ -47,6 +47,12 @@ class DrawBlocks:
         blocks = [draws.weights for draws in self._blocks[:count]]
         return None if blocks[0] is None else torch.cat(blocks) / count
 
+    def members(self, num_draws: int) -> Tensor | None:
+        """Return the number of the member of a mixture that each of the first draws comes from. Shape (num_draws,); None without members."""
+        count = num_draws // len(self.vectors(0))
+        blocks = [draws.members for draws in self._blocks[:count]]
+        return None if blocks[0] is None else torch.cat(blocks)
+
     def _draw(self, block: int) -> Draws:
         sampling, is_mean = self._sampling, self._scale == 0 and not self._sampling.dropout
         seed, num_samples = block_seed(sampling.seed, block), 1 if is_mean else sampling.num_samples
@@ -62,4 +68,4 @@ class DrawBlocks:
                 f"shape {None if draws.weights is None else tuple(draws.weights.shape)}: the sets must be of equal size, with a weight per draw."
             )
         weights = None if draws.weights is None else draws.weights.double()
-        return Draws(draws.vectors.to(self._device), weights, draws.block_size)
+        return draws._replace(vectors=draws.vectors.to(self._device), weights=weights)

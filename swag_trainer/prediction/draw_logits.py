@@ -115,6 +115,13 @@ class DrawLogits:
         with self._lock:
             return {"draws_per_block": self._blocks.block_size(), "weights": self._blocks.weights(num_draws)}
 
+    def members(self, num_draws: int) -> Tensor | None:
+        """Return the member of a mixture that each of that many draws comes from. Shape (num_draws,); None without members."""
+        if self._blocks is None:
+            return None
+        with self._lock:
+            return self._blocks.members(num_draws)
+
     def __call__(self, inputs: Mapping[str, Tensor], block: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits of every draw, in the order of the rows, and the row that each event belongs to.
 

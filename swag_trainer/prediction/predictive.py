@@ -39,6 +39,9 @@ class Predictive:
         draw_probabilities: Each draw's probabilities, if they were asked for. Shape (S, N, C).
         energy: Mean over the draws of the energy -T log sum exp(logits / T) (Liu et al. 2020, arXiv:2010.03759), T the temperature:
             higher for OOD examples. None where the classes do not exclude each other. Shape (N,).
+        between_members: Of a mixture, the part of the mutual information that is between the class and the member: what the averages of
+            the members disagree about. The rest, `within_members`, is what the draws of a member disagree about. None for a single
+            posterior. Shape (N,).
         ood_score: How far the example lies from every class, as a fraction of held-out examples, in [0, 1): see
             `swag_trainer.posterior.features`. None where the posterior has none. Shape (N,).
     """
@@ -54,6 +57,12 @@ class Predictive:
     draw_probabilities: np.ndarray | None = None
     energy: np.ndarray | None = None
     ood_score: np.ndarray | None = None
+    between_members: np.ndarray | None = None
+
+    @property
+    def within_members(self) -> np.ndarray | None:
+        """Of a mixture, the mutual information less `between_members`. Shape (N,); None for a single posterior."""
+        return None if self.between_members is None else self.mutual_information - self.between_members
 
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -69,6 +78,7 @@ class Predictive:
         keep_draws: bool = False,
         draws_per_block: int = 1,
         weights: Tensor | None = None,
+        members: Tensor | None = None,
     ) -> Predictive:
         """Average the predictions of S draws.
 
@@ -79,6 +89,7 @@ class Predictive:
             keep_draws: Keep the probabilities of each draw.
             draws_per_block: See `standard_error`.
             weights: What each draw counts in every mean over the draws. Shape (S,), sums to 1; None where all count the same.
+            members: The member of a mixture that each draw comes from. Shape (S,); None for a single posterior.
         """
         draws = apply_link(logits, link, temperature)
         mean = weighted_mean(draws, weights)
@@ -95,6 +106,7 @@ class Predictive:
             num_draws=np.full(draws.shape[1], len(draws)),
             draw_probabilities=draws.numpy() if keep_draws else None,
             energy=weighted_mean(_energy(logits, temperature), weights).numpy() if link == "softmax" else None,
+            between_members=None if members is None else _between_members(draws, entropy, link, weights, members).numpy(),
         )
 
     @classmethod
@@ -154,17 +166,19 @@ class RegressionPredictive:
         return type(self)(**_select(self, events, draws="draw_values"))
 
 
-def summarise(logits: Tensor, link: Link, *, temperature: float = 1.0, **averaging: Any) -> Predictive | RegressionPredictive:
+def summarise(
+    logits: Tensor, link: Link, *, temperature: float = 1.0, members: Tensor | None = None, **averaging: Any
+) -> Predictive | RegressionPredictive:
     """Average the outputs of S draws into the kind of predictive that the link asks for.
 
     Args:
         logits: Shape (S, N, C).
-        link, temperature: As in `Predictive.from_logits`; a regression ("identity") ignores the temperature.
+        link, temperature, members: As in `Predictive.from_logits`; a regression ("identity") ignores temperature and members.
         averaging: ``keep_draws``, ``draws_per_block`` and ``weights``, as in `Predictive.from_logits`.
     """
     if link == "identity":
         return RegressionPredictive.from_outputs(logits, **averaging)
-    return Predictive.from_logits(logits, link, temperature=temperature, **averaging)
+    return Predictive.from_logits(logits, link, temperature=temperature, members=members, **averaging)
 
 
 def apply_link(logits: Tensor, link: Link, temperature: float = 1.0) -> Tensor:
@@ -190,6 +204,17 @@ def _entropy(probabilities: Tensor, link: Link) -> Tensor:
     if link == "sigmoid":
         entropy = entropy + torch.special.entr(1 - probabilities)
     return entropy.sum(-1)
+
+
+def _between_members(draws: Tensor, entropy: Tensor, link: Link, weights: Tensor | None, members: Tensor) -> Tensor:
+    """Entropy of the mixture less the mean entropy of the members' averages, both of weighted draws. Shape (N,)."""
+    counts = torch.full((len(draws),), 1 / len(draws), dtype=torch.float64) if weights is None else weights.double().cpu()
+    apart = torch.zeros_like(entropy)
+    for member in members.unique():
+        own = members == member
+        if (total := counts[own].sum()) > 0:
+            apart += total * _entropy(weighted_mean(draws[own], counts[own] / total), link)
+    return (entropy - apart).clamp_min(0)  # Jensen; below 0 by rounding only
 
 
 def _spread(draws: Tensor, mean: Tensor, weights: Tensor | None) -> Tensor:

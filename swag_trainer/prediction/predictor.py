@@ -149,6 +149,10 @@ class MonteCarloPredictor:
         """Return what each of the first draws counts in an average. Shape (num_draws,), sums to 1; None where all count the same."""
         return self._logits.averaging(num_draws)["weights"]
 
+    def draw_members(self, num_draws: int) -> Tensor | None:
+        """Return the member of a mixture that each of the first draws comes from. Shape (num_draws,); None for a single posterior."""
+        return self._logits.members(num_draws)
+
     def with_output(self, *, link: Link | None = None, temperature: float | None = None) -> MonteCarloPredictor:
         """Return a predictor with the same draws and the same copy of the model, but another link or temperature.
 
@@ -262,8 +266,10 @@ class MonteCarloPredictor:
         return predictive, rows
 
     def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
-        averaging = self._logits.averaging(len(logits))
-        return summarise(logits, self.link, temperature=self.temperature, keep_draws=keep_draws, **averaging)
+        averaging = self._logits.averaging(len(logits)) | {"keep_draws": keep_draws}
+        return summarise(
+            logits, self.link, temperature=self.temperature, members=self._logits.members(len(logits)), **averaging
+        )
 
     def _predict_within_error(self, inputs: dict[str, Tensor]) -> tuple[Predictive | RegressionPredictive, np.ndarray]:
         """As `_predict_batch`, each row with as many blocks as it needs; that number depends on the row's own predictions alone."""

@@ -29,7 +29,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
     Everything that `transformers.TextClassificationPipeline` takes and returns holds here too (``top_k``, text pairs, ``truncation``,
     ``padding``, ``batch_size``, ``function_to_apply``, data sets and generators). Each prediction also has its ``entropy`` and its
     ``mutual_information`` in nats, and its ``ood_score`` where the posterior has one: the fraction of held-out examples that lie closer to
-    the nearest class, by their features at the mean weights, which cost one forward. For a regression model it has the draws' ``std``.
+    the nearest class, by their features at the mean weights, which cost one forward. Those of a mixture have ``between_members``, the
+    part of the mutual information that its members' averages disagree about. For a regression model it has the draws' ``std``.
 
         from transformers import pipeline
         import swag_trainer
@@ -111,6 +112,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
                 "entropy": float(predictive.entropy[0]),
                 "mutual_information": float(predictive.mutual_information[0]),
             }
+            if predictive.between_members is not None:
+                uncertainty["between_members"] = float(predictive.between_members[0])
             if predictive.ood_score is not None:
                 uncertainty["ood_score"] = ood_score = float(predictive.ood_score[0])
             scores, extra = predictive.probabilities[0], [uncertainty] * len(predictive.probabilities[0])
