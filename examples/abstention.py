@@ -64,7 +64,7 @@ def tuned_posterior(task: TextTask, arguments: argparse.Namespace) -> SwagPoster
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     data = {split: tokenised(task.texts[split], tokenizer, task.targets[split]) for split in ("train", "validation")}
     swag = SwagCallback()
-    model = train(task, data["train"], tokenizer, arguments, arguments.output, arguments.seed, callbacks=[swag])
+    model = train(task, data["train"], tokenizer, arguments, arguments.output, arguments.seed, callbacks=[swag]).model.eval()
     posterior = tune(
         swag.posterior,
         model,

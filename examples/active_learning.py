@@ -70,7 +70,7 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
     def fitted(labelled: np.ndarray) -> MonteCarloPredictor:
         swag = SwagCallback()
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), no_warnings():
-            model = train(task, rows.select(labelled), tokenizer, arguments, folder, seed, callbacks=[swag])
+            model = train(task, rows.select(labelled), tokenizer, arguments, folder, seed, callbacks=[swag]).model.eval()
         return MonteCarloPredictor(model, swag.posterior, num_samples=arguments.num_samples, seed=seed, progress=False)
 
     start = fitted(first)

@@ -52,7 +52,7 @@ def predicted(task: TextTask, arguments: argparse.Namespace) -> dict[str, Predic
     swag = SwagCallback()
     rows = tokenised(task.texts["train"], tokenizer, task.targets["train"])
     with tempfile.TemporaryDirectory() as folder:
-        model = train(task, rows, tokenizer, arguments, folder, arguments.seed, callbacks=[swag])
+        model = train(task, rows, tokenizer, arguments, folder, arguments.seed, callbacks=[swag]).model.eval()
     predictor = MonteCarloPredictor(
         model,
         swag.posterior,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
+    from swag_trainer.fitting.fit import fit_posterior
+    from swag_trainer.posterior.kronecker import KroneckerPosterior
+    from swag_trainer.posterior.mean_field import MeanFieldPosterior
     from swag_trainer.posterior.mixture import PosteriorMixture
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
@@ -35,6 +38,8 @@ __all__ = [
     "AdapterMismatchError",
     "Evenly",
     "Every",
+    "KroneckerPosterior",
+    "MeanFieldPosterior",
     "MonteCarloPredictor",
     "PointPosterior",
     "PosteriorFormatError",
@@ -51,6 +56,7 @@ __all__ = [
     "TooFewCollectionsError",
     "WeightPosterior",
     "__version__",
+    "fit_posterior",
     "last_complete_checkpoint",
     "load_posterior",
     "posterior_from_checkpoints",
@@ -64,6 +70,8 @@ _MODULES = {
     "Adaptive": "collection.acceptance",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
+    "KroneckerPosterior": "posterior.kronecker",
+    "MeanFieldPosterior": "posterior.mean_field",
     "MonteCarloPredictor": "prediction.predictor",
     "PointPosterior": "posterior.point",
     "PosteriorMixture": "posterior.mixture",
@@ -75,6 +83,7 @@ _MODULES = {
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
     "SwagTrainerMixin": "collection.trainer_mixin",
     "WeightPosterior": "posterior.base",
+    "fit_posterior": "fitting.fit",
     "last_complete_checkpoint": "collection.checkpoints",
     "load_posterior": "posterior",
     "posterior_from_checkpoints": "collection.from_checkpoints",

@@ -1,0 +1,1 @@
+"""Posteriors of adapters that were trained without one: no trajectory is needed, only the adapter and some labelled examples."""

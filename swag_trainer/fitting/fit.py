@@ -1,0 +1,96 @@
+"""fit_posterior: a posterior of any trained adapter, from labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any, Literal, get_args
+
+from torch import nn
+from transformers import default_data_collator
+
+from swag_trainer.adapters.keys import active_adapter, adapted_model, base_model, parameter_names
+from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.calibration.held_out import HeldOut
+from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
+from swag_trainer.errors import SwagError
+from swag_trainer.fitting.adapter import TrainedAdapter
+from swag_trainer.fitting.head_laplace import fit_head_laplace
+from swag_trainer.fitting.tfb import fit_tfb
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.prediction.sampler import Sampling
+from swag_trainer.tasks import task_named
+from swag_trainer.version import __version__
+
+FitMethod = Literal["tfb", "laplace-head"]
+MIN_EXAMPLES = 20
+_FITS: dict[str, Callable[..., WeightPosterior]] = {"tfb": fit_tfb, "laplace-head": fit_head_laplace}
+
+
+def fit_posterior(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    method: FitMethod = "tfb",
+    sampling: Sampling | None = None,
+    name: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    adapter_name: str | None = None,
+    batch_size: int = 32,
+    data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
+    progress: bool = True,
+    **settings: float,
+) -> WeightPosterior:
+    """Make a posterior of an adapter that was trained without one.
+
+    * "tfb": training-free Bayesianisation (Shi et al. 2024, arXiv:2412.05723), see `fit_tfb`. Noise on LoRA's A, as much as raises the loss
+      by ``epsilon``. Any examples serve, those of training too.
+    * "laplace-head": Laplace's approximation over the classification head, see `fit_head_laplace`. Training examples.
+
+    Args:
+        model: The trained PEFT model of a classifier. It stays as it is.
+        data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``.
+        method: One of the above.
+        sampling: Draws, seed and design where the method draws; default: ``Sampling()``.
+        name, split, revision: Of the data set, as for `swag_trainer.tune`.
+        adapter_name: Which adapter; default: the active one.
+        batch_size, data_collator, progress: As for `swag_trainer.MonteCarloPredictor`.
+        settings: Of the method: ``epsilon`` of "tfb", ``prior_precision`` of "laplace-head".
+
+    Returns:
+        The posterior, with the adapter at its mean. `tune` and everything else takes it; the model computes what it did.
+
+    Raises:
+        SwagError: An unknown method or setting, fewer than 20 examples, labels that are not class numbers, a model that is not a classifier
+            of exclusive classes, or an adapter that the method cannot be applied to.
+    """
+    if method not in get_args(FitMethod):
+        raise SwagError(f"method must be one of {get_args(FitMethod)}, got {method!r}.")
+    fit = _FITS[method]
+    known = set(fit.__kwdefaults__ or {}) - {"batch_size", "data_collator", "progress", "sampling"}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise SwagError(f"method={method!r} has the settings {sorted(known)}, got {unknown[0]!r}.")
+    inner = adapted_model(model)
+    weights = AdapterWeights(model, adapter_name, keys=parameter_names(inner, adapter_name or active_adapter(inner)))
+    check_saved_modules(weights)
+    metadata = base_metadata(weights) | task_metadata(weights, problem_type=None)
+    task, config = task_named(metadata["task"]), base_model(inner).config
+    if task.link(config) != "softmax":
+        raise SwagError(
+            "fit_posterior() is for classes that exclude each other; this model is for several labels or a regression."
+        )
+    held_out = HeldOut.of(data, task=task, num_labels=config.num_labels, name=name, split=split, revision=revision)
+    if len(held_out.labels) < MIN_EXAMPLES:
+        raise SwagError(f"Fitting to {len(held_out.labels)} examples would fit chance; at least {MIN_EXAMPLES} are needed.")
+    saved = weights.saved()
+    record = PosteriorRecord(
+        base_model=saved.base_model,
+        versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
+        **metadata,
+    )
+    adapter = TrainedAdapter(model, weights, saved, record, task)
+    reading = {"batch_size": batch_size, "data_collator": data_collator, "progress": progress}
+    return fit(adapter, held_out, sampling=sampling or Sampling(), **reading, **settings)
