@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from study.catalogue import DISTILLATION, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS
+from study.catalogue import DISTILLATION, FITS, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS
 from study.detection import detection
 from study.predictions import Run, relative_energy
 from study.recipes import Outcome
@@ -30,6 +30,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "rates": RATES,
     "smoothing": SMOOTHING,
     "distillation": DISTILLATION,
+    "fits": FITS,
 }
 # The trainings that recipes need.
 SCHEDULES_OF = {"rates": ["halved", "floor"], "smoothing": ["smoothed"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,40 +67,68 @@ def fit_head_laplace(
     predictor = MonteCarloPredictor(adapter.model, point, task=adapter.task, adapter_name=name, progress=progress, **reading)
     log_probabilities = np.log(np.maximum(predictor.predict(data.rows).probabilities, np.finfo(np.float64).tiny))
     head = _head(weights, features, log_probabilities)
-    outputs = head[max(head)].shape[0]  # "weight" is after "bias"
-    inputs = features.astype(np.float64)
-    if len(head) == 2:
-        inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
     probabilities = np.exp(log_probabilities)
-    left = np.diag(probabilities.mean(0)) - probabilities.T @ probabilities / len(probabilities)
-    left_values, left_vectors = np.linalg.eigh(left)
-    right_values, right_vectors = np.linalg.eigh(inputs.T @ inputs)
-    left_values, right_values = left_values.clip(0), right_values.clip(0)
-    curvature = np.outer(left_values, right_values)
-    squared = float(sum(weight.double().square().sum() for weight in head.values()))
-
-    def negative_evidence(log10_precision: float) -> float:
-        precision = 10**log10_precision
-        determinant = np.log(curvature + precision).sum()
-        return precision * squared / 2 - curvature.size * math.log(precision) / 2 + determinant / 2
-
+    curvature = HeadCurvature.of(features, probabilities, has_bias=len(head) == 2)
+    squared_norm = float(sum(weight.double().square().sum() for weight in head.values()))
     if prior_precision is None:
-        prior_precision = 10 ** float(minimize_scalar(negative_evidence, bounds=_PRIOR_RANGE, method="bounded").x)
+        prior_precision = curvature.best_prior_precision(squared_norm)
     likelihood = float(log_probabilities[np.arange(len(data.labels)), data.labels].sum())
     settings = {
         "prior_precision": float(prior_precision),
-        "log_marginal_likelihood": likelihood - negative_evidence(math.log10(prior_precision)),
-        "num_classes": float(outputs),
+        "log_marginal_likelihood": likelihood + curvature.log_evidence(squared_norm, prior_precision),
     }
     own = WeightLayout.of(head)
     return KroneckerPosterior(
         own,
         own.flatten(head),
-        *(torch.from_numpy(array).float() for array in (left_vectors, left_values, right_vectors, right_values)),
+        *(torch.from_numpy(array).float() for array in curvature),
         adapter.record,
         FitRecord("laplace-head", data.name, data.split, data.revision, len(data.labels), settings),
         adapter.saved,
     )
+
+
+class HeadCurvature(NamedTuple):
+    """Eigenvectors and eigenvalues of the two factors of the head's Gauss-Newton matrix; float64.
+
+    Attributes:
+        left_vectors, left_values: Of mean_n (diag(p_n) - p_n p_n^T). Shapes (C, C) and (C,).
+        right_vectors, right_values: Of sum_n f_n f_n^T. Shapes (h, h) and (h,), h + 1 with a bias.
+    """
+
+    left_vectors: np.ndarray
+    left_values: np.ndarray
+    right_vectors: np.ndarray
+    right_values: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, probabilities: np.ndarray, *, has_bias: bool) -> HeadCurvature:
+        """Compute it from the head's inputs (N, h) and the probabilities (N, C) of the training examples."""
+        inputs = features.astype(np.float64)
+        if has_bias:
+            inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+        left = np.diag(probabilities.mean(0)) - probabilities.T @ probabilities / len(probabilities)
+        left_values, left_vectors = np.linalg.eigh(left)
+        right_values, right_vectors = np.linalg.eigh(inputs.T @ inputs)
+        return cls(left_vectors, left_values.clip(0), right_vectors, right_values.clip(0))
+
+    def log_evidence(self, squared_norm: float, prior_precision: float) -> float:
+        """Return the logarithm of the marginal likelihood less that of the likelihood.
+
+        Args:
+            squared_norm: |W|^2 of the head.
+            prior_precision: tau.
+        """
+        curvature = np.outer(self.left_values, self.right_values)
+        determinant = np.log(curvature + prior_precision).sum()
+        return (curvature.size * math.log(prior_precision) - prior_precision * squared_norm - determinant) / 2
+
+    def best_prior_precision(self, squared_norm: float) -> float:
+        """Return the tau of the highest marginal likelihood, between 1e-4 and 1e6."""
+        found = minimize_scalar(
+            lambda power: -self.log_evidence(squared_norm, 10**power), bounds=_PRIOR_RANGE, method="bounded"
+        )
+        return 10 ** float(found.x)
 
 
 def _head(weights: Mapping[str, Tensor], features: np.ndarray, log_probabilities: np.ndarray) -> dict[str, Tensor]:

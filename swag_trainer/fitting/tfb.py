@@ -61,7 +61,7 @@ def fit_tfb(
     """
     if not 0 < epsilon < float("inf"):
         raise SwagError(f"epsilon is a rise of the NLL in nats and must be finite and > 0, got {epsilon}.")
-    mean, variance = _rotated(adapter.values())
+    mean, variance = rotated(adapter.values())
     if not mean:
         raise SwagError("TFB is for LoRA adapters, and this adapter has no matrices A and B.")
     layout = WeightLayout.of(mean)
@@ -89,7 +89,7 @@ def fit_tfb(
         return negative_log_likelihood(predictor.predict(data.rows).probabilities, data.labels)
 
     at_mean = nll(0.0)
-    sigma, reached = _largest(lambda sigma: nll(sigma) - at_mean <= epsilon, start=_typical_update(mean))
+    sigma, reached = largest(lambda sigma: nll(sigma) - at_mean <= epsilon, start=typical_update(mean))
     found = {"sigma": sigma, "epsilon": epsilon, "nll_at_mean": at_mean, "nll": nll(sigma), "num_samples": sampling.num_samples}
     if not reached:
         warnings.warn(
@@ -105,7 +105,7 @@ def fit_tfb(
     )
 
 
-def _rotated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def rotated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return B' and A' of every pair, and their variances at sigma 1, by key; weights of other kinds are left out."""
     mean: dict[str, Tensor] = {}
     variance: dict[str, Tensor] = {}
@@ -128,7 +128,7 @@ def _rotated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return mean, variance
 
 
-def _typical_update(mean: Mapping[str, Tensor]) -> float:
+def typical_update(mean: Mapping[str, Tensor]) -> float:
     """Return the root mean square of U^T (B A) over all layers: sigma at which the noise is as large as the update itself."""
     total, count = 0.0, 0
     for a_key in (key for key in mean if rank_axis(key) == 0):
@@ -139,7 +139,7 @@ def _typical_update(mean: Mapping[str, Tensor]) -> float:
     return (total / count) ** 0.5 if total else 1.0
 
 
-def _largest(is_allowed: Callable[[float], bool], *, start: float) -> tuple[float, bool]:
+def largest(is_allowed: Callable[[float], bool], *, start: float) -> tuple[float, bool]:
     """Return the largest number that is allowed to within 4^(1/64), and whether any larger one was found that is not.
 
     Args:

@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast, pipeline
 
 from swag_trainer import MonteCarloPredictor, PosteriorFormatError, Sampling, SwagError, fit_posterior, load_posterior, tune
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.fitting.tfb import _largest, _rotated
+from swag_trainer.fitting.tfb import largest, rotated
 from swag_trainer.metrics.scores import negative_log_likelihood
 
 
@@ -83,7 +83,7 @@ def test_directions_that_b_does_not_have_get_no_noise():
         torch.zeros(5, 3),
     ):
         a = torch.randn(3, 4, generator=generator)
-        mean, variance = _rotated({"x.lora_A.weight": a, "x.lora_B.weight": b})
+        mean, variance = rotated({"x.lora_A.weight": a, "x.lora_B.weight": b})
         torch.testing.assert_close(mean["x.lora_B.weight"] @ mean["x.lora_A.weight"], b @ a, atol=1e-5, rtol=1e-5)
         rank = int(torch.linalg.matrix_rank(b))
         assert torch.isfinite(variance["x.lora_A.weight"]).all()
@@ -93,13 +93,13 @@ def test_directions_that_b_does_not_have_get_no_noise():
 @pytest.mark.parametrize("bound", [1e-4, 0.37, 1.0, 900.0])
 def test_the_bound_is_found_from_either_side(bound):
     # Red for: a search that begins above the bound and stays there, or stops too early.
-    found, reached = _largest(lambda sigma: sigma <= bound, start=1.0)
+    found, reached = largest(lambda sigma: sigma <= bound, start=1.0)
     assert reached and found <= bound < found * 4 ** (1 / 64) * (1 + 1e-9)
 
 
 def test_a_bound_that_is_never_reached_is_said():
     # Red for: an endless search.
-    assert _largest(lambda sigma: True, start=1.0) == (4.0**10, False)
+    assert largest(lambda sigma: True, start=1.0) == (4.0**10, False)
 
 
 def test_the_laplace_over_the_head_is_that_of_the_formulas(trained, laplace):

@@ -1,0 +1,65 @@
+"""Recipes of the study that need no trajectory: TFB, and Laplace's approximation over the head, both of the last weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import Tensor
+
+from study.predictions import NUM_SAMPLES, Draw, Run
+from study.recipes import Outcome, average
+from swag_trainer.fitting.head_laplace import HeadCurvature
+from swag_trainer.fitting.tfb import EPSILON, largest, rotated, typical_update
+from swag_trainer.metrics.scores import negative_log_likelihood
+from swag_trainer.metrics.temperature import fit_temperature
+from swag_trainer.posterior.design import draw_noise
+
+MAP = Draw("map", collected="decay")
+_HEAD = "classifier"
+
+
+def tfb(run: Run) -> Outcome:
+    """TFB with sigma by the validation loss, and a temperature."""
+    labels, layout = run.data.splits["validation"].labels, run.weights.layout
+    mean, variance = rotated(layout.unflatten(run.center(MAP)))
+    whole = layout.unflatten(run.center(MAP))
+    center = layout.flatten({key: mean.get(key, weight) for key, weight in whole.items()})
+    spread = layout.flatten({key: variance.get(key, torch.zeros_like(weight)) for key, weight in whole.items()}).sqrt()
+    noise, _ = draw_noise(NUM_SAMPLES, num_weights=layout.size, rank=0, seed=run.seed, design="matched")
+
+    def logits(sigma: float, split: str) -> np.ndarray:
+        vectors: Tensor = center + sigma * spread * noise
+        return run.predict(MAP, vectors, split)[0].astype(np.float64)
+
+    def nll(sigma: float) -> float:
+        return negative_log_likelihood(average(logits(sigma, "validation"), 1.0), labels)
+
+    at_mean = nll(0.0)
+    sigma, _ = largest(lambda sigma: nll(sigma) - at_mean <= EPSILON, start=typical_update(mean))
+    temperature = fit_temperature(logits(sigma, "validation"), labels)
+    return Outcome(average(logits(sigma, "test"), temperature), f"sigma {sigma:.4f}, T {temperature:.3f}")
+
+
+def head_laplace(run: Run) -> Outcome:
+    """Laplace over the head with the prior of the highest marginal likelihood, and a temperature."""
+    labels = run.data.splits["validation"].labels
+    weights = run.weights.layout.unflatten(run.center(MAP))
+    head = {key.rpartition(".")[2]: weight.double().numpy() for key, weight in weights.items() if _HEAD in key}
+    matrix = np.concatenate([head["weight"], head["bias"][:, None]], axis=1)
+    probabilities = softmax(run.logits(MAP, "train")[0].astype(np.float64), axis=-1)
+    curvature = HeadCurvature.of(run.features(MAP, "train"), probabilities, has_bias=True)
+    squared_norm = float((matrix**2).sum())
+    precision = curvature.best_prior_precision(squared_norm)
+    noise, _ = draw_noise(NUM_SAMPLES, num_weights=matrix.size, rank=0, seed=run.seed, design="matched")
+    scaled = noise.view(-1, *matrix.shape).double().numpy() / np.sqrt(
+        np.outer(curvature.left_values, curvature.right_values) + precision
+    )
+    draws = matrix + curvature.left_vectors @ scaled @ curvature.right_vectors.T
+
+    def logits(split: str) -> np.ndarray:
+        features = run.features(MAP, split).astype(np.float64)
+        return np.einsum("nh,sch->snc", np.concatenate([features, np.ones((len(features), 1))], axis=1), draws)
+
+    temperature = fit_temperature(logits("validation"), labels)
+    return Outcome(average(logits("test"), temperature), f"precision {precision:.3g}, T {temperature:.3f}")
