@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -28,10 +31,16 @@ FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
 
 README = "README.md"
 
-_TRANSIENT = {429, 500, 502, 503, 504}
+_TOO_MANY_REQUESTS = 429
+_TRANSIENT = {_TOO_MANY_REQUESTS, 500, 502, 503, 504}
+# Of the HTTP library: the connection broke after it was made, or nothing came for too long. One that is refused is not tried again.
+_DROPPED = {"ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError", "WriteTimeout"}
 _ATTEMPTS = 5
+_LONGEST_PAUSE = 60.0  # seconds
 _PRECONDITION_FAILED = 412  # another commit landed on the branch
 _CONFLICTS = 3
+
+_Result = TypeVar("_Result")
 
 
 def download(
@@ -64,8 +73,10 @@ def download(
         "force_download": force_download,
     }
     try:
-        resolved = HfApi(token=token).resolve_revision(
-            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+        resolved = _retried(
+            lambda: HfApi(token=token).resolve_revision(
+                repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+            )
         )
         paths = []
         for filename in filenames:
@@ -110,7 +121,8 @@ def upload(
 ) -> CommitInfo:
     """Put files into a model repository in one atomic commit, so that half of them can never be loaded.
 
-    The repository, and the branch ``revision``, are created if needed. Responses 429 and 5xx are tried again with growing pauses.
+    The repository, and the branch ``revision``, are created if needed. Responses 429 and 5xx and dropped connections are tried again,
+    after the pause that the Hub asks for or after growing ones. Where the reply to the commit is lost, the repository is looked at.
 
     Args:
         files: Contents of each path in the repository.
@@ -127,19 +139,20 @@ def upload(
         The commit. Where nothing would change it is the one that is there.
 
     Raises:
-        SwagError: The commit was not made; also where ``merge`` raised one.
+        SwagError: The commit was not made, also where ``merge`` raised an error; or whether it was made cannot be determined, and the
+            error says so.
     """
-    api = HfApi(token=token)
-    attempts, conflicts = _ATTEMPTS, _CONFLICTS
+    api, conflicts, failures, is_lost = HfApi(token=token), _CONFLICTS, 0, False
+    contents: dict[str, Path | bytes] = dict(files)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            _retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         while True:
-            parent, contents = None, dict(files)
+            parent = None
             if merge is not None:
-                parent = api.repo_info(repo_id, revision=revision).sha
-                contents = {README: merge(_readme_at(api, repo_id, parent)), **contents}
+                parent = _retried(lambda: api.repo_info(repo_id, revision=revision)).sha
+                contents = {README: merge(_readme_at(api, repo_id, parent)), **files}
             operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
             try:
                 return api.create_commit(
@@ -150,18 +163,22 @@ def upload(
                     create_pr=create_pr,
                     parent_commit=parent,
                 )
-            except HfHubHTTPError as error:
-                status = None if error.response is None else error.response.status_code
-                if status == _PRECONDITION_FAILED and conflicts > 1:
+            except HTTPError as error:
+                if _status(error) == _PRECONDITION_FAILED and conflicts > 1:
                     conflicts -= 1
-                elif status in _TRANSIENT and attempts > 1:
-                    time.sleep(0.5 * 2 ** (_ATTEMPTS - attempts))
-                    attempts -= 1
-                else:
+                    continue
+                failures += 1
+                pause, is_lost = _pause(error, failures), is_lost or _may_be_committed(error)
+                if pause is None or failures == _ATTEMPTS or (is_lost and create_pr):
+                    if is_lost:
+                        return _found(api, repo_id, contents, commit_message, revision, error, create_pr=create_pr)
                     raise
+                time.sleep(pause)  # what was committed after all is not committed again: files that are there are left out
     except FAILURES as error:
         raise SwagError(f"Nothing was committed to {repo_id!r}: {_short(error)}") from error
     except SwagError as error:
+        if isinstance(error, _UnknownOutcomeError):
+            raise
         raise SwagError(f"Nothing was committed to {repo_id!r}: {error}") from error
 
 
@@ -177,7 +194,7 @@ def read_readme(repo_id: str, revision: str | None = None, *, token: str | bool 
         OSError, ValueError, HTTPError: It cannot be read (`FAILURES`); that says nothing about what exists.
     """
     api = HfApi(token=token)
-    return _readme_at(api, repo_id, api.repo_info(repo_id, revision=revision).sha)
+    return _readme_at(api, repo_id, _retried(lambda: api.repo_info(repo_id, revision=revision)).sha)
 
 
 def delete_if_present(repo_id: str, path: str, *, commit_message: str, revision: str | None, token: str | None) -> None:
@@ -187,11 +204,111 @@ def delete_if_present(repo_id: str, path: str, *, commit_message: str, revision:
         SwagError: The Hub cannot be reached or refused.
     """
     api = HfApi(token=token)
-    try:
+
+    def delete() -> None:
         if api.file_exists(repo_id, path, revision=revision):
             api.delete_file(path, repo_id, commit_message=commit_message, revision=revision)
+
+    try:
+        _retried(delete)
     except FAILURES as error:
         raise SwagError(f"{path!r} could not be deleted from {repo_id!r}: {_short(error)}") from error
+
+
+class _UnknownOutcomeError(SwagError):
+    """A commit was sent, and whether it was made cannot be determined."""
+
+
+def _retried(call: Callable[[], _Result]) -> _Result:
+    """Return the result of a request that changes nothing if it is made twice; one that fails for a while is made again."""
+    failures = 0
+    while True:
+        try:
+            return call()
+        except (HTTPError, RevisionResolutionError) as error:
+            failures += 1
+            # What cannot be found in the cache either has the Hub's own error as its cause.
+            pause = _pause(error, failures) or _pause(error.__cause__, failures)
+            if pause is None or failures == _ATTEMPTS:
+                raise
+            time.sleep(pause)
+
+
+def _pause(error: BaseException | None, failures: int) -> float | None:
+    """Return for how many seconds to wait before another attempt, which the Hub may say; None where one is of no use."""
+    if isinstance(error, HfHubHTTPError) and _status(error) in _TRANSIENT:
+        asked = _seconds(error.response.headers.get("retry-after"))
+        return min(0.5 * 2 ** (failures - 1) if asked is None else asked, _LONGEST_PAUSE)
+    return 0.5 * 2 ** (failures - 1) if type(error).__name__ in _DROPPED else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read a header Retry-After: a number of seconds, or a date."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _status(error: BaseException | None) -> int | None:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    return None if response is None else response.status_code
+
+
+def _may_be_committed(error: HTTPError) -> bool:
+    """Was it the commit itself that failed, in a way after which it may have been made?"""
+    if _status(error) in (None, _TOO_MANY_REQUESTS) and type(error).__name__ not in _DROPPED:
+        return False
+    try:
+        return (_status(error) or 500) >= 500 and "/commit/" in error.request.url.path
+    except RuntimeError:  # of the HTTP library: the error does not know its request
+        return True
+
+
+def _found(
+    api: HfApi,
+    repo_id: str,
+    contents: Mapping[str, Path | bytes],
+    message: str,
+    revision: str | None,
+    error: HTTPError,
+    *,
+    create_pr: bool,
+) -> CommitInfo:
+    """Return the commit whose reply was lost, if all of its files are there.
+
+    Raises:
+        HTTPError: They are not: it is the error of the commit.
+        SwagError: The Hub cannot be asked, or a pull request was to be opened.
+    """
+    unknown = f"Whether {'a pull request was opened in' if create_pr else 'the commit to'} {repo_id!r} {'' if create_pr else 'was made '}"
+    unknown += f"cannot be determined, as the Hub's reply was lost ({_short(error)})."
+    if create_pr:
+        raise _UnknownOutcomeError(f"{unknown} Look at its pull requests before you push again.") from error
+    try:
+        head = _retried(lambda: api.repo_info(repo_id, revision=revision)).sha
+        there = {item.path: item for item in _retried(lambda: api.get_paths_info(repo_id, list(contents), revision=head))}
+    except FAILURES as failure:
+        raise _UnknownOutcomeError(
+            f"{unknown} Push again when the Hub can be reached: what is there already is not committed twice."
+        ) from failure
+    if not all(name in there and _is_same(there[name], content) for name, content in contents.items()):
+        raise error
+    return CommitInfo(
+        commit_url=f"{api.endpoint}/{repo_id}/commit/{head}", commit_message=message, commit_description="", oid=head
+    )
+
+
+def _is_same(entry: Any, content: Path | bytes) -> bool:
+    """Has a file in a repository this content?"""
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == CommitOperationAdd(entry.path, content).upload_info.sha256.hex()
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _readme_at(api: HfApi, repo_id: str, commit: str) -> str | None:
@@ -206,7 +323,7 @@ def _readme_at(api: HfApi, repo_id: str, commit: str) -> str | None:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _missing(where: str, filename: str) -> str:

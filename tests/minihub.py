@@ -64,6 +64,8 @@ class Hub:
         self.log: list[tuple[str, str, int]] = []
         self.lock = threading.RLock()
         self.fail: dict[str, int] = {}  # path regex -> number of 503 to answer (fault injection)
+        # path regex -> what befalls the next requests: a (status, headers) at once, "lost" (done, but no reply), "" (nothing)
+        self.faults: dict[str, list[tuple[int, dict] | str]] = {}
 
 
 def make_handler(hub: Hub):
@@ -88,6 +90,10 @@ def make_handler(hub: Hub):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
         def _send(self, status: int, body: bytes = b"", headers: dict | None = None, head=False, ctype="application/json"):
+            if getattr(self, "reply_is_lost", False):
+                hub.log.append((self.command, self.path, 0))
+                self.close_connection = True
+                return
             hub.log.append((self.command, self.path, status))
             self.send_response(status)
             headers = dict(headers or {})
@@ -145,6 +151,12 @@ def make_handler(hub: Hub):
                 if re.search(rx, path) and hub.fail[rx] > 0:
                     hub.fail[rx] -= 1
                     return self._send(503, b"{}")
+            for rx, faults in hub.faults.items():
+                if faults and re.search(rx, path):
+                    fault = faults.pop(0)
+                    if isinstance(fault, tuple):
+                        return self._send(fault[0], b"{}", fault[1])
+                    self.reply_is_lost = fault == "lost"
             with hub.lock:
                 for method, rx, fn in ROUTES:
                     if method != self.command and not (method == "GET" and self.command == "HEAD"):
