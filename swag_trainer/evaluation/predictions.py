@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +17,27 @@ from safetensors.numpy import load_file
 from swag_trainer.errors import SwagError
 from swag_trainer.metrics.checks import checked_numbers, checked_probabilities
 from swag_trainer.metrics.ood import uncertainty_scores
+from swag_trainer.posterior.regular_file import opened
 from swag_trainer.prediction.predictive import Predictive
 
 # Names of the arrays in a file of draws; the last one is what files of earlier versions call the second.
 _IN_DISTRIBUTION, _OOD, _OLD_OOD = "probabilities", "ood_probabilities", "foreign_probabilities"
+# What numpy and zipfile raise for damaged archives, and for headers that ask for more memory than there is.
+_DAMAGED = (
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    SafetensorError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +160,7 @@ def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     path = Path(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with opened(path) as (file, _), np.load(file, allow_pickle=False) as archive:
                 arrays: dict[str, Any] = {
                     name: archive[name] for name in (_IN_DISTRIBUTION, _OOD, _OLD_OOD) if name in archive.files
                 }
@@ -151,7 +170,7 @@ def read_draws(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
             names = list(arrays)
         else:
             raise SwagError(f"Draws are read from .npz and .safetensors files, got {path.name!r}. np.savez writes the first.")
-    except (OSError, ValueError, EOFError, AttributeError, SafetensorError, KeyError) as error:
+    except _DAMAGED as error:
         raise SwagError(f"The draws in {str(path)!r} cannot be read: {error}") from error
     if _IN_DISTRIBUTION not in arrays:
         raise SwagError(f"{str(path)!r} has no array {_IN_DISTRIBUTION!r} of shape (S, N, C). It holds {sorted(names)}.")

@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -98,12 +99,26 @@ class Evil:
         Evil.calls += 1
 
 
+def damaged() -> bytes:
+    """A compressed file of draws with a byte changed in the middle of the array."""
+    file = io.BytesIO()
+    np.savez_compressed(file, probabilities=np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 50)))
+    data = bytearray(file.getvalue())
+    data[len(data) // 2] ^= 0xFF
+    return bytes(data)
+
+
+DAMAGED = damaged()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("draws.npy", b"", "from .npz and .safetensors"),
         ("draws.npz", b"not a zip file", "cannot be read"),
         ("draws.npz", b"", "cannot be read"),
+        ("draws.npz", DAMAGED, "cannot be read"),
+        ("draws.npz", DAMAGED[: len(DAMAGED) // 2], "cannot be read"),
         ("draws.safetensors", b"\xff" * 100, "cannot be read"),
         ("nowhere/draws.npz", None, "cannot be read"),
         ("nowhere/draws.safetensors", None, "cannot be read"),
