@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PromptLearningConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -17,6 +18,21 @@ from torch import Tensor, nn
 
 # Layers of PEFT that are base(x) + scaling * B A x: by name, since some of them exist only where their library is installed.
 _PLAIN_LORA = ("layer.Linear", "bnb.Linear8bitLt", "bnb.Linear4bit", "torchao.TorchaoLoraLinear")
+
+
+def config_class(peft_type: str) -> type[PeftConfig] | None:
+    """Return the class of the settings of a kind of adapter; None for a kind that this version of PEFT does not have."""
+    return PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+
+
+def is_prompt_learning(kind: type[PeftConfig]) -> bool:
+    """Does a kind of adapter put trained tokens before the input, and has no weights in the model's layers?"""
+    return issubclass(kind, PromptLearningConfig)
+
+
+def weight_prefix(peft_type: str) -> str | None:
+    """Return how the names of a kind's weights begin, behind the name of their module: "lora_" for LoRA."""
+    return PEFT_TYPE_TO_PREFIX_MAPPING.get(peft_type)
 
 
 def is_adapted(module: nn.Module) -> bool:

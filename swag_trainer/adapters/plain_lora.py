@@ -164,6 +164,7 @@ def to_plain_lora(posterior: WeightPosterior) -> WeightPosterior:
         initialisation=f"{posterior.record.initialisation}, exported as plain LoRA",
         base_fingerprint=dict(adapter.initial.pristine),
         adapter_digest=lifted.digest,
+        adapter_settings=lifted.settings,
         tuning=tuning and replace(tuning, thresholds=[], conformal=[]),
     )
     return posterior.reparametrised(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import operator
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,12 @@ from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entri
 from swag_trainer.adapters.peft_layers import adapter_layers, is_disabled, is_merged
 from swag_trainer.adapters.precision import upcast_to_float32
 from swag_trainer.adapters.quantised import shared_tensors
+from swag_trainer.adapters.settings import without_patterns
 from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flattened
 from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, read_adapter_config
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, SavedAdapter
+from swag_trainer.posterior.saved_adapter import SavedAdapter
 
 
 class AdapterWeights:
@@ -165,7 +167,11 @@ class AdapterWeights:
                 ) from error
             # PEFT writes every adapter but "default" into a folder of its own.
             own_folder = Path(folder) / self.adapter_name
-            return SavedAdapter.read(own_folder if own_folder.is_dir() else Path(folder))
+            return self.portable(SavedAdapter.read(own_folder if own_folder.is_dir() else Path(folder)))
+
+    def portable(self, adapter: SavedAdapter) -> SavedAdapter:
+        """Return an adapter of this model, as PEFT saved it, with names of modules in the place of patterns, see `without_patterns`."""
+        return replace(adapter, config=without_patterns(adapter.config, self.model, self.adapter_name))
 
     def _gathered(self, folder: Path) -> SavedAdapter:
         """`saved` without the base model, which PEFT would gather too."""
@@ -177,7 +183,7 @@ class AdapterWeights:
         config = copy.copy(self.model.peft_config[self.adapter_name])
         config.inference_mode = True  # as PEFT writes it
         config.save_pretrained(folder)
-        return SavedAdapter(json.loads((folder / ADAPTER_CONFIG).read_bytes()), tensors)
+        return self.portable(SavedAdapter(read_adapter_config(folder / ADAPTER_CONFIG), tensors))
 
 
 def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]) -> AdapterWeights:

@@ -27,7 +27,7 @@ from swag_trainer.collection.ood import check_ood_features, with_ood_features
 from swag_trainer.collection.output_folder import delete_stale_posterior, save_portable, warn_about_plain_lora
 from swag_trainer.collection.records import moments_file, register, store
 from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
-from swag_trainer.collection.schedule import Evenly, Schedule, collection_steps
+from swag_trainer.collection.schedule import Evenly, Schedule, collection_steps, describe, steps_digest
 from swag_trainer.collection.trainer_access import (
     TrainerAware,
     TrainerLogMetrics,
@@ -170,7 +170,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         self._posterior, self._run = None, None
         if adapted_model(model) is not self._prepared:  # ``model_init`` made it anew
             self._prepare(model)
-        choice = {"schedule": str(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
+        choice = {"schedule": describe(self.schedule), "acceptance": None if self.acceptance is None else str(self.acceptance)}
         self._collector = SwagCollector(
             model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, initial=self._initial, **choice
         )
@@ -193,7 +193,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             warn_without_trainer()
         scheduler = kwargs["lr_scheduler"]
         self._rate_falls = apply_collection_rate(scheduler, self.learning_rate, first=steps[0], last=steps[-1])
-        settings = {"rank": self.rank, **choice, "max_steps": state.max_steps, "world_size": count_processes()}
+        settings = {"rank": self.rank, "max_steps": state.max_steps, "world_size": count_processes(), **choice}
+        settings |= {"collection_steps": steps_digest(steps), "learning_rate": self.learning_rate}
         run = TrainingRun(args, state, scheduler, frozenset(steps), settings, output_folder(trainer, args))
         if state.global_step > 0:
             run.resume(self._collector, record, filename=self.moments_file, resume_from=self.resume_from)
@@ -273,7 +274,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             save_portable(self._posterior, folder)
         elif self._run is not None and self.num_collected >= 2:
             # Beside the adapter in the checkpoint: that is what the Trainer copies into the folder now.
-            adapter = self._run.saved_adapter(self._collector.weights.adapter_name)
+            adapter = self._run.saved_adapter(self._collector.weights)
             save_portable(self._collector.posterior(adapter=adapter), folder)
         else:
             delete_stale_posterior(trainer, folder, args.output_dir)

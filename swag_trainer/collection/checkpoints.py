@@ -13,9 +13,10 @@ import os
 import re
 from pathlib import Path
 
-from swag_trainer.collection.file_integrity import IncompleteError, check_written, opened, read_json
+from swag_trainer.collection.file_integrity import IncompleteError, check_written, read_json
 from swag_trainer.collection.records import RECORDS_KEY, moments_file, stored_records
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
+from swag_trainer.posterior.regular_file import opened
 from swag_trainer.posterior.storage import read_file
 
 logger = logging.getLogger(__name__)

@@ -279,6 +279,7 @@ class SwagCollector:
         record = PosteriorRecord(
             base_model=adapter.base_model,
             adapter_digest=adapter.digest,
+            adapter_settings=adapter.settings,
             versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
             **self._base,
             **self._task_metadata(),

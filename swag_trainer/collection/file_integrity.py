@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_MAX_JSON_BYTES = 1024**3
+from swag_trainer.posterior.regular_file import opened
+
+MAX_STATE_BYTES = 1024**3  # of trainer_state.json, which holds every log
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file; the library reads no longer ones
 _ZIP_END = struct.Struct("<4sHHHHIIH")
 
@@ -36,8 +33,8 @@ def read_json(path: Path) -> dict[str, Any]:
         IncompleteError: It is truncated, too large, or holds something else.
     """
     with opened(path) as (file, size):
-        if size > _MAX_JSON_BYTES:
-            raise IncompleteError(f"{path.name} has {size} bytes; more than {_MAX_JSON_BYTES} are not read.")
+        if size > MAX_STATE_BYTES:
+            raise IncompleteError(f"{path.name} has {size} bytes; more than {MAX_STATE_BYTES} are not read.")
         text = file.read()
     try:
         value = json.loads(text)
@@ -46,16 +43,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise IncompleteError(f"{path.name} should hold a JSON object, it holds a {type(value).__name__}.")
     return value
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file and return it with its size; a pipe or a device, which could be read for ever, is refused."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        yield file, status.st_size
 
 
 def _is_whole_safetensors(file: BinaryIO, size: int) -> bool:

@@ -170,5 +170,6 @@ def _adapter_metadata(adapter: SavedAdapter) -> dict[str, Any]:
         "task": task_of_adapter(adapter.config),
         "initialisation": base_changed_by(adapter.config),
         "adapter_digest": adapter.digest,
+        "adapter_settings": adapter.settings,
         "versions": versions | ({"peft": peft_version} if peft_version else {}),
     }

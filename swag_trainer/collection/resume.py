@@ -10,11 +10,12 @@ import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState, TrainingArguments
 
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.checkpoints import adapters_digest
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.trainer_access import leaves_out_adapter
 from swag_trainer.distributed import broadcast_document, is_first
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
 
@@ -72,14 +73,14 @@ class TrainingRun:
         """Where the Trainer saves the checkpoint of this step."""
         return self.output / f"checkpoint-{self.state.global_step}"
 
-    def saved_adapter(self, adapter_name: str) -> SavedAdapter | None:
+    def saved_adapter(self, weights: AdapterWeights) -> SavedAdapter | None:
         """Return the adapter that the Trainer saved at this step, which is the one it is about to push; None without a checkpoint."""
         if self.saved != self.state.global_step:
             return None
         folder = self.checkpoint_folder()
         # PEFT writes every adapter but "default" into a folder of its own.
-        folder = folder / adapter_name if (folder / adapter_name).is_dir() else folder
-        return SavedAdapter.read(folder)
+        folder = folder / weights.adapter_name if (folder / weights.adapter_name).is_dir() else folder
+        return weights.portable(SavedAdapter.read(folder))
 
     def record(self, digest: str | None, *, adapters_digest: str) -> dict[str, Any]:
         """Return the entry of trainer_state.json about the moments and the adapters in a checkpoint of this step."""
@@ -124,17 +125,29 @@ class TrainingRun:
                 "which would begin anew, and the optimizer with it: the posterior would be that of no run. Checkpoints made with "
                 "save_only_model=True are such. Train anew, or resume from a checkpoint that was saved whole."
             )
-        for name, now in self.settings.items():
-            if record.get(name) != now:
-                raise SwagError(
-                    f"The checkpoint at step {step} was made with {name}={record.get(name)!r}, this run has {name}={now!r}: its posterior "
-                    "would be that of neither run. Resume with the old setting, or train anew."
-                )
+        changed = self._changed_setting(record)
+        if changed is not None:
+            then, now = (shortened(repr(settings.get(changed))) for settings in (record, self.settings))
+            raise SwagError(
+                f"The checkpoint at step {step} was made with {changed}={then}, this run has {changed}={now}: its posterior would be that "
+                "of neither run. Resume with the old setting, or train anew."
+            )
         if record["digest"] is not None:
             self._restore(collector, record["digest"], filename, resume_from)
         # "handled": its name in checkpoints of earlier versions.
         processed = record.get("last_processed_step", record.get("handled"))
         self.last_processed_step = processed if isinstance(processed, int) else step
+
+    def _changed_setting(self, record: dict[str, Any]) -> str | None:
+        """Return a setting that the checkpoint was made with another value of; of the schedule, what it does counts."""
+        # Checkpoints of earlier versions state how the schedule prints, and no learning rate.
+        states_steps = "collection_steps" in record
+        for name, now in self.settings.items():
+            if name == ("schedule" if states_steps else "collection_steps") or (name == "learning_rate" and name not in record):
+                continue
+            if record.get(name) != now:
+                return "schedule" if name == "collection_steps" else name
+        return None
 
     def _schedule_begins_anew(self) -> bool:
         """Did the Trainer go on, as it does without a warning, although the checkpoint has no scheduler.pt?"""

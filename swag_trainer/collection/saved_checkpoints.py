@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from swag_trainer.collection.file_integrity import MAX_STATE_BYTES
 from swag_trainer.errors import (
     AdapterMismatchError,
     PosteriorFormatError,
@@ -21,20 +21,16 @@ from swag_trainer.errors import (
     shortened,
 )
 from swag_trainer.hub import download
+from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, differing_setting
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+from swag_trainer.posterior.regular_file import parse_json, read_bytes
+from swag_trainer.posterior.saved_adapter import ADAPTER_WEIGHTS, SavedAdapter
 from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.tensor_file import check_finite
 
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"checkpoint-([0-9]+)")
-# Settings that must be equal even where only one adapter_config.json states them; the others may be news of a later PEFT.
-_ALWAYS_COMPARED = {"alpha_pattern", "lora_alpha", "peft_type", "r", "target_modules", "use_dora", "use_rslora"}
-# Settings that do not change what saved weights mean; neither does any dropout. The base model has a message of its own.
-_NEVER_COMPARED = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version"}
-# PEFT makes sets of these, and a set is written in another order by each process.
-_UNORDERED = {"exclude_modules", "feedforward_modules", "modules_to_save", "target_modules"}
 
 
 @dataclass(frozen=True)
@@ -122,8 +118,8 @@ def checkpoint_in_folder(folder: Path, inside: str) -> SavedCheckpoint:
     name, path, number = repr(str(folder)), folder / "trainer_state.json", _NUMBERED.fullmatch(folder.name)
     step = int(number[1]) if number else None
     try:
-        state = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        state = parse_json(read_bytes(path, max_bytes=MAX_STATE_BYTES), finite=False)
+    except PosteriorNotFoundError:
         return SavedCheckpoint(name, folder / inside, step)
     except ValueError as error:
         raise PosteriorFormatError(
@@ -180,7 +176,7 @@ def _difference(expected: AdapterSummary, look: AdapterSummary) -> str | None:
     base, other_base = (one.config.get("base_model_name_or_path") for one in (expected, look))
     if base != other_base:
         return f"Its base model is {shortened(repr(other_base))}, the other's {shortened(repr(base))}."
-    setting = _differing_setting(expected.config, look.config)
+    setting = differing_setting(expected.config, look.config)
     if setting:
         values = [shortened(repr(one.config.get(setting))) for one in (look, expected)]
         return f"Its {ADAPTER_CONFIG} says {setting}={values[0]}, the other's {values[1]}: the same weights would mean another function."
@@ -190,15 +186,6 @@ def _difference(expected: AdapterSummary, look: AdapterSummary) -> str | None:
     dtypes = zip(look.layout.keys, look.dtypes, expected.dtypes, strict=True)
     key, dtype, other_dtype = next(names for names in dtypes if names[1] != names[2])
     return f"Its {key!r} is {dtype}, the other's {other_dtype}: the rounding between them would count as uncertainty."
-
-
-def _differing_setting(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    def meaning(name: str, value: object) -> object:
-        return sorted(map(str, value)) if name in _UNORDERED and isinstance(value, list) else value or None
-
-    stated_by_both = {name for name in config if name in other and not name.endswith("dropout")} - _NEVER_COMPARED
-    compared = sorted(stated_by_both | _ALWAYS_COMPARED)
-    return next((name for name in compared if meaning(name, config.get(name)) != meaning(name, other.get(name))), None)
 
 
 def moving_weights(kept: Sequence[tuple[SavedCheckpoint, AdapterSummary]]) -> WeightLayout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,6 +99,18 @@ def collection_steps(schedule: Schedule, *, max_steps: int, steps_per_epoch: flo
         for step in range(1, max_steps + 1)
         if schedule.is_due(step=step, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
     ]
+
+
+def describe(schedule: Schedule) -> str:
+    """Return how a schedule prints; the name of its class where it would print its address in memory."""
+    kind = type(schedule)
+    says_nothing = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return kind.__qualname__ if says_nothing else str(schedule)
+
+
+def steps_digest(steps: Sequence[int]) -> str:
+    """Return a SHA-256 over the steps at which a schedule collects: what it does, whatever its class is called."""
+    return hashlib.sha256(",".join(map(str, steps)).encode()).hexdigest()
 
 
 def _check_start(schedule: Every | Evenly) -> None:

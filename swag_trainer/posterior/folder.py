@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError
+from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
 from swag_trainer.hub import download
+from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG
 from swag_trainer.posterior.atomic import Content, write_together
 from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
-from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
+from swag_trainer.posterior.saved_adapter import ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
 from swag_trainer.posterior.storage import encode, read_file
-from swag_trainer.posterior.tensor_file import check_finite
+from swag_trainer.posterior.tensor_file import MAX_MAGNITUDE, check_finite
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
@@ -56,7 +58,7 @@ def write_folder(folder: Path, contents: Contents) -> None:
             "swag_trainer.to_plain_lora(posterior).save_pretrained(...)."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    record = replace(record, adapter_digest=adapter.digest, base_model=adapter.base_model)
+    record = replace(record, adapter_digest=adapter.digest, adapter_settings=adapter.settings, base_model=adapter.base_model)
     document = {"kind": contents.kind, "record": record.as_document(), "metadata": dict(contents.metadata)}
     initial = {} if adapter.initial is None else adapter.initial.as_tensors()
     features = {} if record.features is None else record.features.tensors()
@@ -101,7 +103,8 @@ def read_folder(folder: Path) -> Contents:
     tensors, document, _ = read_file(path)
     kind, record, metadata = _parts(document, where)
     adapter = SavedAdapter.read(folder)
-    check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS)
+    check_finite(tensors, path, below=MAX_MAGNITUDE)
+    check_finite(adapter.tensors, folder / ADAPTER_WEIGHTS, below=MAX_MAGNITUDE)
     adapter = replace(adapter, initial=InitialWeights.from_tensors(tensors, where=where))
     others = (InitialWeights, FeatureDistribution)
     own = {name: tensor for name, tensor in tensors.items() if not any(other.owns(name) for other in others)}
@@ -135,6 +138,8 @@ def check_pair(
             f"was saved beside an adapter with the digest {str(record.adapter_digest)[:12]}, the adapter there now has "
             f"{adapter.digest[:12]}"
         )
+    elif record.adapter_settings is not None and record.adapter_settings != adapter.settings:
+        problem = _changed_setting(record.adapter_settings, adapter.settings)
     elif record.base_model != adapter.base_model:
         problem = f"was collected on the base model {record.base_model!r}, adapter_config.json names {adapter.base_model!r}"
     if problem and not ignore_digest:
@@ -143,6 +148,18 @@ def check_pair(
             "(posterior.save_pretrained), or pass ignore_mismatched_adapter=True (--ignore-mismatched-adapter on the command line) if you "
             "know that they belong together."
         )
+    if record.adapter_settings is None:
+        warnings.warn(
+            f"The posterior in {where!r} was saved by an earlier version, which did not record the adapter's settings: whether "
+            f"{ADAPTER_CONFIG} was changed since cannot be checked. Save it again: load_posterior(...).save_pretrained(...).",
+            stacklevel=3,
+        )
+
+
+def _changed_setting(recorded: Mapping[str, str], found: Mapping[str, str]) -> str:
+    name = min(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
+    then, now = (shortened(settings.get(name, "not set")) for settings in (recorded, found))
+    return f"was saved beside an adapter with {name}={then}, {ADAPTER_CONFIG} now states {name}={now}"
 
 
 def _parts(document: Any, where: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:

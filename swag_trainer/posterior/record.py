@@ -9,6 +9,7 @@ from typing import Any
 from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.documents import read_dataclass
 from swag_trainer.posterior.features import FeatureDistribution
+from swag_trainer.posterior.tensor_file import MAX_MAGNITUDE
 from swag_trainer.posterior.tuning import Tuning, upgraded
 
 
@@ -29,6 +30,8 @@ class PosteriorRecord:
         base_fingerprint: A few numbers for each base weight that the initialisation changed, to tell whether another process
             changed it the same way.
         adapter_digest: Content digest of the adapter the posterior lies beside.
+        adapter_settings: Its settings that change what it computes, see `swag_trainer.posterior.adapter_settings.settings_of`; None in
+            files of earlier versions.
         versions: Versions of the libraries that made it.
         features: Class means and covariance of the features at the mean weights, for the OOD score; None where they were not fitted.
             Stored as tensors beside the document, and no part of it.
@@ -45,6 +48,7 @@ class PosteriorRecord:
     initialisation: str | None = None
     base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
     adapter_digest: str | None = None
+    adapter_settings: dict[str, str] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     features: FeatureDistribution | None = field(default=None, compare=False)
 
@@ -71,6 +75,8 @@ class PosteriorRecord:
         if isinstance(document, dict) and isinstance(document.get("tuning"), dict):
             document = {**document, "tuning": upgraded(document["tuning"])}
         record = read_dataclass(cls, document, where=where)
-        if not 0 <= record.scale < float("inf"):
+        if not 0 <= record.scale < MAX_MAGNITUDE:
             raise PosteriorFormatError(f"{where} states scale={record.scale}.")
+        if record.pad_token_id is not None and not -1 <= record.pad_token_id < 2**31:
+            raise PosteriorFormatError(f"{where} states pad_token_id={str(record.pad_token_id)[:50]}, which no token has.")
         return record

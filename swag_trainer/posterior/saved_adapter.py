@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError
+from swag_trainer.errors import PosteriorFormatError
+from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, read_adapter_config, settings_of
 from swag_trainer.posterior.atomic import Content, write_together
 from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.tensor_file import file_content, read_tensors
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -88,6 +88,11 @@ class SavedAdapter:
         """Content digest of the tensors; it distinguishes adapters, and training steps of one."""
         return content_digest(self.tensors)
 
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The settings that change what the adapter computes, see `settings_of`."""
+        return settings_of(self.config)
+
     @property
     def base_model(self) -> str | None:
         """Hub id or folder of the base model."""
@@ -104,17 +109,9 @@ class SavedAdapter:
 
         Raises:
             PosteriorNotFoundError: One of them is missing; a pickled adapter_model.bin is never opened.
-            PosteriorFormatError: One of them is damaged.
+            PosteriorFormatError: One of them is damaged, or states what no adapter can have.
         """
-        path = folder / ADAPTER_CONFIG
-        try:
-            config = json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise PosteriorNotFoundError(f"There is no adapter in {str(folder)!r}: {ADAPTER_CONFIG} is missing.") from error
-        except ValueError as error:
-            raise PosteriorFormatError(f"{str(path)!r} is not valid JSON: {error}.") from error
-        if not isinstance(config, dict):
-            raise PosteriorFormatError(f"{str(path)!r} should hold a JSON object, it holds a {type(config).__name__}.")
+        config = read_adapter_config(folder / ADAPTER_CONFIG)
         tensors, _ = read_tensors(folder / ADAPTER_WEIGHTS)
         return cls(config, tensors)
 

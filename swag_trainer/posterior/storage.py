@@ -15,14 +15,8 @@ from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, shortened
 from swag_trainer.posterior.atomic import write_bytes
-from swag_trainer.posterior.tensor_file import (
-    check_finite,
-    file_content,
-    read_tensors,
-    refuse_duplicates,
-    shown,
-    tensor_bytes,
-)
+from swag_trainer.posterior.regular_file import parse_json, shown
+from swag_trainer.posterior.tensor_file import check_finite, file_content, read_tensors, tensor_bytes
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -80,9 +74,9 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             f"{shown(path)} is a safetensors file that swag_trainer did not write: it has no {_METADATA_KEY!r} metadata."
         )
     try:
-        envelope = json.loads(metadata[_METADATA_KEY], object_pairs_hook=refuse_duplicates)
+        envelope = parse_json(metadata[_METADATA_KEY], finite=False)
         version, digest, document = envelope["format_version"], envelope["digest"], envelope["document"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PosteriorFormatError(f"{shown(path)} has damaged metadata: {shortened(repr(error))}.") from error
     if version not in READABLE_VERSIONS:
         raise PosteriorFormatError(

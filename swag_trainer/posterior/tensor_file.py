@@ -5,9 +5,9 @@ The format: https://huggingface.co/docs/safetensors. It carries no checksum; `sw
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import stat
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
+from swag_trainer.posterior.regular_file import opened, parse_json, shown
 
 MAX_FILE_BYTES = 32 * 1024**3
 MAX_HEADER_BYTES = 16 * 1024**2
 MAX_NAME_LENGTH = 512
+MAX_MAGNITUDE = 1e18  # from 1.8e19 on the square of a number does not fit into float32
 _PREFIX_LENGTH = len("deviations/")
 _BLOCK = 2**22
 _DTYPES = {
@@ -119,56 +121,45 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse NaN and infinite values.
+def check_finite(tensors: Mapping[str, Tensor], path: Path, *, below: float = math.inf) -> None:
+    """Refuse NaN, infinite and absurdly large values.
+
+    Args:
+        tensors: What the file holds; whole numbers pass.
+        path: The file.
+        below: What every absolute value must be below.
 
     Raises:
         PosteriorFormatError: A tensor has some; the error names ``path``, the tensor and how many.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            bad = sum(int((~torch.isfinite(block)).sum()) for block in tensor.reshape(-1).split(_BLOCK))
+            wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # torch does not compare numbers of 8 bits
+            bad = sum(int((~(block.abs() < below)).sum()) for block in wide.reshape(-1).split(_BLOCK))
             if bad:
-                raise PosteriorFormatError(f"{shown(path)}: {bad} of {tensor.numel()} values of {name!r} are not finite.")
-
-
-def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of the members of a JSON object, for ``json.loads(..., object_pairs_hook=...)``.
-
-    Raises:
-        ValueError: A key occurs twice; safetensors itself lets the last one win.
-    """
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
-
-
-def shown(path: Path) -> str:
-    """Return a path for a message."""
-    return shortened(repr(str(path)))
+                limit = "finite" if below == math.inf else f"finite and below {below:g}"
+                raise PosteriorFormatError(f"{shown(path)}: {bad} of {tensor.numel()} values of {name!r} are not {limit}.")
 
 
 def _read_bytes(path: Path) -> Tensor:
     """The file's bytes, uint8, in memory of torch's own, which is aligned for every dtype."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise PosteriorFormatError(f"{shown(path)} is not a regular file.")
-            if status.st_size > MAX_FILE_BYTES:
-                raise PosteriorFormatError(
-                    f"{shown(path)} has {status.st_size} bytes; more than {MAX_FILE_BYTES} are not read."
-                )
-            buffer = torch.empty(status.st_size, dtype=torch.uint8)
+        with opened(path) as (file, size):
+            if size > MAX_FILE_BYTES:
+                raise PosteriorFormatError(f"{shown(path)} has {size} bytes; more than {MAX_FILE_BYTES} are not read.")
+            buffer = torch.empty(size, dtype=torch.uint8)
             length = file.readinto(buffer.numpy())
-            if length < status.st_size or file.read(1):
+            if length < size or file.read(1):
                 raise PosteriorFormatError(f"{shown(path)} changed while it was read. Read it again.")
             return buffer
     except FileNotFoundError as error:
         raise PosteriorNotFoundError(f"There is no file {shown(path)}.") from error
     except IsADirectoryError as error:
         raise PosteriorFormatError(f"{shown(path)} is a folder; a safetensors file was expected.") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise PosteriorFormatError(f"{shown(path)} is not a regular file.") from error
 
 
 def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:
@@ -182,8 +173,8 @@ def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:
     if length > MAX_HEADER_BYTES:
         raise PosteriorFormatError(f"{shown(path)} has a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read.")
     try:
-        header = json.loads(buffer[8 : 8 + length].numpy().tobytes(), object_pairs_hook=refuse_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(buffer[8 : 8 + length].numpy().tobytes())
+    except ValueError as error:
         raise PosteriorFormatError(f"{shown(path)} has a damaged header: {shortened(repr(error))}.") from error
     if not isinstance(header, dict):
         raise PosteriorFormatError(f"{shown(path)} has a damaged header: it is not a JSON object.")

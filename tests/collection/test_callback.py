@@ -235,6 +235,7 @@ def test_a_resume_with_a_torn_moments_file_is_refused(interrupted):
         (a_callback(rank=5), {}, r"rank=4.*rank=5"),
         (a_callback(Every(steps=3, start=0.5)), {}, r"schedule='Evenly.*schedule='Every"),
         (a_callback(), {"max_steps": 32}, r"max_steps=24.*max_steps=32"),
+        (a_callback(learning_rate=1e-3), {}, r"learning_rate='hold'.*learning_rate=0\.001"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused_with_both_values(interrupted, swag, arguments, expected):
@@ -242,6 +243,41 @@ def test_a_resume_with_other_settings_is_refused_with_both_values(interrupted, s
     folder, start = interrupted
     with pytest.raises(SwagError, match=expected):
         start(swag, folder / "checkpoint-16", **arguments)
+
+
+class Listed:
+    """A schedule of the user's own, which prints its address in memory."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def is_due(self, *, step, max_steps, steps_per_epoch=None):
+        return step in self.steps
+
+
+def test_a_run_under_a_schedule_of_ones_own_is_resumed_by_what_the_schedule_does(interrupted):
+    # Red for: str(schedule), which holds the address of an object that is gone, compared at the resume; a schedule not compared at all.
+    folder, start = interrupted
+    shutil.rmtree(folder)
+    steps = (10, 12, 14, 18, 20)
+    whole = start(a_callback(Listed(*steps)))
+    assert whole.posterior.collection.schedule == "Listed"
+    assert same(start(a_callback(Listed(*steps)), folder / "checkpoint-16").posterior, whole.posterior)
+    with pytest.raises(SwagError, match=r"made with schedule='Listed'"):
+        start(a_callback(Listed(10, 12, 14, 18, 22)), folder / "checkpoint-16")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_by_how_its_schedule_prints(interrupted):
+    # Red for: every older checkpoint refused, because it states neither the collection's steps nor its learning rate.
+    folder, start = interrupted
+    path = folder / "checkpoint-16" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for setting in ("collection_steps", "learning_rate"):
+        del state["stateful_callbacks"]["swag_trainer"]["default"][setting]
+    path.write_text(json.dumps(state))
+    start(a_callback(), folder / "checkpoint-16")
+    with pytest.raises(SwagError, match=r"schedule='Evenly.*schedule='Every"):
+        start(a_callback(Every(steps=3, start=0.5)), folder / "checkpoint-16")
 
 
 def test_a_moved_checkpoint_resumes_when_it_is_named(interrupted, tmp_path_factory):

@@ -33,6 +33,7 @@ def a_posterior(rank=3, count=5, scale=1.0, base="user/base") -> SwagPosterior:
         scale=scale,
         base_model=base,
         adapter_digest=adapter.digest,
+        adapter_settings=adapter.settings,
         labels=["no", "yes"],
         versions={"torch": "2"},
     )
