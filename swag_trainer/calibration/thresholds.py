@@ -16,7 +16,7 @@ from swag_trainer.metrics.selective import threshold_for_coverage, threshold_for
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
 from swag_trainer.prediction.decisions import confidence as confidence_scores
 
-CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("aps", "raps", "lac")
+CONFORMAL_METHODS: tuple[ConformalMethod, ...] = ("lac", "aps", "raps")
 
 
 def calibrate_thresholds(
@@ -71,3 +71,8 @@ def calibrate_quantiles(probabilities: np.ndarray, labels: np.ndarray, levels: S
                 )
             )
     return records
+
+
+def holds_every_label(record: ConformalQuantile, num_classes: int) -> bool:
+    """Return whether every set of the calibration examples holds every label, which is no information."""
+    return record.quantile is None or record.mean_size >= num_classes

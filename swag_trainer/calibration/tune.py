@@ -23,11 +23,12 @@ from swag_trainer.calibration.cross_fitting import (
 )
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.ood import with_ood_score
-from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds
+from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds, holds_every_label
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
+from swag_trainer.prediction.decisions import DEFAULT_SETS
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
@@ -103,8 +104,8 @@ def tune(
         `mean_vector` stay the mean.
 
     Warns:
-        UserWarning: The posterior is not better than one of its baselines on this data, the chosen scale is at an end of ``scales``, or
-            dropout could not be tried.
+        UserWarning: The posterior is not better than one of its baselines on this data, the chosen scale is at an end of ``scales``,
+            dropout could not be tried, or prediction sets of "lac" hold every label.
 
     Raises:
         SwagError: Fewer than 20 examples, labels that are not class numbers, a regression or labels that do not exclude each other, a
@@ -166,6 +167,7 @@ def tune(
     )
     _warn_where_not_better(tuning, posterior.title, chosen)
     _warn_at_the_edge(tuning, chosen.scale, scales)
+    _warn_of_empty_promises(tuning, config.num_labels)
     tuned = posterior.with_tuning(tuning, scale=chosen.scale)
     reading: dict[str, Any] = {"data_collator": data_collator, "batch_size": batch_size}
     return with_ood_score(tuned, model, held_out.rows, labels, task=task, train_data=train_data, **reading)
@@ -231,6 +233,22 @@ def _warn_at_the_edge(tuning: Tuning, scale: float, scales: Sequence[float]) -> 
         warnings.warn(
             f"The chosen scale {scale:g}{energy} is at an end of scales={list(scales)}, and the best may lie beyond: tune again with scales "
             "on both sides of it.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_empty_promises(tuning: Tuning, num_classes: int) -> None:
+    levels = [
+        f"{record.level:g}"
+        for record in tuning.conformal
+        if record.method == DEFAULT_SETS and holds_every_label(record, num_classes)
+    ]
+    if levels:
+        warnings.warn(
+            f"Prediction sets for {' and '.join(levels)} hold all {num_classes} labels of every example of {tuning.dataset!r}, so they carry no "
+            "information: the model is too often wrong for that level, or there are too few examples to promise it. Ask for a lower level, "
+            "or tune with more examples.",
             UserWarning,
             stacklevel=3,
         )

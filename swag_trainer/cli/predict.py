@@ -62,7 +62,7 @@ class Options(ClassifierOptions):
         default=None, metadata={"help": "list labels that hold the true one with this probability; needs a tuned posterior"}
     )
     prediction_set_method: str | None = field(
-        default=None, metadata={"help": "how the sets are made; default: aps", "choices": ["aps", "raps", "lac"]}
+        default=None, metadata={"help": "how the sets are made; default: lac, the smallest", "choices": ["lac", "aps", "raps"]}
     )
     batch_size: int = field(default=32, metadata={"help": "texts per forward"})
     device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import ClassVar, TextIO
 
 from swag_trainer.calibration.cross_fitting import DEFAULT_SCALE
+from swag_trainer.calibration.thresholds import holds_every_label
 from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.files import prepared_outputs, require
@@ -17,6 +18,7 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, CalibratedThreshold
+from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 from swag_trainer.prediction.sampler import Sampling
 
 
@@ -63,16 +65,18 @@ def run(options: Options, out: TextIO) -> None:
         posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
         if in_place and posterior.tuning is not None and not options.overwrite:
             raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces that tuning.")
-        tuned, tokenizer = _tuned(options, posterior, sampling)
+        tuned, classifier = _tuned(options, posterior, sampling)
         tuned.save_pretrained(folder)
         if not in_place:
-            tokenizer.save_pretrained(folder)
-    _report(tuned, out)
+            classifier.tokenizer.save_pretrained(folder)
+    _report(tuned, classifier.model.config.num_labels, out)
     out.write(f"Saved in {folder}.\n")
 
 
-def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> tuple[WeightPosterior, Any]:
-    """Return the tuned posterior and the tokenizer of its model."""
+def _tuned(
+    options: Options, posterior: WeightPosterior, sampling: Sampling
+) -> tuple[WeightPosterior, SwagTextClassificationPipeline]:
+    """Return the tuned posterior and the classifier that was loaded for it."""
     data = read_text(options, options.split)
     classifier = load_classifier(options, posterior=posterior, device=options.device)
     classes = class_names(classifier)
@@ -91,10 +95,10 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
         else tokenised(classifier.tokenizer, classifier.model, train.texts, train.numbers(classes)),
         batch_size=options.batch_size,
     )
-    return tuned, classifier.tokenizer
+    return tuned, classifier
 
 
-def _report(posterior: WeightPosterior, out: TextIO) -> None:
+def _report(posterior: WeightPosterior, num_classes: int, out: TextIO) -> None:
     tuning = posterior.tuning
     assert tuning is not None
     rows = [
@@ -113,6 +117,11 @@ def _report(posterior: WeightPosterior, out: TextIO) -> None:
     show(table_of(title, ("method", "NLL"), [[name, f"{nll:.4f}"] for name, nll in methods.items()]), out)
     columns = ("goal", "lowest score", "coverage", "risk")
     show(table_of("Thresholds for abstaining", columns, map(_row, tuning.thresholds)), out)
+    sets = [
+        [f"{each.level:g}", each.method, f"{each.mean_size:.2f}" + ", every label" * holds_every_label(each, num_classes)]
+        for each in tuning.conformal
+    ]
+    show(table_of(f"Prediction sets of {num_classes} labels", ("level", "method", "labels on average"), sets), out)
     features = posterior.features
     out.write(
         "No OOD score: the posterior has no class means, and fewer than five examples per class are too few to make some; see "

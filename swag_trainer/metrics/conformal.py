@@ -9,6 +9,7 @@ Bates 2021, arXiv:2107.07511, section 3.2.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,7 +30,7 @@ class ConformalSets:
         num_calibration: n, the rows behind the promise.
         penalty: Of "raps": added to the score for every rank beyond ``regularised_rank``.
         regularised_rank: Of "raps": how many labels are free of the penalty.
-        seed: Decides the number that randomises each row's scores; None where scores are not randomised.
+        seed: Decides, with the row itself, the number that randomises the row's scores; None where scores are not randomised.
     """
 
     method: ConformalMethod
@@ -59,14 +60,14 @@ class ConformalSets:
         Args:
             probabilities: Of the same model as in the calibration. Shape (N, C), rows sum to 1.
         """
-        scores = self._scores(probabilities, stream=1)
+        scores = self._scores(probabilities)
         chosen = scores <= self.quantile
         if self.method != "lac" and self.seed is None:
             chosen[np.arange(len(chosen)), np.argmax(probabilities, axis=1)] = True
         return chosen
 
-    def _scores(self, probabilities: np.ndarray, *, stream: int) -> np.ndarray:
-        """Nonconformity score of every label. Shape (N, C). ``stream`` keeps a row's random number from being another row's."""
+    def _scores(self, probabilities: np.ndarray) -> np.ndarray:
+        """Nonconformity score of every label. Shape (N, C)."""
         probabilities = _checked(probabilities)
         if self.method == "lac":
             return 1 - probabilities
@@ -74,8 +75,7 @@ class ConformalSets:
         ranks = np.argsort(order, axis=1)
         mass = np.take_along_axis(np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1), ranks, axis=1)
         if self.seed is not None:
-            u = np.random.default_rng([abs(self.seed), stream]).random((len(probabilities), 1))
-            mass = mass - u * probabilities
+            mass = mass - _uniform_numbers(probabilities, self.seed)[:, None] * probabilities
         if self.method == "raps":
             mass = mass + self.penalty * np.maximum(0, ranks + 1 - self.regularised_rank)
         return mass
@@ -105,15 +105,18 @@ def calibrate_conformal(
         method: One of the above.
         penalty: Of "raps", >= 0.
         regularised_rank: Of "raps", >= 0.
-        seed: Randomises "aps" and "raps" as their authors do, by a number u per row that this and the row's place decide: u p(label) is
-            taken off the score. Coverage is then exact, where without it it is higher than asked for. None: not randomised.
+        seed: Randomises "aps" and "raps" as their authors do, by a number u per row: u p(label) is taken off the score. Coverage is then
+            exact, where without it it is higher than asked for: with two classes every set holds both labels once the accuracy is below
+            the level. u is a hash of the seed and the row's probabilities, as if it belonged to the row: a u by place would be the same
+            for every data set of that size, whose coverage would then be off by what these numbers happen to be. Rows of equal
+            probabilities share it. None: not randomised.
 
     Raises:
         ValueError: No rows, shapes or labels that do not fit, or an option out of range.
     """
     options = (penalty, regularised_rank) if method == "raps" else (0.0, 0)
     made = ConformalSets(method, math.inf, level, len(np.atleast_1d(labels)), *options, seed=None if method == "lac" else seed)
-    scores, labels = made._scores(probabilities, stream=0), np.asarray(labels)
+    scores, labels = made._scores(probabilities), np.asarray(labels)
     if labels.shape != scores.shape[:1] or not np.isin(labels, np.arange(scores.shape[1])).all():
         raise ValueError(
             f"One class number in [0, {scores.shape[1]}) for each of {len(scores)} rows is needed, got {labels.shape}."
@@ -124,6 +127,14 @@ def calibrate_conformal(
         return made
     true = np.sort(scores[np.arange(len(labels)), labels.astype(int)])
     return ConformalSets(method, float(true[place - 1]), level, len(labels), *options, seed=made.seed)
+
+
+def _uniform_numbers(probabilities: np.ndarray, seed: int) -> np.ndarray:
+    """Return a number in [0, 1) for each row, from a hash of the row and the seed. Shape (N,)."""
+    key = str(seed).encode()[:64]
+    rows = np.ascontiguousarray(probabilities + 0.0, dtype="<f8")  # -0.0 becomes 0.0
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in rows)
+    return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)) * 2.0**-53
 
 
 def _checked(probabilities: np.ndarray) -> np.ndarray:

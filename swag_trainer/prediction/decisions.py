@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from swag_trainer.errors import SwagError
-from swag_trainer.metrics.conformal import ConformalSets
+from swag_trainer.metrics.conformal import ConformalMethod, ConformalSets
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
 from swag_trainer.prediction.draw_logits import Method, check_method
@@ -22,6 +22,8 @@ from swag_trainer.prediction.monte_carlo import checked_max_error
 from swag_trainer.prediction.ood import check_ood_score
 from swag_trainer.prediction.sampler import Sampling
 
+# Sets of "aps" and "raps" are not randomised here: with two classes they hold both labels once the accuracy is below the level.
+DEFAULT_SETS: ConformalMethod = "lac"
 _WAYS_TO_ABSTAIN = ("abstain_below", "risk", "coverage")
 
 
@@ -156,7 +158,7 @@ def decide(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
             threshold, reason = float(record.threshold), _origin(tuning, record)
     if options.prediction_set is not None:
         tuning = _calibrated("prediction_set", options, posterior)
-        sets = _sets(tuning, options.prediction_set, options.prediction_set_method or "aps")
+        sets = _sets(tuning, options.prediction_set, options.prediction_set_method or DEFAULT_SETS)
     if options.ood is None or options.ood == 1:
         return Decision(threshold, reason, sets)
     check_ood_score(posterior, options.ood)

@@ -152,6 +152,15 @@ def test_the_recorded_metrics_are_cross_fitted(tuned, logits, labels, finished, 
     assert set(record.baselines) == {"SWA", "SWA, temperature", "MAP, temperature"}
 
 
+def test_sets_that_hold_every_label_are_reported(finished, held_out):
+    # Red for: a promise of 99 % by 61 examples, which is kept by naming every label, without a word.
+    settings = {"sampling": Sampling(2), "scales": [1.0], "progress": False}
+    with pytest.warns(UserWarning) as warned:
+        tune(finished[1], finished[0], held_out, levels=(0.5, 0.99), **settings)
+    texts = [str(each.message) for each in warned if "Prediction sets" in str(each.message)]
+    assert len(texts) == 1 and texts[0].startswith("Prediction sets for 0.99 hold all 3 labels of every example of 'unnamed'")
+
+
 def test_map_is_a_plain_forward_of_the_last_snapshot(finished, logits, held_out, tokenizer):
     # Red for: the centre of another snapshot.
     inputs = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in held_out]

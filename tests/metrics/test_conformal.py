@@ -76,7 +76,7 @@ def test_coverage_given_the_calibration_has_the_beta_distribution_that_is_known(
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_sets_of_1000_calibrations_hold_the_true_label_as_often_as_promised(name, level):
-    # Red for: the same u for calibration and prediction, a set cut before the label that reaches the quantile.
+    # Red for: a set cut before the label that reaches the quantile.
     generator = np.random.default_rng(1)
     covered, tested = 0, 0
     one_row_each = 0
@@ -123,11 +123,46 @@ def test_randomised_sets_are_the_same_every_time_and_differ_with_the_seed():
     assert not (first.sets(probabilities) == other.sets(probabilities)).all()
 
 
-def test_a_new_row_has_a_random_number_of_its_own():
-    # Red for: the u of the calibration's first row given to the first new row as well, whose true label is then always in the set.
-    row, label = np.array([[0.6, 0.3, 0.1]]), np.array([0])
-    hits = [calibrate_conformal(row, label, level=0.5, seed=seed).sets(row)[0, 0] for seed in range(400)]
-    assert 160 <= sum(hits) <= 240  # 400 tosses of a fair coin, four standard deviations
+@pytest.mark.parametrize("seed", range(4))
+def test_randomised_coverage_is_exact_for_every_seed(seed):
+    # Red for: random numbers by place, which are the same for every data set of this size: a coverage off by 0.01 for most seeds.
+    generator = np.random.default_rng(100)
+    covered = []
+    for _ in range(1500):
+        sets = calibrate_conformal(*overconfident_rows(generator, 49), level=0.9, seed=seed)
+        probabilities, labels = overconfident_rows(generator, 40)
+        covered.append(sets.sets(probabilities)[np.arange(40), labels].mean())
+    error = math.sqrt(0.09 * (1 / 40 + (1 - 1 / 40) / 51) / 1500)  # 45 of 50 is 0.9
+    assert abs(np.mean(covered) - 0.9) < 3.5 * error
+
+
+def test_a_random_number_belongs_to_the_row_not_to_its_place():
+    # Red for: a set that depends on which rows come along, or a quantile on their order.
+    probabilities, labels = overconfident_rows(np.random.default_rng(0), 200)
+    order = np.random.default_rng(1).permutation(200)
+    sets = calibrate_conformal(probabilities, labels, level=0.9, seed=1)
+    assert calibrate_conformal(probabilities[order], labels[order], level=0.9, seed=1) == sets
+    assert (sets.sets(probabilities[order]) == sets.sets(probabilities)[order]).all()
+    assert (sets.sets(np.where(probabilities == 0, -0.0, probabilities)) == sets.sets(probabilities)).all()
+    # And it is uniform: over many rows the mean of u is 1/2, and its square has the mean 1/3.
+    rows, _ = overconfident_rows(np.random.default_rng(2), 4000)
+    u = (rows.max(axis=1) - sets._scores(rows)[np.arange(4000), rows.argmax(axis=1)]) / rows.max(axis=1)
+    assert kstest(u, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("accuracy", [0.7, 0.85])
+def test_sets_of_two_classes_carry_information_below_the_level_by_lac_and_randomised_aps(accuracy):
+    # Red for: an advice that is no way out. Plain "aps" names both labels of every row once the accuracy is below the level.
+    generator = np.random.default_rng(0)
+    p = generator.beta(4, 4 * (1 - accuracy) / accuracy, size=4000)  # mean: the accuracy
+    rows = np.stack([p, 1 - p], axis=1)
+    labels = (generator.random(4000) > p).astype(int)
+    sizes = {}
+    for name in ("lac", "aps", "aps, randomised"):
+        sets = calibrate_conformal(rows[:2000], labels[:2000], level=0.95, **METHODS[name]).sets(rows[2000:])
+        sizes[name] = sets.sum(axis=1).mean()
+        assert abs(sets[np.arange(2000), labels[2000:]].mean() - 0.95) < 0.02 or name == "aps"
+    assert sizes["aps"] == 2 and sizes["lac"] < 1.9 and sizes["aps, randomised"] < 1.95
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         ood: An OOD score to abstain from, such as 0.95: texts of the held-out examples' distribution are then withheld with a probability
             of at most 0.05. 1 never does.
         prediction_set: Fraction of the sets that hold the true label, one of the ``levels`` that the posterior was tuned with.
-        prediction_set_method: "aps" (default), "raps" or "lac", see `swag_trainer.metrics.conformal`.
+        prediction_set_method: "lac" (default), "aps" or "raps", see `swag_trainer.metrics.calibrate_conformal`. Sets of "lac" are the
+            smallest on average and may be empty; those of the other two hold all labels where there are two classes and the accuracy is
+            below the level.
         **kwargs: What `transformers.TextClassificationPipeline` takes. An argument that neither it nor the tokenizer knows is refused.
 
     Attributes:
