@@ -53,7 +53,7 @@ def _collect(options: Options, folder: Path, out: TextIO) -> None:
     if source is not None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     posterior = posterior_from_checkpoints(
         checkpoints[0] if len(checkpoints) == 1 else checkpoints,
         rank=options.rank,

@@ -10,6 +10,7 @@ from swag_trainer.cli.collect import last_with_tokenizer
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import CommonOptions
 from swag_trainer.posterior.mixture import PosteriorMixture
+from swag_trainer.prediction.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,6 @@ def run(options: Options, out: TextIO) -> None:
         mixture.save_pretrained(folder)
         source = last_with_tokenizer(options.members)
         if source is not None:
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+            load_tokenizer(source).save_pretrained(folder)
     counts = ", ".join(f"{weight:.3g}" for weight in mixture.member_weights)
     out.write(f"{folder}: {mixture.title} of {len(mixture.members)} members with the weights {counts}\n")

@@ -129,10 +129,10 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     if not (folder / "tokenizer_config.json").is_file():
         sys.stderr.write(f"There is no tokenizer in {str(folder)!r}: that of the base model is used.\n")
         return {}
-    from transformers import AutoTokenizer
+    from swag_trainer.prediction.tokenizers import load_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
-        AutoTokenizer.from_pretrained(folder).save_pretrained(place)
+        load_tokenizer(folder).save_pretrained(place)
         return _files_in(Path(place))
 
 

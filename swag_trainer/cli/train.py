@@ -119,11 +119,13 @@ def _trained(
     if len(classes) < 2:
         raise SwagError(f"{data.name!r} ({data.split}) has {len(classes)} class(es); a classifier needs at least two.")
     targets = data.numbers(classes)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     if tokenizer.pad_token is None:  # decoders come without; what is masked out may be any token
         tokenizer.pad_token = tokenizer.eos_token
     with torch.device("meta"):
-        shapes = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(options.model))
+        shapes = AutoModelForSequenceClassification.from_config(
+            AutoConfig.from_pretrained(options.model, trust_remote_code=False)
+        )
     # Saved with the adapter: later commands truncate at the length that the model was trained with.
     tokenizer.model_max_length = min(longest_input(tokenizer, shapes) or options.max_length, options.max_length)
     for seed, folder, swag, training in zip(options.seeds, folders, callbacks, arguments, strict=True):
@@ -195,6 +197,7 @@ def _train(
     set_seed(training.seed)
     base, info = AutoModelForSequenceClassification.from_pretrained(
         options.model,
+        trust_remote_code=False,
         output_loading_info=True,
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),

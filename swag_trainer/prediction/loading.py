@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
 from swag_trainer.adapters.plain_lora import is_reproducible
-from swag_trainer.errors import AdapterMismatchError, SwagError
+from swag_trainer.adapters.settings import loadable_settings
+from swag_trainer.errors import AdapterMismatchError, SwagError, shortened
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.prediction.tokenizers import TokenizerSource
+from swag_trainer.prediction.transformers_internals import refuse_remote_code
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.sequence_classification import SequenceClassification
+
+# Of transformers, PEFT, huggingface_hub, torch and safetensors while they load files that are not what they should be.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    HTTPError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class AutoSwagModel:
@@ -63,8 +86,7 @@ class AutoSwagModel:
             base_model: Folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says. Files are not
                 changed by this: what is saved later names the base model as before. A pipeline takes it as
                 ``model_kwargs={"base_model": ...}``.
-            revision: Of the adapter's repository. `transformers.pipeline` also asks the base model's repository for it, so with a
-                base on the Hub pin the adapter with ``model_kwargs={"adapter_kwargs": {"revision": ...}}``.
+            revision: Of the adapter's repository.
             token: Access token, as everywhere in huggingface_hub; so are the next three.
             trust_remote_code: Refused: the adapter names the base, and so would choose whose code runs.
             adapter_kwargs: Arguments for the adapter's repository alone, as in transformers: ``revision``, ``token``.
@@ -72,38 +94,45 @@ class AutoSwagModel:
             **base_kwargs: For the base model: ``dtype``, ``device_map``, ``attn_implementation``, ...
 
         Raises:
-            SwagError: No posterior; another adapter or base than the recorded one; weights that would be random; an adapter whose
-                initialisation changed its base in a way that cannot be repeated here.
+            SwagError: Whatever fails, as transformers goes on with another model after other errors: no posterior; another adapter or base than the recorded one; weights that would be random; an adapter whose
+                initialisation changed its base in a way that cannot be repeated here; settings that are not safe to load.
         """
-        if trust_remote_code:
-            raise SwagError(
-                f"{pretrained_model_name_or_path!r} names its own base model, so trust_remote_code=True would let it choose whose code runs."
-            )
+        refuse_remote_code(pretrained_model_name_or_path, trust_remote_code)
         hub = {"token": token, "cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
         where: dict[str, Any] = {"revision": revision, **hub, **(adapter_kwargs or {})}
-        if posterior is None:
-            posterior = load_posterior(
-                pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
-            )
+        with _one_error(str(pretrained_model_name_or_path)):
+            if posterior is None:
+                posterior = load_posterior(
+                    pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
+                )
+            return cls._load(str(pretrained_model_name_or_path), posterior, base_model, where, hub, base_kwargs)
+
+    @classmethod
+    def _load(
+        cls,
+        name: str,
+        posterior: WeightPosterior,
+        base_model: str | Path | None,
+        where: Mapping[str, Any],
+        hub: Mapping[str, Any],
+        base_kwargs: Mapping[str, Any],
+    ) -> PeftModel:
+        settings = loadable_settings(posterior.adapter, name=name)
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         task = task_named(cls.task_name or posterior.record.task)
-        source, base_revision = _base_of(posterior, base_model)
+        source, base_revision = _base_of(posterior, base_model, name)
         base = _load_base(posterior, task, source, revision=base_revision, **hub, **base_kwargs)
-        model = _load_adapter(base, posterior.adapter)
+        model = _load_adapter(base, posterior.adapter, settings)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:
-            check_base(
-                model,
-                "default",
-                posterior.record.base_fingerprint,
-                what=f"The posterior in {str(pretrained_model_name_or_path)!r}",
-            )
+            check_base(model, "default", posterior.record.base_fingerprint, what=f"The posterior in {name!r}")
         model.swag_posterior = posterior
         model.swag_tokenizer = TokenizerSource(
-            adapter=str(pretrained_model_name_or_path),
+            adapter=name,
             base=source,
             hub=where,
             base_hub={**hub, "revision": base_revision},
+            config=base.config,
             pad_token_id=base.config.pad_token_id,
         )
         return model.eval()
@@ -133,8 +162,26 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
         )
 
 
-def _base_of(posterior: WeightPosterior, base_model: str | Path | None) -> tuple[str, str | None]:
-    """Return folder or Hub name of the base model, and the commit that the posterior was collected on where it is that repository."""
+@contextmanager
+def _one_error(name: str) -> Iterator[None]:
+    """Turn the errors of other libraries into ours: `transformers.pipeline` catches theirs and tries another model."""
+    try:
+        yield
+    except SwagError:
+        raise
+    except _FAILURES as error:
+        hint = ""
+        if isinstance(error, OSError):
+            hint = " Is there space in the folder for temporary files, and in the cache? The environment variables TMPDIR and HF_HOME name them."
+        message = " ".join(str(error).split())[:500]
+        raise SwagError(f"Loading {name!r} failed: {type(error).__name__}: {message}{hint}") from error
+
+
+def _base_of(posterior: WeightPosterior, base_model: str | Path | None, name: str) -> tuple[str, str | None]:
+    """Return folder or Hub name of the base model, and the commit that the posterior was collected on where it is that repository.
+
+    A repository from the Hub may name a repository, and a local folder also a folder; only the caller may name anything else.
+    """
     named = posterior.adapter.base_model
     source = str(base_model or named or "")
     if not source:
@@ -142,7 +189,29 @@ def _base_of(posterior: WeightPosterior, base_model: str | Path | None) -> tuple
             "The adapter names no base model: pass base_model=... (--base-model on the command line), or load the base and pass "
             "model=... and posterior=..."
         )
+    if not base_model:
+        _check_source(source, name)
     return source, posterior.record.base_revision if source == named and not Path(source).is_dir() else None
+
+
+def _check_source(source: str, name: str) -> None:
+    advice = "Pass base_model=... (--base-model on the command line), if you know which base model it is."
+    if "://" in source:
+        raise SwagError(f"The adapter in {name!r} names its base model by the address {shortened(repr(source))}. {advice}")
+    is_local = Path(name).is_dir()
+    if is_local and Path(source).is_dir():
+        return
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        where = "which is not here" if is_local else "and paths are not followed for a repository from the Hub"
+        raise SwagError(
+            f"The base model {shortened(repr(source))} cannot be loaded: the adapter in {name!r} names it by a path, {where}. {advice}"
+        ) from error
+    if not is_local and Path(source).exists():
+        raise SwagError(
+            f"The adapter in {name!r} names the base model {source!r}, which is a repository on the Hub, and a path here too. {advice}"
+        )
 
 
 def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any) -> torch.nn.Module:
@@ -175,15 +244,10 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
     return base
 
 
-def _load_adapter(base: torch.nn.Module, adapter: SavedAdapter) -> PeftModel:
+def _load_adapter(base: torch.nn.Module, adapter: SavedAdapter, settings: Mapping[str, Any]) -> PeftModel:
     # From our checked bytes, not from the folder: what PEFT reads is what was checked, whoever writes there meanwhile.
-    for setting in ("layer_replication", "megatron_config"):
-        if adapter.config.get(setting):
-            raise SwagError(
-                f"adapter_config.json sets {setting}, which changes far more than an adapter's weights; it is not loaded."
-            )
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
-        adapter.write(Path(folder))
+        replace(adapter, config=settings).write(Path(folder))
         model = PeftModel.from_pretrained(base, folder)
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     if set(loaded) != set(adapter.tensors):

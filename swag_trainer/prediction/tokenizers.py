@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
-from transformers import AutoTokenizer
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RevisionResolutionError
+from transformers import AutoTokenizer, PretrainedConfig
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import PosteriorNotFoundError, SwagError
+from swag_trainer.posterior.regular_file import read_bytes, read_json
 
 _TOKENIZER_FILE = "tokenizer_config.json"
+# What a tokenizer is made of. No config.json, whose code and classes an adapter's folder could choose, and no module.
+_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    _TOKENIZER_FILE,
+    "vocab.json",
+    "vocab.txt",
+)
+_MAX_BYTES = 512 * 1024**2
+_FAILURES = (AttributeError, HTTPError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def load_tokenizer(folder: str | Path, *, config: PretrainedConfig | None = None) -> Any:
+    """Load the tokenizer that lies in a folder, of the files that a tokenizer is made of alone.
+
+    Args:
+        folder: The folder.
+        config: Configuration of the model that the tokenizer is for; it tells the class of one that does not state its own.
+
+    Raises:
+        SwagError: It cannot be loaded.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
+            for name in _FILES:
+                with contextlib.suppress(PosteriorNotFoundError):
+                    content = read_bytes(Path(folder) / name, max_bytes=_MAX_BYTES)
+                    (Path(place) / name).write_bytes(content)
+            if config is None or read_json(Path(place) / _TOKENIZER_FILE, max_bytes=_MAX_BYTES).get("tokenizer_class"):
+                config = PretrainedConfig()
+            tokenizer = AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
+    except _FAILURES as error:
+        raise SwagError(
+            f"The tokenizer of {str(folder)!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} Pass another one: "
+            "pipeline(..., tokenizer=...)."
+        ) from error
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +76,7 @@ class TokenizerSource:
         base: That of its base model.
         hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` for the adapter's repository.
         base_hub: The same for the base model's.
+        config: Configuration of the base model.
         pad_token_id: The padding token to take where the tokenizer has none.
     """
 
@@ -35,6 +84,7 @@ class TokenizerSource:
     base: str
     hub: Mapping[str, Any]
     base_hub: Mapping[str, Any]
+    config: PretrainedConfig | None = None
     pad_token_id: int | None = None
 
     def load(self) -> Any:
@@ -43,37 +93,48 @@ class TokenizerSource:
         Raises:
             SwagError: It cannot be loaded, or it cannot be determined whether there is one beside the adapter without asking the Hub.
         """
-        name = self.base
-        try:
-            beside = self._beside_the_adapter()
-            name, hub = (self.base, self.base_hub) if beside is None else beside
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)
-        except (HTTPError, OSError, ValueError, LookupError, TypeError) as error:
-            raise SwagError(
-                f"The tokenizer of {name!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} Pass another one: "
-                "pipeline(..., tokenizer=...)."
-            ) from error
+        folder = self._folder_beside_the_adapter()
+        if folder is not None:
+            tokenizer = load_tokenizer(folder, config=self.config)
+        else:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.base, trust_remote_code=False, **self.base_hub)
+            except _FAILURES as error:
+                raise SwagError(
+                    f"The tokenizer of {self.base!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} Pass another one: "
+                    "pipeline(..., tokenizer=...)."
+                ) from error
         if tokenizer.pad_token_id is None and self.pad_token_id is not None:
             tokenizer.pad_token_id = self.pad_token_id
         return tokenizer
 
-    def _beside_the_adapter(self) -> tuple[str, Mapping[str, Any]] | None:
+    def _folder_beside_the_adapter(self) -> Path | None:
+        """Return the folder, or that of a download, where a tokenizer lies beside the adapter; None where there is none."""
         if Path(self.adapter).is_dir():
-            return (self.adapter, {}) if (Path(self.adapter) / _TOKENIZER_FILE).is_file() else None
+            return Path(self.adapter) if (Path(self.adapter) / _TOKENIZER_FILE).is_file() else None
         hub = dict(self.hub)
-        where = {"cache_dir": hub.get("cache_dir"), "revision": hub.get("revision")}
-        hub["revision"] = where["revision"] = HfApi(token=hub.get("token")).resolve_revision(
-            self.adapter, local_files_only=hub.get("local_files_only", False), **where
-        )
-        found = try_to_load_from_cache(self.adapter, _TOKENIZER_FILE, **where)
-        if found is None:  # not asked for yet
-            try:
+        try:
+            hub["revision"] = HfApi(token=hub.get("token")).resolve_revision(
+                self.adapter,
+                local_files_only=hub.get("local_files_only", False),
+                cache_dir=hub.get("cache_dir"),
+                revision=hub.get("revision"),
+            )
+            where = {"cache_dir": hub.get("cache_dir"), "revision": hub["revision"]}
+            found = try_to_load_from_cache(self.adapter, _TOKENIZER_FILE, **where)
+            if found is None:  # not asked for yet
                 found = hf_hub_download(self.adapter, _TOKENIZER_FILE, **hub)
-            except LocalEntryNotFoundError as error:
-                raise SwagError(
-                    f"Whether {self.adapter!r} has a tokenizer beside the adapter is not known, and the Hub cannot be reached or must not "
-                    "be asked (offline mode). Load it once while online, or pass pipeline(..., tokenizer=...)."
-                ) from error
-            except EntryNotFoundError:
+            if not isinstance(found, str):
                 return None
-        return (self.adapter, hub) if isinstance(found, str) else None
+            return Path(snapshot_download(self.adapter, allow_patterns=list(_FILES), **hub))
+        except LocalEntryNotFoundError as error:
+            raise SwagError(
+                f"Whether {self.adapter!r} has a tokenizer beside the adapter is not known, and the Hub cannot be reached or must not "
+                "be asked (offline mode). Load it once while online, or pass pipeline(..., tokenizer=...)."
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except (*_FAILURES, RevisionResolutionError) as error:
+            raise SwagError(
+                f"The tokenizer beside the adapter in {self.adapter!r} cannot be fetched: {type(error).__name__}: {str(error)[:300]}"
+            ) from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import AutoConfig, PretrainedConfig
+from transformers import utils as transformers_utils
+
+from swag_trainer.errors import SwagError
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -18,9 +22,13 @@ _TASKS: set[str] = set()
 
 
 class LoadsNoTokenizer:
-    """Keeps `transformers.pipeline` from loading the base model's tokenizer for a pipeline."""
+    """Keeps `transformers.pipeline` from loading a tokenizer, or a processor with code of its own, for a pipeline."""
 
     _load_tokenizer = False
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
 
 
 class EvaluatesInOrder(_Trainer):
@@ -42,10 +50,41 @@ class PipelineConfig(AutoConfig):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Return an empty configuration for a task of this package, else what transformers returns."""
+        """Return an empty configuration for a task of this package, else what transformers returns.
+
+        Raises:
+            SwagError: ``trust_remote_code=True`` for a task of this package.
+        """
         if kwargs.get("_from_pipeline") in _TASKS:
+            refuse_remote_code(
+                args[0] if args else kwargs.get("pretrained_model_name_or_path"), kwargs.get("trust_remote_code")
+            )
             return PretrainedConfig()
         return AutoConfig.from_pretrained(*args, **kwargs)
+
+
+def refuse_remote_code(name: object, trust_remote_code: bool | None) -> None:
+    """Refuse ``trust_remote_code=True``.
+
+    Raises:
+        SwagError: It is true.
+    """
+    if trust_remote_code:
+        raise SwagError(
+            f"{str(name)!r} names its own base model, so trust_remote_code=True would let it choose whose code runs. Leave it out."
+        )
+
+
+def find_adapter_config_file(*args: Any, **kwargs: Any) -> str | None:
+    """Find adapter_config.json as transformers does, but for the tasks of this package none: their loader reads it, with limits.
+
+    `transformers.pipeline` would read it before it asks for a configuration, whatever its size, and follow the base model that it names.
+    The function is not given the task, which only its caller knows.
+    """
+    caller = sys._getframe(1)
+    if caller.f_globals.get("__name__") == "transformers.pipelines" and caller.f_locals.get("task") in _TASKS:
+        return None
+    return transformers_utils.find_adapter_config_file(*args, **kwargs)
 
 
 def register_pipeline(pipeline_class: Any, loader: type, *, peft_classes: Sequence[str] = ("PeftModel",)) -> None:
@@ -63,6 +102,7 @@ def register_pipeline(pipeline_class: Any, loader: type, *, peft_classes: Sequen
     name = pipeline_class.swag_task
     _TASKS.add(name)
     pipelines.AutoConfig = PipelineConfig
+    pipelines.find_adapter_config_file = find_adapter_config_file
     if name not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(name, pipeline_class=pipeline_class, pt_model=loader, type="text")
         SUPPORTED_PEFT_TASKS[name] = list(peft_classes)

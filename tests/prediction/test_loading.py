@@ -75,7 +75,7 @@ def test_an_adapter_whose_file_lacks_a_weight_is_refused(folder):
     # Red for: peft's own warning about missing keys, after which a matrix is random. The weight is not one of the posterior's.
     posterior = SwagPosterior.from_pretrained(folder)
     tensors = load_file(folder / "adapter_model.safetensors")
-    save_file(tensors | {"base_model.model.bert.pooler.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    save_file(tensors | {"base_model.model.bert.pooler.lora_A.weight": torch.zeros(4, 2)}, folder / "adapter_model.safetensors")
     with pytest.raises(AdapterMismatchError, match="digest"):
         load(folder)
     with pytest.raises(AdapterMismatchError, match=r"do not have the same weights.*pooler"):

@@ -29,11 +29,12 @@ def classifier(model, **arguments):
     return pipeline("swag-text-classification", model=str(model), device="cpu", **arguments)
 
 
-def asked_offline(home, repo):
+def asked_offline(home, repo, base):
     """The tokenizer's length in a process that may not ask the Hub, or its last words."""
     code = (
         "import swag_trainer; from transformers import pipeline; "
-        f"print(pipeline('swag-text-classification', model={repo!r}, device='cpu').tokenizer.model_max_length)"
+        f"options = {{'model_kwargs': {{'base_model': {str(base)!r}}}}}; "
+        f"print(pipeline('swag-text-classification', model={repo!r}, device='cpu', **options).tokenizer.model_max_length)"
     )
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
@@ -60,25 +61,26 @@ def test_a_repository_answers_with_its_own_tokenizer_of_the_same_commit_also_off
     code = (
         "import sys, swag_trainer; from transformers import pipeline; "
         "one, two = (pipeline('swag-text-classification', model='user/with-tokenizer', device='cpu', "
-        "model_kwargs={'adapter_kwargs': {'revision': revision}}) for revision in sys.argv[1:]); "
+        f"model_kwargs={{'base_model': {str(base_folder)!r}, 'adapter_kwargs': {{'revision': revision}}}}) "
+        "for revision in sys.argv[1:]); "
         "print(one.tokenizer.model_max_length, two.tokenizer.model_max_length)"
     )
     words = [sys.executable, "-c", code, first.oid, "main"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["64", str(SHORT)], done.stderr[-2000:]
     requests = len(hub.hub.log)
-    assert asked_offline(tmp_path / "home", "user/with-tokenizer") == str(SHORT)
+    assert asked_offline(tmp_path / "home", "user/with-tokenizer", base_folder) == str(SHORT)
     assert len(hub.hub.log) == requests
 
 
-def test_offline_nobody_guesses_whether_a_repository_has_a_tokenizer(run, tmp_path):
+def test_offline_nobody_guesses_whether_a_repository_has_a_tokenizer(run, base_folder, tmp_path):
     # Red for: the base's tokenizer, in silence, for a repository whose own was never fetched.
     SwagPosterior.from_pretrained(run).push_to_hub("user/half-cached")
     HfApi().upload_folder(repo_id="user/half-cached", folder_path=run, allow_patterns="tokenizer*")
     patterns = ["swag_posterior.safetensors", "adapter_*"]
     snapshot_download("user/half-cached", cache_dir=tmp_path / "home" / "hub", allow_patterns=patterns)
     assert "Whether 'user/half-cached' has a tokenizer beside the adapter is not known" in asked_offline(
-        tmp_path / "home", "user/half-cached"
+        tmp_path / "home", "user/half-cached", base_folder
     )
 
 

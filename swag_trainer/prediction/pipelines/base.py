@@ -22,7 +22,7 @@ from swag_trainer.prediction.decisions import PredictionOptions, check_options
 from swag_trainer.prediction.lengths import count_truncated, longest_input
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
-from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer
+from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer, refuse_remote_code
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Link
 
@@ -171,7 +171,9 @@ def _loaded(tokenizer: Any, model: Any) -> Any:
     source = getattr(model, "swag_tokenizer", None)
     if isinstance(tokenizer, (str, tuple)):
         name, options = (tokenizer, {}) if isinstance(tokenizer, str) else tokenizer
-        return AutoTokenizer.from_pretrained(name, **({"token": source.hub.get("token")} if source else {}) | options)
+        options = {"token": source.hub.get("token") if source else None, **options}
+        refuse_remote_code(name, options.pop("trust_remote_code", None))
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     if tokenizer is None and source is None:
         raise SwagError(
             f"The model {type(model).__name__} was not loaded by this pipeline, so its tokenizer cannot be determined: pass tokenizer=..."
