@@ -62,6 +62,22 @@ def test_the_lock_is_complete():
                 open_.append((requirement.name, requirement.extras))
 
 
+def test_every_dependency_has_a_reason_in_contributing():
+    # Red for: a dependency without a row, a row without a dependency, or an extra that moved.
+    rows = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] not in ("package", "---"):
+            rows[canonicalize_name(cells[0])] = {extra.strip() for extra in cells[1].split(",")} - {""}
+            assert len(cells) == 4 and all(cells[2:]), line
+    expected = {canonicalize_name(requirement.name): set() for requirement in required()}
+    for extra, lines in PROJECT["optional-dependencies"].items():
+        for requirement in map(Requirement, lines):
+            if requirement.name != PROJECT["name"]:
+                expected.setdefault(canonicalize_name(requirement.name), set()).add(extra)
+    assert rows == expected
+
+
 @pytest.mark.parametrize("name", ["transformers", "peft"])
 def test_what_breaks_within_days_is_capped_below_the_next_minor_version(name):
     # Red for: transformers 5.24, which asks for a PEFT that does not exist, on a user's machine.

@@ -64,7 +64,7 @@ def loadable_settings(adapter: SavedAdapter, *, name: str) -> dict[str, Any]:
     config = {setting: value for setting, value in config.items() if setting in known and setting not in _LEFT_OUT}
     sizes = [size for tensor in adapter.tensors.values() for size in tensor.shape]
     for setting, value in config.items():
-        problem = _oversized(setting, value, max(_SMALLEST_LIMIT, *sizes), max(_FEWEST_NAMES, 4 * len(adapter.tensors)))
+        problem = _oversized(setting, value, max([_SMALLEST_LIMIT, *sizes]), max(_FEWEST_NAMES, 4 * len(adapter.tensors)))
         if problem:
             raise PosteriorFormatError(f"{where} states {problem}")
     config |= _without_patterns_of_modules(config, adapter.tensors, where)

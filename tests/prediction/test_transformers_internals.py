@@ -7,13 +7,22 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-import swag_trainer.prediction.pipelines.text_classification  # noqa: F401 - registers the task
+from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 
 def test_the_names_are_those_of_this_release():
     # Red for: a release of transformers that renames one; an override of a name that nothing calls does nothing, in silence.
     assert TextClassificationPipeline._load_tokenizer is True
     assert '"_load_tokenizer"' in inspect.getsource(inspect.unwrap(pipeline))
+    source = inspect.getsource(inspect.unwrap(pipeline))
+    assert (
+        "maybe_adapter_path = find_adapter_config_file(" in source
+        and "_from_pipeline=task, " in source
+    )
+    assert "task" in inspect.signature(pipeline).parameters
+    for part in ("processor", "image_processor", "video_processor", "feature_extractor"):
+        assert getattr(Pipeline, f"_load_{part}") is None
+        assert getattr(SwagTextClassificationPipeline, f"_load_{part}") is False
     assert list(inspect.signature(Trainer._get_eval_sampler).parameters) == ["self", "eval_dataset"]
     assert "sampler_fn=self._get_eval_sampler" in inspect.getsource(Trainer.get_eval_dataloader)
     assert "lengths" in inspect.signature(LengthGroupedSampler).parameters
