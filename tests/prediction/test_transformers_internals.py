@@ -15,10 +15,7 @@ def test_the_names_are_those_of_this_release():
     assert TextClassificationPipeline._load_tokenizer is True
     assert '"_load_tokenizer"' in inspect.getsource(inspect.unwrap(pipeline))
     source = inspect.getsource(inspect.unwrap(pipeline))
-    assert (
-        "maybe_adapter_path = find_adapter_config_file(" in source
-        and "_from_pipeline=task, " in source
-    )
+    assert "maybe_adapter_path = find_adapter_config_file(" in source and "_from_pipeline=task, " in source
     assert "task" in inspect.signature(pipeline).parameters
     for part in ("processor", "image_processor", "video_processor", "feature_extractor"):
         assert getattr(Pipeline, f"_load_{part}") is None
