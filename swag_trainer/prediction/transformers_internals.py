@@ -71,7 +71,8 @@ def refuse_remote_code(name: object, trust_remote_code: bool | None) -> None:
     """
     if trust_remote_code:
         raise SwagError(
-            f"{str(name)!r} names its own base model, so trust_remote_code=True would let it choose whose code runs. Leave it out."
+            f"trust_remote_code=True would let {str(name)!r} choose whose code runs, and is refused: an adapter names its own base model and "
+            "tokenizer. Leave it out."
         )
 
 

@@ -102,7 +102,7 @@ def test_a_base_with_code_of_its_own_is_refused(folder, base_folder, mark, tmp_p
 
 def test_remote_code_is_refused_before_a_file_is_opened(tmp_path):
     # Red for: a check in the loader, which comes after transformers has read what it likes.
-    with pytest.raises(SwagError, match="trust_remote_code=True would let it choose"):
+    with pytest.raises(SwagError, match="trust_remote_code=True would let"):
         classify(tmp_path / "nowhere", trust_remote_code=True)
 
 
