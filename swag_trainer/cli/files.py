@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.atomic import write_together
 from swag_trainer.posterior.folder import POSTERIOR_FILE
+from swag_trainer.posterior.regular_file import read_bytes
 from swag_trainer.posterior.saved_adapter import ADAPTER_WEIGHTS
 
 
@@ -83,8 +85,11 @@ def text_of(path: Path) -> str | None:
         SwagError: It cannot be read as UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig") if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
+        data = read_bytes(path)
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    except PosteriorNotFoundError:
+        return None
+    except (PosteriorFormatError, UnicodeDecodeError) as error:
         raise SwagError(f"{str(path)!r} cannot be read as text: {error}") from error
 
 

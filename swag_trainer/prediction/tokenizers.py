@@ -20,12 +20,18 @@ _TOKENIZER_FILE = "tokenizer_config.json"
 # What a tokenizer is made of. No config.json, whose code and classes an adapter's folder could choose, and no module.
 _FILES = (
     "added_tokens.json",
+    "bpe.codes",
     "chat_template.jinja",
     "merges.txt",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "source.spm",
     "special_tokens_map.json",
     "spiece.model",
     "spm.model",
+    "target.spm",
+    "tekken.json",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer.model",
     _TOKENIZER_FILE,
