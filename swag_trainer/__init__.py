@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from swag_trainer.collection.acceptance import Adaptive
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
+    from swag_trainer.collection.multiple_choice import MultipleChoiceMixin
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
     from swag_trainer.fitting.fit import fit_posterior
@@ -27,20 +28,25 @@ if TYPE_CHECKING:
     from swag_trainer.posterior.mean_field import MeanFieldPosterior
     from swag_trainer.posterior.mixture import PosteriorMixture
     from swag_trainer.posterior.swag import SwagPosterior
+    from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
     from swag_trainer.prediction.predictor import MonteCarloPredictor
     from swag_trainer.prediction.sampler import Sampling
     from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
+    from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
 
 __all__ = [
     "Adaptive",
     "AdapterMismatchError",
+    "ChoiceCollator",
+    "ChoiceSettings",
     "Evenly",
     "Every",
     "KroneckerPosterior",
     "MeanFieldPosterior",
     "MonteCarloPredictor",
+    "MultipleChoiceMixin",
     "PointPosterior",
     "PosteriorFormatError",
     "PosteriorMixture",
@@ -50,6 +56,7 @@ __all__ = [
     "SwagCallback",
     "SwagError",
     "SwagEvaluationMixin",
+    "SwagMultipleChoicePipeline",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
     "SwagTrainerMixin",
@@ -68,17 +75,21 @@ __all__ = [
 # Imported when they are asked for: torch, transformers and PEFT take seconds, which `swag-trainer --help` has no use for.
 _MODULES = {
     "Adaptive": "collection.acceptance",
+    "ChoiceCollator": "tasks.questions",
+    "ChoiceSettings": "tasks.questions",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
     "KroneckerPosterior": "posterior.kronecker",
     "MeanFieldPosterior": "posterior.mean_field",
     "MonteCarloPredictor": "prediction.predictor",
+    "MultipleChoiceMixin": "collection.multiple_choice",
     "PointPosterior": "posterior.point",
     "PosteriorMixture": "posterior.mixture",
     "Predictive": "prediction.predictive",
     "Sampling": "prediction.sampler",
     "SwagCallback": "collection.callback",
     "SwagEvaluationMixin": "prediction.trainer_evaluation",
+    "SwagMultipleChoicePipeline": "prediction.pipelines.multiple_choice",
     "SwagPosterior": "posterior.swag",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
     "SwagTrainerMixin": "collection.trainer_mixin",

@@ -45,6 +45,12 @@ def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
     assert "known" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+def test_each_pipeline_can_be_imported_first():
+    # Red for: a module whose import makes transformers import it, and the others, once more while it is half done.
+    code = "from swag_trainer import SwagMultipleChoicePipeline as p; print(p.swag_task)"
+    assert "swag-multiple-choice" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 def test_importing_alone_imports_none_of_the_big_libraries():
     # Red for: a public name that is imported before somebody asks for it; `swag-trainer --help` then takes seconds.
     code = "import swag_trainer, sys; print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"

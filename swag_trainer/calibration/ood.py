@@ -51,7 +51,7 @@ def with_ood_score(
     Raises:
         SwagError: A training example has no class number, or the training examples have no features.
     """
-    num_labels = base_model(adapted_model(model)).config.num_labels
+    num_labels = task.num_classes(base_model(adapted_model(model)).config)
     fitted = posterior.features
     reading: dict[str, Any] = {"data_collator": data_collator, "batch_size": batch_size}
     if train_data is None and (fitted is None or fitted.cross_fitted):

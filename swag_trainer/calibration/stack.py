@@ -15,7 +15,7 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior.mixture import PosteriorMixture
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
-from swag_trainer.tasks import task_named
+from swag_trainer.tasks import task_for
 
 _ITERATIONS = 500
 
@@ -47,12 +47,12 @@ def stack(
     """
     if not 0 < penalty < float("inf"):
         raise SwagError(f"penalty must be finite and > 0, got {penalty}.")
-    config, task = base_model(adapted_model(model)).config, task_named(mixture.record.task)
+    config, task = base_model(adapted_model(model)).config, task_for(mixture.record)
     if task.link(config) != "softmax":
         raise SwagError(
             "Stacking is for classes that exclude each other, and this model is for a regression or several labels."
         )
-    held_out = HeldOut.of(data, task=task, num_labels=config.num_labels, name=None, split=None, revision=None)
+    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=None, split=None, revision=None)
     plain = mixture.with_member_weights("uniform")
     predictor = MonteCarloPredictor(
         model, plain, sampling, batch_size=batch_size, data_collator=data_collator, progress=progress

@@ -31,7 +31,7 @@ from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tunin
 from swag_trainer.prediction.decisions import DEFAULT_SETS
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
-from swag_trainer.tasks import task_named
+from swag_trainer.tasks import task_for
 
 MIN_EXAMPLES = 20
 _CHOSEN = ("scale", "temperature", "center", "dropout")  # fields of Sampling
@@ -114,11 +114,11 @@ def tune(
     sampling = sampling or Sampling()
     _check_settings(sampling, scales)
     _check_fractions(risks=risks, coverages=coverages, levels=levels, confidence=[] if confidence is None else [confidence])
-    config, task = base_model(adapted_model(model)).config, task_named(posterior.record.task)
+    config, task = base_model(adapted_model(model)).config, task_for(posterior.record)
     if (link := task.link(config)) != "softmax":
         kind = "a regression" if link == "identity" else "labels that do not exclude each other"
         raise SwagError(f"Tuning is for classes that exclude each other, and this model is for {kind}.")
-    held_out = HeldOut.of(data, task=task, num_labels=config.num_labels, name=name, split=split, revision=revision)
+    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
     labels = held_out.labels
     if len(labels) < MIN_EXAMPLES:
         raise SwagError(f"Tuning on {len(labels)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
@@ -128,7 +128,7 @@ def tune(
     def logits_of(center: Center, scale: float, dropout: bool) -> CandidateLogits:
         settings = replace(sampling, center=center, scale=scale, dropout=dropout, temperature=1.0)
         predictor = MonteCarloPredictor(
-            model, plain, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
+            model, plain, settings, task=task, batch_size=batch_size, data_collator=data_collator, progress=progress
         )
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
         weights = predictor.draw_weights(len(draws))

@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 from transformers import pipeline
 
+from swag_trainer.adapters.positions import longest_input
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.lengths import count_truncated, longest_input
+from swag_trainer.prediction.lengths import count_truncated
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from swag_trainer.adapters.positions import longest_input
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES
 from swag_trainer.prediction.decisions import Decision, PredictionOptions, confidence, decide
-from swag_trainer.prediction.lengths import longest_input
 from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 

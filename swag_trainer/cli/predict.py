@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from swag_trainer.adapters.positions import longest_input
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions
@@ -19,7 +20,6 @@ from swag_trainer.cli.text_files import read_lines
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
 from swag_trainer.prediction.decisions import PredictionOptions
-from swag_trainer.prediction.lengths import longest_input
 
 _FORMATS = (".jsonl", ".csv", ".parquet")
 

@@ -12,6 +12,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
+from swag_trainer.adapters.positions import longest_input
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.lora import lora_config
@@ -21,7 +22,6 @@ from swag_trainer.cli.text_data import read_text
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError
-from swag_trainer.prediction.lengths import longest_input
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
@@ -9,7 +10,10 @@ from swag_trainer.adapters.initialisation import base_changing_initialisation, b
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import SwagError
-from swag_trainer.tasks import task_of
+from swag_trainer.tasks import settings_of, task_of
+
+# Names of language models end in these; the labels in their configs are placeholders.
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
 def check_saved_modules(weights: AdapterWeights) -> None:
@@ -32,8 +36,10 @@ def base_metadata(weights: AdapterWeights) -> dict[str, Any]:
     initialisation = base_changing_initialisation(weights.model.peft_config[weights.adapter_name])
     # Where the base is cut up over processes too, no process has a whole weight of it to measure.
     measured = initialisation is not None and not weights.is_sharded
+    config = getattr(base_model(weights.model), "config", None)
     return {
-        "base_revision": getattr(getattr(base_model(weights.model), "config", None), "_commit_hash", None),
+        "base_revision": getattr(config, "_commit_hash", None),
+        "gguf_file": _gguf_file(config),
         "initialisation": initialisation,
         "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
     }
@@ -49,9 +55,18 @@ def task_metadata(weights: AdapterWeights, *, problem_type: str | None) -> dict[
     model = base_model(weights.model)
     config = getattr(model, "config", None)
     id2label = getattr(config, "id2label", None) or {}
+    is_language_model = type(model).__name__.endswith(_LANGUAGE_MODELS)
     return {
         "task": task_of(model),
-        "labels": [str(id2label[index]) for index in sorted(id2label)] or None,
+        "task_settings": settings_of(model),
+        "labels": None if is_language_model else [str(id2label[index]) for index in sorted(id2label)] or None,
         "problem_type": getattr(config, "problem_type", None) or problem_type,
         "pad_token_id": getattr(config, "pad_token_id", None),
     }
+
+
+def _gguf_file(config: Any) -> str | None:
+    """Return the name of the GGUF file that a base was loaded from; its weights are in no other file of the folder or repository."""
+    quantization = getattr(config, "quantization_config", None)
+    found = quantization.get("gguf_file") if isinstance(quantization, dict) else getattr(quantization, "gguf_file", None)
+    return None if found is None else Path(found).name

@@ -11,7 +11,7 @@ from swag_trainer.distributed import is_first
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.swag import SwagPosterior
-from swag_trainer.tasks import task_named, task_of
+from swag_trainer.tasks import task_for, task_named, task_of
 from swag_trainer.tasks.features import MeanFeatures, check_link, fit_features
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def with_ood_features(posterior: SwagPosterior, weights: AdapterWeights, trainer
 
 
 def _fitted(posterior: SwagPosterior, weights: AdapterWeights, trainer: Trainer) -> FeatureDistribution:
-    task = task_named(posterior.record.task)
+    task = task_for(posterior.record)
     features = MeanFeatures(weights.model, posterior, task=task, adapter_name=weights.adapter_name)
     reading = {"data_collator": trainer.data_collator, "batch_size": trainer.args.per_device_eval_batch_size}
     num_labels = base_model(weights.model).config.num_labels

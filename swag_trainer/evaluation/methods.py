@@ -21,7 +21,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
-from swag_trainer.tasks import task_named
+from swag_trainer.tasks import task_for
 from swag_trainer.tasks.base import Task
 
 METHODS = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout", "MC dropout, temperature")
@@ -83,7 +83,7 @@ def predict_methods(
             fit it on, or a method with dropout that was asked for of a model without.
         AdapterMismatchError: The posterior has other weights than the adapter.
     """
-    sampling, task = sampling or Sampling(), task_named(posterior.record.task)
+    sampling, task = sampling or Sampling(), task_for(posterior.record)
     if methods is None:
         chosen = [name for name in methods_of(posterior) if name not in _SCALED or validation is not None]
     else:
@@ -106,7 +106,7 @@ def predict_methods(
         weights, settings = plans[method]
         try:
             predictor = MonteCarloPredictor(
-                model, weights, settings, batch_size=batch_size, data_collator=data_collator, progress=progress
+                model, weights, settings, task=task, batch_size=batch_size, data_collator=data_collator, progress=progress
             )
             if method in _SCALED:
                 assert validation is not None
@@ -158,4 +158,4 @@ def _check_model(model: nn.Module, posterior: WeightPosterior, task: Task) -> in
     difference = posterior.layout.difference(adapter, ours="The posterior", theirs="The adapter")
     if difference:
         raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
-    return config.num_labels
+    return task.num_classes(config)

@@ -77,12 +77,12 @@ def fit_posterior(
     weights = AdapterWeights(model, adapter_name, keys=parameter_names(inner, adapter_name or active_adapter(inner)))
     check_saved_modules(weights)
     metadata = base_metadata(weights) | task_metadata(weights, problem_type=None)
-    task, config = task_named(metadata["task"]), base_model(inner).config
+    task, config = task_named(metadata["task"]).configured(metadata["task_settings"]), base_model(inner).config
     if task.link(config) != "softmax":
         raise SwagError(
             "fit_posterior() is for classes that exclude each other; this model is for several labels or a regression."
         )
-    held_out = HeldOut.of(data, task=task, num_labels=config.num_labels, name=name, split=split, revision=revision)
+    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
     if len(held_out.labels) < MIN_EXAMPLES:
         raise SwagError(f"Fitting to {len(held_out.labels)} examples would fit chance; at least {MIN_EXAMPLES} are needed.")
     saved = weights.saved()

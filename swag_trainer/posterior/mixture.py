@@ -24,7 +24,7 @@ from swag_trainer.posterior.saved_adapter import SavedAdapter
 
 MAX_MEMBERS = 64
 # Of a posterior's record, what all members of a mixture must have in common.
-_COMMON = ("base_model", "task", "labels", "problem_type", "initialisation", "base_fingerprint")
+_COMMON = ("base_model", "gguf_file", "task", "task_settings", "labels", "problem_type", "initialisation", "base_fingerprint")
 # Of adapter_config.json, what does not change the function that the adapter computes.
 _HARMLESS = {"inference_mode", "peft_version", "lora_dropout", "revision", "auto_mapping", "base_model_name_or_path"}
 _TITLES = {"swag": "MultiSWAG", "point": "Ensemble"}

@@ -22,7 +22,9 @@ class PosteriorRecord:
         tuning: What was chosen and calibrated at that scale on held-out data; None for a posterior that was not tuned.
         base_model: Hub id or folder of the base model.
         base_revision: Commit of the base model, where it came from the Hub.
+        gguf_file: Name of the GGUF file in the base model's folder or repository that holds its weights; None where they lie as usual.
         task: Name of the task it was made for, such as "swag-text-classification"; None where that is not known.
+        task_settings: How it was trained for that task, by the names of the task's settings; empty where it has none.
         labels: Names of the classes, in the order of the logits.
         problem_type: "single_label_classification", "multi_label_classification", "regression", or None for transformers' rule.
         pad_token_id: Number of the padding token, by which a decoder finds a text's last token; None where the config has none.
@@ -41,7 +43,9 @@ class PosteriorRecord:
     tuning: Tuning | None = None
     base_model: str | None = None
     base_revision: str | None = None
+    gguf_file: str | None = None
     task: str | None = None
+    task_settings: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     labels: list[str] | None = None
     problem_type: str | None = None
     pad_token_id: int | None = None

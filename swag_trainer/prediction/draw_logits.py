@@ -77,8 +77,8 @@ class DrawLogits:
             check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
         self._shared = SharedBase(model, weights.model)
         self.base: Any = base_model(weights.model)
-        self._inputs = set(inspect.signature(self.base.forward).parameters) - _LABELS
-        self._task = task
+        self._task = task = task.for_model(weights.model)
+        self._inputs = set(inspect.signature(self.base.forward).parameters) - _LABELS | task.columns
         self._device = weights.parameters()[0].device
         self._lock = threading.RLock()
         self._blocks: DrawBlocks | None = None
@@ -136,26 +136,30 @@ class DrawLogits:
             Shapes (S, E, C) and (E,), on the CPU, float32.
 
         Raises:
-            SwagError: They are not finite, or not those of the task; or the base that the private copy shares was changed.
+            SwagError: They are not finite (minus infinity for the classes that an event does not have), or not those of the task; or the base that the private copy shares was changed.
         """
         self._shared.check()
-        parts, places = [], []
+        parts, places, missing = [], [], []
         with self._lock:
             draws = None if block is None or self._blocks is None else self._blocks.vectors(block)
             if self._masks is not None:
                 self._masks.first = 0 if block is None or draws is None else block * len(draws)
-            for rows, part in rows_of_one_length(inputs):
+            padding: dict[str, Any] = {"on_the_left": self._task.pads_anywhere, "row_columns": self._task.row_columns}
+            for rows, part in rows_of_one_length(inputs, **padding):
                 part = {name: value.to(self._device) for name, value in part.items()}
                 logits, events = self.sampler(part, draws), self._task.events(part)
                 if logits.ndim != 3:
                     self._task.check_logits(logits[0], part, self.base)
                 parts.append(logits.float().cpu())
                 places.append(rows[events])
+                missing.append(self._task.missing(part))
         logits, rows = torch.cat(parts, dim=1), torch.cat(places)
         if not torch.isfinite(logits).all():
             raise SwagError(
                 "A draw of the weights gave NaN or infinite logits. Is the scale too large, or the base model's precision too low?"
             )
+        if missing[0] is not None:
+            logits = logits.masked_fill(torch.cat(missing).cpu(), -torch.inf)
         order = rows.argsort(stable=True)
         return logits[:, order], rows[order]
 

@@ -266,7 +266,7 @@ class DropoutMasks:
             with self._interception:
                 while self._found_new:
                     self._found_new = False
-                    self._model(**row, **self._task.constants(self._model))
+                    self._model(**self._task.inputs(row), **self._task.constants(self._model))
         finally:
             self._is_preparing = False
         if not self._droppers:

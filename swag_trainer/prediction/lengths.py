@@ -1,4 +1,4 @@
-"""Lengths of inputs: where texts are truncated, and batches of rows of one length.
+"""Lengths of inputs: which texts were truncated, and batches of rows of one length.
 
 Rows of one length share a batch: padding would cost every draw what it costs one plain prediction, and change its sums a little.
 """
@@ -6,22 +6,11 @@ Rows of one length share a batch: padding would cost every draw what it costs on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from swag_trainer.adapters.positions import num_positions
-
-_NO_LIMIT = 10**9  # tokenizers without a length of their own say 1e30
-
-
-def longest_input(tokenizer: Any, model: nn.Module) -> int | None:
-    """Return where a text is truncated: the smaller of the tokenizer's maximum length and the model's positions; None without a limit."""
-    own = tokenizer.model_max_length
-    limits = [limit for limit in (own if own < _NO_LIMIT else None, num_positions(model)) if limit is not None]
-    return min(limits, default=None)
+from torch import Tensor
 
 
 def count_truncated(encoding: Any) -> int:
@@ -50,11 +39,15 @@ def batches_of_one_length(rows: Sequence[Mapping[str, Any]], batch_size: int) ->
     return batches, order
 
 
-def rows_of_one_length(inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def rows_of_one_length(
+    inputs: Mapping[str, Tensor], *, on_the_left: bool = False, row_columns: Collection[str] = ()
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Take a batch apart into the rows of each length, without their padding; as it is where nothing is padded on the right.
 
     Args:
         inputs: What a collator made, with its ``attention_mask`` of shape (B, T) if anything is padded.
+        on_the_left: Take padding on the left off too, where that is where it lies.
+        row_columns: Names of inputs whose second dimension does not count positions.
 
     Returns:
         For each length the places of its rows, on the CPU, and these rows as a batch.
@@ -64,12 +57,18 @@ def rows_of_one_length(inputs: Mapping[str, Tensor]) -> list[tuple[Tensor, dict[
     if mask is None or mask.ndim != 2 or bool(mask.all()):
         return whole
     width, lengths = mask.shape[1], mask.sum(dim=1)
-    if not torch.equal(mask.bool(), torch.arange(width, device=mask.device) < lengths[:, None]) or not lengths.all():
+    places, attended = torch.arange(width, device=mask.device), mask.bool()
+    is_right = torch.equal(attended, places < lengths[:, None])
+    is_left = on_the_left and torch.equal(attended, places >= width - lengths[:, None])
+    if not (is_right or is_left) or not lengths.all():
         return whole
     groups: list[tuple[Tensor, dict[str, Tensor]]] = []
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero().flatten()
         parts = {name: value[rows] for name, value in inputs.items()}
-        is_sequence = {name: value.ndim >= 2 and value.shape[1] == width for name, value in inputs.items()}
-        groups.append((rows.cpu(), {name: value[:, :length] if is_sequence[name] else value for name, value in parts.items()}))
+        is_sequence = {
+            name: value.ndim >= 2 and value.shape[1] == width and name not in row_columns for name, value in inputs.items()
+        }
+        kept = slice(0, length) if is_right else slice(width - length, width)
+        groups.append((rows.cpu(), {name: value[:, kept] if is_sequence[name] else value for name, value in parts.items()}))
     return groups

@@ -26,6 +26,7 @@ from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 # Of transformers, PEFT, huggingface_hub, torch and safetensors while they load files that are not what they should be.
@@ -121,7 +122,9 @@ class AutoSwagModel:
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         task = task_named(cls.task_name or posterior.record.task)
         source, base_revision = _base_of(posterior, base_model, name)
-        base = _load_base(posterior, task, source, revision=base_revision, **hub, **base_kwargs)
+        base_kwargs = dict(base_kwargs)
+        gguf = _gguf_file(posterior, source, base_kwargs.pop("gguf_file", None))
+        base = _load_base(posterior, task, source, revision=base_revision, **hub, **gguf, **base_kwargs)
         model = _load_adapter(base, posterior.adapter, settings)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:
@@ -131,7 +134,7 @@ class AutoSwagModel:
             adapter=name,
             base=source,
             hub=where,
-            base_hub={**hub, "revision": base_revision},
+            base_hub={**hub, **gguf, "revision": base_revision},
             config=base.config,
             pad_token_id=base.config.pad_token_id,
         )
@@ -142,6 +145,12 @@ class AutoSwagModelForSequenceClassification(AutoSwagModel):
     """Loads a PEFT classifier of texts with its posterior."""
 
     task_name: ClassVar[str | None] = SequenceClassification.name
+
+
+class AutoSwagModelForMultipleChoice(AutoSwagModel):
+    """Loads a PEFT causal language model with its posterior, to choose between the answers to a question."""
+
+    task_name: ClassVar[str | None] = MultipleChoice.name
 
 
 def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> None:
@@ -242,6 +251,15 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
             "load. The adapter must be trained anew with their module in modules_to_save."
         )
     return base
+
+
+def _gguf_file(posterior: WeightPosterior, source: str, given: str | None) -> dict[str, str]:
+    """Return what transformers needs to find a base, and its tokenizer, in a GGUF file; nothing where the base has other files."""
+    recorded = posterior.record.gguf_file
+    if recorded is not None and source != posterior.adapter.base_model and not (Path(source) / recorded).is_file():
+        recorded = None
+    name = given or recorded
+    return {} if name is None else {"gguf_file": name}
 
 
 def _load_adapter(base: torch.nn.Module, adapter: SavedAdapter, settings: Mapping[str, Any]) -> PeftModel:

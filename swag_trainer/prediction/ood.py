@@ -48,7 +48,8 @@ class OodScorer:
         """
         assert self._distribution is not None
         parts, places = [], []
-        for rows, part in rows_of_one_length(inputs):
+        padding: dict[str, Any] = {"on_the_left": self._task.pads_anywhere, "row_columns": self._task.row_columns}
+        for rows, part in rows_of_one_length(inputs, **padding):
             parts.append(self._features(part))
             places.append(rows[self._task.events(part)])
         order = torch.cat(places).argsort(stable=True)

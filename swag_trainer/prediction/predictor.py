@@ -24,7 +24,7 @@ from swag_trainer.prediction.monte_carlo import checked_max_error, error_limit
 from swag_trainer.prediction.ood import OodScorer, has_ood_score
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, apply_link, summarise
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
-from swag_trainer.tasks import task_named
+from swag_trainer.tasks import task_for
 from swag_trainer.tasks.base import Link, Task
 
 _MOST_BLOCKS = 10
@@ -108,7 +108,7 @@ class MonteCarloPredictor:
         in_blocks = max_error is not None or num_blocks not in (None, 1)
         check_method(method, posterior, self.sampling, compile=compile, in_blocks=in_blocks)
         self.method = method
-        self.task = task or task_named(posterior.record.task)
+        self.task = task or task_for(posterior.record)
         self.batch_size = batch_size
         self.progress = progress
         self.across_processes = across_processes

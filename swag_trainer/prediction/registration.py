@@ -7,6 +7,8 @@ from types import ModuleType
 
 import wrapt
 
+_PIPELINES = ("text_classification", "multiple_choice")
+
 
 def register_tasks() -> None:
     """Register the tasks now, or as soon as ``transformers.pipelines`` is imported: that alone takes a second."""
@@ -16,4 +18,5 @@ def register_tasks() -> None:
 def _import_pipelines(_: ModuleType) -> None:
     # Each pipeline's module registers its task at its end. Naming the class here instead would fail whenever that module is
     # itself what imports transformers.pipelines.
-    importlib.import_module("swag_trainer.prediction.pipelines.text_classification")
+    for name in _PIPELINES:
+        importlib.import_module(f"swag_trainer.prediction.pipelines.{name}")

@@ -53,6 +53,6 @@ def event_logits(task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> T
     Raises:
         SwagError: The model is for another task.
     """
-    logits = task.read(model(**batch, **task.constants(model)), batch)
+    logits = task.read(model(**task.inputs(batch), **task.constants(model)), batch)
     task.check_logits(logits, batch, model)
     return logits

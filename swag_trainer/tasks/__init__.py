@@ -1,4 +1,4 @@
-"""Tasks: what of a model's inputs and outputs is predicted, one file per task; `task_named` and `task_of` find them."""
+"""Tasks: what of a model's inputs and outputs is predicted, one file per task; `task_named`, `task_for` and `task_of` find them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from swag_trainer.errors import SwagError
 
 if TYPE_CHECKING:
+    from swag_trainer.posterior.record import PosteriorRecord
     from swag_trainer.tasks.base import Task
 
 # The modules of the tasks that come with this package; a module's class registers itself when it is imported.
-_BUILT_IN = ("sequence_classification",)
+_BUILT_IN = ("multiple_choice", "sequence_classification")
 
 
 def task_named(name: str | None) -> Task:
@@ -28,12 +29,39 @@ def task_named(name: str | None) -> Task:
     return tasks[name]
 
 
+def task_for(record: PosteriorRecord) -> Task:
+    """Return the task of a posterior, with the settings in its record.
+
+    Raises:
+        SwagError: No such task is known, or it has no such settings.
+    """
+    return task_named(record.task).configured(record.task_settings)
+
+
+def mark(model: Any, name: str, settings: Mapping[str, Any]) -> None:
+    """Note in a base model's config which task it is trained for, and how; `task_of` and `settings_of` read it.
+
+    Args:
+        model: A model of transformers, without its adapter.
+        name: Name of the task.
+        settings: What `Task.configured` takes.
+    """
+    model.config.swag_task, model.config.swag_task_settings = name, dict(settings)
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """Return the settings that `mark` noted; empty where there are none."""
+    return dict(getattr(getattr(model, "config", None), "swag_task_settings", None) or {})
+
+
 def task_of(model: Any) -> str | None:
-    """Return the name of the task that a base model's head is made for; None where its class does not tell.
+    """Return the name of the task that a base model was marked for, or else that its head is made for; None where its class does not tell.
 
     Args:
         model: A model of transformers, without its adapter.
     """
+    if noted := getattr(getattr(model, "config", None), "swag_task", None):
+        return noted
     architecture = type(model).__name__
     return next((task.name for task in _tasks().values() if task.head and architecture.endswith(task.head)), None)
 

@@ -5,6 +5,7 @@ A new task is one file: a class that inherits from `Task`. Predictor, samplers a
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,8 @@ from swag_trainer.errors import SwagError
 Link = Literal["softmax", "sigmoid", "identity"]
 
 TASKS: dict[str, Task] = {}
+
+LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 # Parameters of vision models that are positions besides those of the image.
 _EXTRA_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
@@ -34,6 +37,10 @@ class Task(ABC):
         auto_model: The class of transformers that loads a base model for it.
         head: What the class names of its models end in, such as "ForSequenceClassification"; None where they do not tell the task.
         peft_task_type: PEFT's "task_type" of its adapters; None where there is none.
+        columns: Columns of a batch that the task reads and the model does not take.
+        row_columns: Those of them, of shape (B, ...), whose second dimension does not count positions.
+        pads_anywhere: Whether padding on the left may be taken off a batch as padding on the right is: the task gives the model the
+            positions of a text without its padding.
     """
 
     name: ClassVar[str]
@@ -41,14 +48,50 @@ class Task(ABC):
     auto_model: ClassVar[type]
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str | None] = None
+    columns: ClassVar[frozenset[str]] = frozenset()
+    row_columns: ClassVar[frozenset[str]] = frozenset()
+    pads_anywhere: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         TASKS[cls.name] = cls()
 
+    def configured(self, settings: Mapping[str, Any]) -> Task:
+        """Return the task with the settings in a posterior's record; default: the task itself, which has none.
+
+        Raises:
+            SwagError: A setting is unknown or out of range.
+        """
+        if settings:
+            raise SwagError(f"The task {self.name!r} has no settings, got {sorted(settings)}.")
+        return self
+
+    def for_model(self, model: nn.Module) -> Task:
+        """Return the task for one PEFT model, which may be asked what it can do; default: the task itself.
+
+        Raises:
+            SwagError: The model is for another task.
+        """
+        return self
+
     def constants(self, model: nn.Module) -> Mapping[str, Any]:
-        """Return what every forward of the model is given besides the batch."""
+        """Return what every forward of the model is given besides the inputs."""
         return {}
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """Return what one forward of the model is given of a batch: tensors with the rows in front, and plain values; default: the batch."""
+        return batch
+
+    def missing(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Return which classes an event does not have. Shape (E, C), bool; default: None, as every event has all classes.
+
+        What `read` returns for them is any finite number; their logits are then set to minus infinity.
+        """
+        return None
+
+    def num_classes(self, config: Any) -> int:
+        """Return C, how many classes an event has at most; default: as many as the model's labels."""
+        return config.num_labels
 
     def tokens(self, batch: Mapping[str, Tensor], model: nn.Module) -> int:
         """Return what one draw costs, in positions: rows times positions of the longest sequence; an image has its patches."""
@@ -103,6 +146,31 @@ class Task(ABC):
         Raises:
             SwagError: A row has no label, or an impossible one.
         """
+
+
+def class_numbers(rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndarray:
+    """Return the class numbers in the column "labels", "label" or "label_ids". Shape (N,), int64.
+
+    Raises:
+        SwagError: No rows, no such column, or a value that is not a class number of the model.
+    """
+    if not rows:
+        raise SwagError("A data set without rows cannot be measured on.")
+    column = next((column for column in LABEL_COLUMNS if column in rows[0]), None)
+    if column is None:
+        raise SwagError(f"The rows have no column {' or '.join(map(repr, LABEL_COLUMNS))}; they have {sorted(rows[0])}.")
+    labels = np.empty(len(rows), dtype=np.int64)
+    for index, row in enumerate(rows):
+        try:
+            labels[index] = operator.index(row[column])
+        except (TypeError, KeyError) as error:
+            raise SwagError(
+                f"Row {index} has {column}={str(row.get(column))[:50]}; a class number is needed: tuning is for classes that exclude "
+                "each other."
+            ) from error
+        if not 0 <= labels[index] < num_labels:
+            raise SwagError(f"Row {index} has {column}={labels[index]}; the model has the classes 0 to {num_labels - 1}.")
+    return labels
 
 
 def positions_of_images(model: nn.Module, images: Tensor) -> int:

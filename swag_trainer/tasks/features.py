@@ -71,7 +71,7 @@ class MeanFeatures:
         batch = {name: value.to(self._device) for name, value in batch.items()}
         with self._lock, torch.inference_mode():
             self._last = None
-            logits = self._task.read(self._model(**batch, **self._task.constants(self._model)), batch)
+            logits = self._task.read(self._model(**self._task.inputs(batch), **self._task.constants(self._model)), batch)
             given, made = self._last or (logits, logits)
             features = self._task.features(given, made, logits)
             self._last = None

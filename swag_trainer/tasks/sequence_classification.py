@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,10 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from swag_trainer.errors import SwagError
-from swag_trainer.tasks.base import Link, Task
-
-LABEL_COLUMNS = ("labels", "label", "label_ids")
+from swag_trainer.tasks.base import Link, Task, class_numbers
 
 
 class SequenceClassification(Task):
@@ -60,20 +56,4 @@ class SequenceClassification(Task):
         Raises:
             SwagError: No rows, no such column, or a value that is not a class number of the model.
         """
-        if not rows:
-            raise SwagError("A data set without rows cannot be measured on.")
-        column = next((column for column in LABEL_COLUMNS if column in rows[0]), None)
-        if column is None:
-            raise SwagError(f"The rows have no column {' or '.join(map(repr, LABEL_COLUMNS))}; they have {sorted(rows[0])}.")
-        labels = np.empty(len(rows), dtype=np.int64)
-        for index, row in enumerate(rows):
-            try:
-                labels[index] = operator.index(row[column])
-            except (TypeError, KeyError) as error:
-                raise SwagError(
-                    f"Row {index} has {column}={str(row.get(column))[:50]}; a class number is needed: tuning is for classes that exclude "
-                    "each other."
-                ) from error
-            if not 0 <= labels[index] < num_labels:
-                raise SwagError(f"Row {index} has {column}={labels[index]}; the model has the classes 0 to {num_labels - 1}.")
-        return labels
+        return class_numbers(rows, num_labels)

@@ -225,7 +225,10 @@ class PackedSampler:
             self._weights.write(self._weights.layout.unflatten(draws[-1]))
         row = {name: value[first : first + 1] for name, value in batch.items()}
         with masked(self._masks, range(len(draws) - 1, len(draws)), row):
-            trace = trace_calls(model, row, self._constants)
+            inputs = self._task.inputs(row)
+            if any(len(value) != 1 for value in inputs.values() if isinstance(value, Tensor)):
+                raise NotPacked("the model is given several rows for one row of the batch")
+            trace = trace_calls(model, inputs, self._constants)
         largest = max(call.size for made in trace.calls.values() for call in made)
         # A block holds about eight tensors of the size of its largest at once.
         self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
@@ -241,7 +244,7 @@ class PackedSampler:
         if strategy.prune:
             pruned, position = prunable_modules(
                 plain.trace,
-                lambda: self._task.read(model(**plain.row, **self._constants), plain.row),
+                lambda: self._task.read(model(**self._task.inputs(plain.row), **self._constants), plain.row),
                 plain.logits,
                 whole=[item.module for item in plain.sampled],
                 repeating=nullcontext if self._masks is None else self._masks.repeating,
@@ -261,7 +264,9 @@ class PackedSampler:
     def _run(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         if self._prefix is not None:
             with masked(self._masks, range(0), batch):
-                self._prefix.record(lambda: self._model(**batch, **self._constants), num_rows=len(next(iter(batch.values()))))
+                self._prefix.record(
+                    lambda: self._model(**self._task.inputs(batch), **self._constants), num_rows=len(next(iter(batch.values())))
+                )
         predict = functools.partial(self._run_chunk, batch)
         tokens = self._task.tokens(batch, self._weights.model)
         return self._chunks.run(predict, draws, tokens=tokens, bytes_per_token=self._bytes_per_token)
@@ -273,7 +278,7 @@ class PackedSampler:
             self._prefix.restart()
         copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
         with masked(self._masks, range(first, first + len(draws)), batch):
-            outputs = self._model(**copies, **self._constants)
+            outputs = self._model(**self._task.inputs(copies), **self._constants)
         logits = self._task.read(outputs, copies)
         num_events = len(self._task.events(batch))
         if len(logits) != len(draws) * num_events:

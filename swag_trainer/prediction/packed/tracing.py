@@ -62,16 +62,17 @@ class Trace:
     kept: Mapping[nn.Module, Any] = field(default_factory=dict)
 
 
-def trace_calls(model: nn.Module, batch: Mapping[str, Tensor], constants: Mapping[str, Any] | None = None) -> Trace:
+def trace_calls(model: nn.Module, batch: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> Trace:
     """Trace a model on the first row of a batch. Costs as much as a forward of three rows.
 
     Args:
         model: Any model, in evaluation mode. It gets hooks for the time of the call.
-        batch: Tensors with the rows in their first dimension.
+        batch: Tensors with the rows in their first dimension, and plain values.
         constants: What the model is given besides.
     """
-    constants = constants or {}
-    row = {name: value[:1] for name, value in batch.items()}
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    constants = {name: value for name, value in batch.items() if name not in tensors} | dict(constants or {})
+    row = {name: value[:1] for name, value in tensors.items()}
     two = _Recorder()
     two.run(model, {name: torch.cat([value, value]) for name, value in row.items()}, constants)
     one = _Recorder(_worth_keeping(two.seen))

@@ -16,15 +16,16 @@ from typing import Any, ClassVar
 
 from transformers import AutoTokenizer, Pipeline
 
+from swag_trainer.adapters.positions import longest_input
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions, check_options
-from swag_trainer.prediction.lengths import count_truncated, longest_input
+from swag_trainer.prediction.lengths import count_truncated
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer, refuse_remote_code
-from swag_trainer.tasks import task_named
-from swag_trainer.tasks.base import Link
+from swag_trainer.tasks import task_for, task_named
+from swag_trainer.tasks.base import Link, Task
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
 
     A subclass names its ``swag_task``, makes model inputs of a text in ``preprocess(inputs, **tokenizer_arguments)``, and an output of
     what `predictive_of` returns in ``postprocess(model_outputs, options)``. Where it also inherits from a pipeline of transformers, it
-    overrides `own_parameters` to call that class's ``_sanitize_parameters``.
+    overrides `own_parameters` to call that class's ``_sanitize_parameters``. Where posteriors of other tasks serve it as well, it names
+    these ``other_tasks``.
 
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
@@ -56,6 +58,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
 
     swag_task: ClassVar[str]
     own_arguments: ClassVar[Sequence[str]] = ()
+    other_tasks: ClassVar[Sequence[str]] = ()
 
     def __init__(self, model: Any, *, posterior: WeightPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         posterior = posterior if posterior is not None else getattr(model, "swag_posterior", None)
@@ -64,7 +67,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
                 f"The model {type(model).__name__} comes without a posterior. Load it with "
                 f'pipeline("{self.swag_task}", model="user/repo"), or pass posterior=...'
             )
-        if posterior.record.task not in (None, self.swag_task):
+        if posterior.record.task not in (None, self.swag_task, *self.other_tasks):
             raise SwagError(f"The posterior is for the task {posterior.record.task!r}, this pipeline for {self.swag_task!r}.")
         self.posterior = posterior
         # _sanitize_parameters, which the constructor calls, asks the tokenizer for its arguments.
@@ -148,14 +151,18 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         predictive = model_outputs["predictive"]
         return predictive[0] if isinstance(predictive, list) else predictive
 
+    def predicted_task(self) -> Task:
+        """Return the task, with the settings in the posterior's record where that is for the same task."""
+        record = self.posterior.record
+        return task_for(record) if record.task == self.swag_task else task_named(self.swag_task)
+
     def _predictor_for(self, options: PredictionOptions, link: Link | None) -> MonteCarloPredictor:
         """Return the predictor, made anew only where draws or method are others than those of the last call."""
         sampling = options.resolved(self.posterior)
         settings = {"sampling": replace(sampling, temperature=1.0), "method": options.method, "max_error": options.max_error}
         with self._lock:
             if self._predictor is None or self._settings != settings:
-                task = task_named(self.swag_task)
-                self._predictor = MonteCarloPredictor(self.model, self.posterior, task=task, **settings)
+                self._predictor = MonteCarloPredictor(self.model, self.posterior, task=self.predicted_task(), **settings)
                 self._settings = settings
             predictor = self._predictor
         link = link or predictor.link

@@ -1,0 +1,97 @@
+"""MultipleChoiceMixin: a Trainer whose causal language model learns to choose between the answers to a question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from swag_trainer.adapters.keys import adapted_model, base_model
+from swag_trainer.adapters.positions import longest_input
+from swag_trainer.errors import SwagError
+from swag_trainer.tasks import mark
+from swag_trainer.tasks.multiple_choice import MultipleChoice
+from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class MultipleChoiceMixin(_Base):
+    """Trains a Trainer's model by the cross-entropy of the right choice among the choices of its question.
+
+    Put it in front of the Trainer's class::
+
+        class ChoiceTrainer(MultipleChoiceMixin, Trainer):
+            pass
+
+        swag = SwagCallback()
+        trainer = ChoiceTrainer(
+            model=get_peft_model(AutoModelForCausalLM.from_pretrained(...), LoraConfig(task_type="CAUSAL_LM")),
+            args=args,
+            train_dataset=[{"question": "...", "choices": ["...", "..."], "answer": 1}, ...],
+            processing_class=tokenizer,
+            choice_settings=ChoiceSettings(scoring="answers"),
+            callbacks=[swag],
+        )
+
+    The settings, with the prompt that they come to, go into the posterior's record, where "swag-multiple-choice" finds them. The
+    predictions of ``evaluate`` and ``predict`` are the logits of the choices, minus infinity for those that a question does not have.
+    ``args.remove_unused_columns`` becomes False, as the columns of a question are no arguments of the model.
+
+    Args:
+        choice_settings: How questions are put and scored; default: ``ChoiceSettings()``.
+        **kwargs: Of the Trainer. Default of ``data_collator``: `ChoiceCollator`, which needs the tokenizer as ``processing_class``.
+
+    Raises:
+        SwagError: There is no tokenizer, the model is no causal language model with an adapter, or a letter is not one token.
+    """
+
+    def __init__(self, *args: Any, choice_settings: ChoiceSettings | None = None, **kwargs: Any) -> None:
+        tokenizer = kwargs.get("processing_class")
+        if tokenizer is None:
+            raise SwagError(
+                "MultipleChoiceMixin makes prompts for the tokenizer: pass processing_class=tokenizer to the Trainer."
+            )
+        model = kwargs.get("model", args[0] if args else None)
+        if not isinstance(model, nn.Module):
+            raise SwagError(
+                "MultipleChoiceMixin needs the PEFT model itself: pass model=model to the Trainer, and no model_init."
+            )
+        collator = ChoiceCollator(tokenizer, choice_settings, max_length=longest_input(tokenizer, model))
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = collator
+        super().__init__(*args, **kwargs)
+        settings = collator.encoder.settings
+        self._choice_task = MultipleChoice(settings).for_model(self.model)
+        mark(base_model(adapted_model(self.model)), MultipleChoice.name, settings.as_record())
+        self.args.remove_unused_columns = False
+        # The loss is a mean over the questions of a batch, and the Trainer divides it by the batches of a step.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean cross-entropy of a batch, and with ``return_outputs`` also ``{"logits": (B, C)}``."""
+        if "labels" not in inputs:
+            raise SwagError('A question to train or evaluate on needs the place of its right choice in "answer", from 0.')
+        logits = choice_logits(self._choice_task, model, inputs)
+        loss = cross_entropy(logits, inputs["labels"])
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+def choice_logits(task: MultipleChoice, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the logits of a batch of questions under a model's weights, for a loss of one's own. Shape (B, C), float32.
+
+    Args:
+        task: What `MultipleChoice.for_model` returned.
+        model: The model, which may be wrapped.
+        batch: What `ChoiceCollator` returned.
+    """
+    outputs = model(**task.inputs(batch), **task.constants(model))
+    return task.read(outputs, batch).float().masked_fill(task.missing(batch), -torch.inf)

@@ -1,0 +1,304 @@
+"""Multiple-choice questions as model inputs: prompts, letters, tokens, and a data collator."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from swag_trainer.errors import SwagError, shortened
+from swag_trainer.tasks.shared_prompt import CHOICE
+
+Scoring = Literal["letters", "answers"]
+
+LETTER, PRESENT = "letter_tokens", "present_choices"
+LETTERS = string.ascii_uppercase
+
+# The default prompt for each scoring, without and with a chat template.
+PROMPTS: Mapping[tuple[Scoring, bool], str] = {
+    ("letters", False): "Question: {question}\n{choices}\nAnswer:",
+    ("letters", True): "{question}\n{choices}\nAnswer with the letter of the right choice.",
+    ("answers", False): "Question: {question}\nAnswer:",
+    ("answers", True): "{question}",
+}
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """How multiple-choice questions are put to a language model and scored; it travels in the posterior's record.
+
+    Attributes:
+        scoring: "letters" for the probabilities of the letters A, B, ... after the prompt, "answers" for the mean log-probability per token
+            of each choice's own text.
+        prompt: A text with ``{question}`` and, to list the choices with their letters, ``{choices}``. With a chat template it is the user's
+            message. None for `PROMPTS`.
+        chat: Use the tokenizer's chat template; None: if it has one.
+        inverse_temperature: What the mean log-probabilities of "answers" are multiplied by, > 0; `swag_trainer.tune` finds a temperature
+            besides.
+        max_choices: C, how many choices a question has at most.
+
+    Raises:
+        SwagError: A value is out of range, or the prompt lacks a place for the question.
+    """
+
+    scoring: Scoring = "letters"
+    prompt: str | None = None
+    chat: bool | None = None
+    inverse_temperature: float = 1.0
+    max_choices: int = 5
+
+    def __post_init__(self) -> None:
+        if self.scoring not in get_args(Scoring):
+            raise SwagError(f"scoring must be one of {get_args(Scoring)}, got {self.scoring!r}.")
+        if isinstance(self.inverse_temperature, bool) or not 0 < self.inverse_temperature < float("inf"):
+            raise SwagError(f"inverse_temperature must be finite and > 0, got {self.inverse_temperature}.")
+        if self.inverse_temperature != 1 and self.scoring == "letters":
+            raise SwagError(
+                'inverse_temperature is for scoring="answers"; with letters pass temperature=... where you predict, or tune.'
+            )
+        if not 2 <= self.max_choices <= len(LETTERS):
+            raise SwagError(f"max_choices must be from 2 to {len(LETTERS)}, got {self.max_choices}.")
+        if self.prompt is not None:
+            _check_prompt(self.prompt, self.scoring)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all settings."""
+        return [item.name for item in fields(cls)]
+
+    @classmethod
+    def from_record(cls, settings: Mapping[str, Any]) -> ChoiceSettings:
+        """Return the settings in a posterior's record, which is untrusted input.
+
+        Raises:
+            SwagError: A setting is unknown, of another type or out of range.
+        """
+        kinds: dict[str, tuple[type, ...]] = {"prompt": (str,), "chat": (bool,), "max_choices": (int,)}
+        kinds |= {"scoring": (str,), "inverse_temperature": (int, float)}
+        for name, value in settings.items():
+            optional = name in ("prompt", "chat") and value is None
+            if name not in kinds or not optional and (type(value) not in kinds[name]):
+                raise SwagError(f"The posterior's record states {name}={shortened(repr(value))} for multiple choice.")
+        return cls(**settings)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self)
+
+    def resolved(self, tokenizer: Any) -> ChoiceSettings:
+        """Return the settings with the tokenizer's chat template and the default prompt in the place of None.
+
+        Raises:
+            SwagError: A chat template is asked for, and the tokenizer has none.
+        """
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if self.chat and not has_template:
+            raise SwagError("chat=True needs a tokenizer with a chat template, and this one has none. Leave chat out.")
+        chat = has_template if self.chat is None else self.chat
+        return replace(self, chat=chat, prompt=PROMPTS[self.scoring, chat] if self.prompt is None else self.prompt)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the texts of its choices, and the place of the right one from 0 where it is known."""
+
+    text: str
+    choices: Sequence[str]
+    answer: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], *, max_choices: int) -> Question:
+        """Read ``question``, ``choices`` and ``answer`` of a row, also as OpenBookQA, ARC, CommonsenseQA and MMLU have them on the Hub.
+
+        ``choices`` is a list of texts, or ``{"text": [...], "label": [...]}``; the right one is a number in ``answer``, ``label`` or
+        ``labels``, or one of those labels in ``answerKey``.
+
+        Raises:
+            SwagError: A column is missing or of another type; there are fewer than 2 choices or more than the settings allow.
+        """
+        text = row.get("question", row.get("question_stem"))
+        choices, names = row.get("choices"), None
+        if isinstance(choices, Mapping):
+            choices, names = choices.get("text"), choices.get("label")
+        if not isinstance(text, str) or not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
+            raise SwagError(
+                'A question is {"question": "...", "choices": ["...", "..."]}, with the place of the right choice from 0 in "answer" where '
+                f"it is needed; got {shortened(repr(dict(row)))}."
+            )
+        if not 2 <= len(choices) <= max_choices:
+            raise SwagError(
+                f"The question {shortened(repr(text))} has {len(choices)} choices; from 2 to max_choices={max_choices} are possible."
+            )
+        key = row.get("answerKey")
+        if isinstance(key, str) and names is not None and key in names:
+            return cls(text, choices, list(names).index(key))
+        answer = next((row[name] for name in ("answer", "label", "labels") if row.get(name) is not None), None)
+        if answer is not None and (isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices)):
+            raise SwagError(
+                f"The question {shortened(repr(text))} has the answer {answer!r}; a number from 0 to {len(choices) - 1} is needed."
+            )
+        return cls(text, choices, answer)
+
+
+class QuestionEncoder:
+    """Makes model inputs of multiple-choice questions.
+
+    Args:
+        tokenizer: Of the language model.
+        settings: How questions are put and scored.
+        max_length: Most positions that the model takes; longer prompts lose tokens at their beginning. None without a limit.
+
+    Attributes:
+        settings: With the chat template and the prompt that are used.
+        num_truncated: How many prompts were cut so far.
+
+    Raises:
+        SwagError: A letter is not one token of the tokenizer, or there is no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, settings: ChoiceSettings | None = None, *, max_length: int | None = None) -> None:
+        self.settings = (settings or ChoiceSettings()).resolved(tokenizer)
+        self.num_truncated = 0
+        self._tokenizer, self._limit = tokenizer, max_length
+        self._head = [] if self.settings.chat else _leading_tokens(tokenizer)
+        self._letters = self._letter_tokens() if self.settings.scoring == "letters" else []
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """Return the text that the model is given for a question, before its answer."""
+        question = Question.from_row(row, max_choices=self.settings.max_choices)
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
+        text = str(self.settings.prompt).format(question=question.text, choices=listed)
+        if not self.settings.chat:
+            return text
+        messages = [{"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs for a question, and its ``labels`` if the right choice is known.
+
+        Lists of numbers: ``input_ids``, ``attention_mask``; for letters `LETTER`, the letters' tokens, -1 for a choice that there is
+        not; for answers `CHOICE` and `PRESENT`, 1 for each choice that there is.
+
+        Raises:
+            SwagError: The row is no question, or a choice is empty or does not fit into the model.
+        """
+        question = Question.from_row(row, max_choices=self.settings.max_choices)
+        text, count = self.prompt(row), len(question.choices)
+        prompt = self._encode(text)
+        width = self.settings.max_choices
+        if self.settings.scoring == "letters":
+            ids = self._cut(prompt, 0)
+            encoded: dict[str, Any] = {"input_ids": ids, LETTER: self._letters[:count] + [-1] * (width - count)}
+        else:
+            separator = self._separators(text)[0]
+            answers = [self._continuation(text, prompt, separator + choice) for choice in question.choices]
+            if not all(answers):
+                raise SwagError(f"The question {shortened(repr(question.text))} has a choice without a token.")
+            prompt = self._cut(prompt, max(map(len, answers)))
+            numbers = [0] * len(prompt) + [place for place, answer in enumerate(answers, 1) for _ in answer]
+            ids = prompt + [token for answer in answers for token in answer]
+            encoded = {"input_ids": ids, CHOICE: numbers, PRESENT: [1] * count + [0] * (width - count)}
+        encoded["attention_mask"] = [1] * len(ids)
+        return encoded if question.answer is None else encoded | {"labels": question.answer}
+
+    def _letter_tokens(self) -> list[int]:
+        """The token of each letter behind the prompt, with or without a leading space."""
+        example = self.prompt({"question": "Which?", "choices": ["One", "Two"]})
+        prompt, found = self._encode(example), {}
+        for separator in self._separators(example):
+            tokens = [
+                self._continuation(example, prompt, separator + letter) for letter in LETTERS[: self.settings.max_choices]
+            ]
+            single = [token[0] for token in tokens if len(token) == 1 and token[0] != self._tokenizer.unk_token_id]
+            if len(set(single)) == len(tokens):
+                return single
+            found[separator] = tokens
+        shown = "; ".join(f"{separator + 'A'!r} to ... are {tokens}" for separator, tokens in found.items())
+        raise SwagError(
+            f"Each of the letters A to {LETTERS[self.settings.max_choices - 1]} must be one token of its own behind the prompt "
+            f'{shortened(repr(example))}, with or without a leading space: {shortened(shown)}. Use scoring="answers", or another prompt.'
+        )
+
+    def _separators(self, prompt: str) -> tuple[str, str]:
+        """What may stand between prompt and answer, the usual first."""
+        return ("", " ") if self.settings.chat or prompt[-1:].isspace() else (" ", "")
+
+    def _encode(self, text: str) -> list[int]:
+        return [*self._head, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _continuation(self, text: str, prompt: list[int], continuation: str) -> list[int]:
+        """The tokens of a text behind a prompt, as the two are tokenised together, where that leaves the prompt's tokens as they are."""
+        together = self._encode(text + continuation)
+        if together[: len(prompt)] == prompt:
+            return together[len(prompt) :]
+        return list(self._tokenizer(continuation, add_special_tokens=False)["input_ids"])
+
+    def _cut(self, prompt: list[int], behind: int) -> list[int]:
+        """Leave out the prompt's first tokens where it does not fit, but for those that the tokenizer puts in front of every text."""
+        if self._limit is None or len(prompt) + behind <= self._limit:
+            return prompt
+        head = len(self._head)
+        room = self._limit - behind - head
+        if room < 1:
+            raise SwagError(f"A choice has {behind} tokens, and the model takes {self._limit} with the question.")
+        self.num_truncated += 1
+        return [*self._head, *prompt[head:][-room:]]
+
+
+class ChoiceCollator:
+    """Makes a batch of multiple-choice questions, or of what `QuestionEncoder` returned for them.
+
+    Args:
+        tokenizer: Of the language model; it pads on its ``padding_side``.
+        settings: How questions are put and scored.
+        max_length: As for `QuestionEncoder`.
+
+    Attributes:
+        encoder: The `QuestionEncoder`.
+    """
+
+    def __init__(self, tokenizer: Any, settings: ChoiceSettings | None = None, *, max_length: int | None = None) -> None:
+        self.encoder = QuestionEncoder(tokenizer, settings, max_length=max_length)
+        self._on_the_left = tokenizer.padding_side == "left"
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._fill = {"input_ids": padding or 0}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return the tensors of a batch, with ``labels`` of shape (B,) if all rows have them."""
+        encoded = [row if "input_ids" in row else self.encoder(row) for row in rows]
+        names = [name for name in encoded[0] if all(name in row for row in encoded)]
+        return {name: torch.tensor(self._padded(name, [row[name] for row in encoded])) for name in names}
+
+    def _padded(self, name: str, values: list[Any]) -> list[Any]:
+        if name not in ("input_ids", "attention_mask", CHOICE):
+            return values
+        width = max(map(len, values))
+        filling = [[self._fill.get(name, 0)] * (width - len(value)) for value in values]
+        if self._on_the_left:
+            return [fill + list(value) for fill, value in zip(filling, values, strict=True)]
+        return [list(value) + fill for fill, value in zip(filling, values, strict=True)]
+
+
+def _check_prompt(prompt: str, scoring: Scoring) -> None:
+    needed = ("question", "choices") if scoring == "letters" else ("question",)
+    try:
+        places = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
+    except ValueError as error:
+        raise SwagError(f"The prompt {shortened(repr(prompt))} is not a format string: {error}.") from error
+    if not set(needed) <= places <= {"question", "choices"}:
+        raise SwagError(
+            f"A prompt for {scoring} has {' and '.join('{' + name + '}' for name in needed)}, and doubled braces for others; "
+            f"got {shortened(repr(prompt))}."
+        )
+
+
+def _leading_tokens(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts in front of every text, such as the beginning of a sequence."""
+    whole = list(tokenizer("A")["input_ids"])
+    bare = list(tokenizer("A", add_special_tokens=False)["input_ids"])
+    starts = (start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare)
+    return whole[: next(starts, 0)]
