@@ -14,6 +14,7 @@ from swag_trainer.prediction.registration import register_tasks
 from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
+    from swag_trainer.adapters.gguf import as_dequantised
     from swag_trainer.adapters.plain_lora import to_plain_lora
     from swag_trainer.calibration.stack import stack
     from swag_trainer.calibration.tune import tune
@@ -64,6 +65,7 @@ __all__ = [
     "WeightPosterior",
     "__version__",
     "fit_posterior",
+    "as_dequantised",
     "last_complete_checkpoint",
     "load_posterior",
     "posterior_from_checkpoints",
@@ -95,6 +97,7 @@ _MODULES = {
     "SwagTrainerMixin": "collection.trainer_mixin",
     "WeightPosterior": "posterior.base",
     "fit_posterior": "fitting.fit",
+    "as_dequantised": "adapters.gguf",
     "last_complete_checkpoint": "collection.checkpoints",
     "load_posterior": "posterior",
     "posterior_from_checkpoints": "collection.from_checkpoints",

@@ -48,7 +48,10 @@ def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
 def test_each_pipeline_can_be_imported_first():
     # Red for: a module whose import makes transformers import it, and the others, once more while it is half done.
     code = "from swag_trainer import SwagMultipleChoicePipeline as p; print(p.swag_task)"
-    assert "swag-multiple-choice" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert (
+        "swag-multiple-choice"
+        in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def test_importing_alone_imports_none_of_the_big_libraries():

@@ -32,6 +32,7 @@ from swag_trainer.prediction.decisions import DEFAULT_SETS
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_for
+from swag_trainer.tasks.features import check_link
 
 MIN_EXAMPLES = 20
 _CHOSEN = ("scale", "temperature", "center", "dropout")  # fields of Sampling
@@ -118,6 +119,8 @@ def tune(
     if (link := task.link(config)) != "softmax":
         kind = "a regression" if link == "identity" else "labels that do not exclude each other"
         raise SwagError(f"Tuning is for classes that exclude each other, and this model is for {kind}.")
+    if train_data is not None:
+        check_link(model, task)  # refuses now what it would refuse when all candidates have been tried
     held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
     labels = held_out.labels
     if len(labels) < MIN_EXAMPLES:

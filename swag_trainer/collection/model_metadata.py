@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
+from swag_trainer.adapters.gguf import gguf_file
 from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
@@ -39,7 +39,7 @@ def base_metadata(weights: AdapterWeights) -> dict[str, Any]:
     config = getattr(base_model(weights.model), "config", None)
     return {
         "base_revision": getattr(config, "_commit_hash", None),
-        "gguf_file": _gguf_file(config),
+        "gguf_file": gguf_file(config),
         "initialisation": initialisation,
         "base_fingerprint": base_fingerprint(weights.model, weights.adapter_name) if measured else {},
     }
@@ -63,10 +63,3 @@ def task_metadata(weights: AdapterWeights, *, problem_type: str | None) -> dict[
         "problem_type": getattr(config, "problem_type", None) or problem_type,
         "pad_token_id": getattr(config, "pad_token_id", None),
     }
-
-
-def _gguf_file(config: Any) -> str | None:
-    """Return the name of the GGUF file that a base was loaded from; its weights are in no other file of the folder or repository."""
-    quantization = getattr(config, "quantization_config", None)
-    found = quantization.get("gguf_file") if isinstance(quantization, dict) else getattr(quantization, "gguf_file", None)
-    return None if found is None else Path(found).name

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from swag_trainer.adapters.gguf import as_dequantised
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.positions import longest_input
 from swag_trainer.errors import SwagError
@@ -63,6 +64,7 @@ class MultipleChoiceMixin(_Base):
             raise SwagError(
                 "MultipleChoiceMixin needs the PEFT model itself: pass model=model to the Trainer, and no model_init."
             )
+        as_dequantised(base_model(adapted_model(model)))
         collator = ChoiceCollator(tokenizer, choice_settings, max_length=longest_input(tokenizer, model))
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = collator

@@ -60,7 +60,8 @@ def task_of(model: Any) -> str | None:
     Args:
         model: A model of transformers, without its adapter.
     """
-    if noted := getattr(getattr(model, "config", None), "swag_task", None):
+    noted = getattr(getattr(model, "config", None), "swag_task", None)
+    if isinstance(noted, str) and noted in _tasks():
         return noted
     architecture = type(model).__name__
     return next((task.name for task in _tasks().values() if task.head and architecture.endswith(task.head)), None)

@@ -117,11 +117,13 @@ class MeanFeatures:
 
 
 def check_link(model: nn.Module, task: Task) -> None:
-    """Do nothing if a model is for classes that exclude each other, which an OOD score needs.
+    """Do nothing if a task has features and a model is for classes that exclude each other, which an OOD score needs.
 
     Raises:
-        SwagError: It is not.
+        SwagError: It has none, or it is not.
     """
+    if type(task).features is Task.features:
+        raise SwagError(f"The task {task.name!r} has no features, so there is no OOD score for it.")
     link = task.link(base_model(adapted_model(model)).config)
     if link != "softmax":
         kind = "a regression" if link == "identity" else "labels that do not exclude each other"
