@@ -27,7 +27,7 @@ def gguf_file(config: Any) -> str | None:
 def as_dequantised(model: nn.Module) -> nn.Module:
     """Let a model that transformers dequantised from a GGUF file be trained on and saved as any other. Other models stay as they are.
 
-    transformers 5 writes the weights out in full, and yet calls the model quantised and its quantizer neither trainable nor serializable: the
+    Without a kernel for its products, as on a CPU, transformers 5 writes the weights out in full, and yet calls the model quantised and its quantizer neither trainable nor serializable: the
     Trainer and ``save_pretrained`` refuse it with a ValueError. The name of the file stays in its config, where `gguf_file` finds it.
 
     Args:
@@ -47,7 +47,7 @@ def as_dequantised(model: nn.Module) -> nn.Module:
     if packed is not None:
         raise SwagError(
             f"The weight {packed!r} of the model in {name!r} is still quantised, so it cannot be trained on. Load it with "
-            "from_pretrained(..., gguf_file=..., dtype=torch.float32)."
+            "from_pretrained(..., gguf_file=..., quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)."
         )
     model.is_quantized = False
     for attribute in _QUANTIZER:

@@ -15,7 +15,6 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
-from swag_trainer.adapters.gguf import as_dequantised
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
 from swag_trainer.adapters.plain_lora import is_reproducible
 from swag_trainer.adapters.settings import loadable_settings
@@ -251,7 +250,7 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
             f"The weights {missing[:3]} are in neither the checkpoint of {name!r} nor the adapter's file, so they would be random at every "
             "load. The adapter must be trained anew with their module in modules_to_save."
         )
-    return as_dequantised(base)
+    return base
 
 
 def _gguf_file(posterior: WeightPosterior, source: str, given: str | None) -> dict[str, str]:
