@@ -117,6 +117,19 @@ def test_only_the_logits_that_are_read_are_computed(decoder):
     assert task.inputs(batch)["logits_to_keep"] == int((batch[CHOICE] > 0).sum()) + 1
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_letters_of_a_padded_batch_are_those_of_each_row(decoder, side):
+    # Red for: a loss that reads a padded position, or positions that count the padding on the left.
+    tokenizer = choice_tokenizer()
+    tokenizer.padding_side = side
+    collator, task = ChoiceCollator(tokenizer), MultipleChoice().for_model(decoder.model)
+    batch, rows = collator(questions(6)), [collator([row]) for row in questions(6)]
+    with torch.no_grad():
+        together = task.read(decoder.model(**task.inputs(batch)), batch)
+        single = torch.cat([task.read(decoder.model(**task.inputs(row)), row) for row in rows])
+    torch.testing.assert_close(together, single, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_choices_behind_one_question_are_scored_as_one_by_one(decoder, attention, side):
