@@ -13,7 +13,7 @@ _QUANTIZER = ("hf_quantizer", "quantization_method")  # what transformers leaves
 
 
 def gguf_file(config: Any) -> str | None:
-    """Return the name of the GGUF file that a model was loaded from; its weights are in no other file of its folder or repository.
+    """Return the GGUF file that a model was loaded from, relative to its folder or repository, where no other file has its weights.
 
     Args:
         config: The model's config; None for a model without one.
@@ -21,7 +21,9 @@ def gguf_file(config: Any) -> str | None:
     quantization = getattr(config, "quantization_config", None)
     found = quantization.get("gguf_file") if isinstance(quantization, dict) else getattr(quantization, "gguf_file", None)
     found = found or getattr(config, "swag_gguf_file", None)
-    return Path(found).name if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    return Path(found).name if Path(found).is_absolute() else found
 
 
 def as_dequantised(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
@@ -256,6 +256,11 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
 def _gguf_file(posterior: WeightPosterior, source: str, given: str | None) -> dict[str, str]:
     """Return what transformers needs to find a base, and its tokenizer, in a GGUF file; nothing where the base has other files."""
     recorded = posterior.record.gguf_file
+    # transformers also opens a path from here, and the record is untrusted.
+    if recorded is not None and (PurePath(recorded).is_absolute() or {"..", "\\"} & {*PurePath(recorded).parts, *recorded}):
+        raise SwagError(
+            f"The posterior's record names the GGUF file {shortened(repr(recorded))}, which is not one beside the base model."
+        )
     if recorded is not None and source != posterior.adapter.base_model and not (Path(source) / recorded).is_file():
         recorded = None
     name = given or recorded

@@ -1,5 +1,7 @@
 """Base models out of GGUF files, as transformers marks them when it has dequantised one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from choices import choice_tokenizer, language_model, save_base
@@ -9,6 +11,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from swag_trainer import SwagError, as_dequantised
 from swag_trainer.adapters.gguf import gguf_file
+from swag_trainer.prediction.loading import _gguf_file
 
 
 def marked(model):
@@ -38,6 +41,22 @@ def test_a_dequantised_model_can_be_trained_on_and_saved(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     ids = torch.tensor([choice_tokenizer()("a good film")["input_ids"]])
     assert torch.equal(again(ids).logits, AutoModelForCausalLM.from_pretrained(folder)(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/tiny.gguf", "..\\tiny.gguf"])
+def test_a_record_cannot_name_a_file_elsewhere(name, tmp_path):
+    # Red for: an untrusted repository that chooses which file of this machine is opened.
+    posterior = SimpleNamespace(record=SimpleNamespace(gguf_file=name), adapter=SimpleNamespace(base_model=str(tmp_path)))
+    with pytest.raises(SwagError, match="not one beside the base model"):
+        _gguf_file(posterior, str(tmp_path), None)
+
+
+def test_the_recorded_file_goes_with_the_recorded_base_only(tmp_path):
+    # Red for: the file's name asked for in another base that the caller named, where the weights lie as usual.
+    posterior = SimpleNamespace(record=SimpleNamespace(gguf_file="sub/a.gguf"), adapter=SimpleNamespace(base_model="me/base"))
+    assert _gguf_file(posterior, "me/base", None) == {"gguf_file": "sub/a.gguf"}
+    assert _gguf_file(posterior, str(tmp_path), None) == {}
+    assert _gguf_file(posterior, str(tmp_path), "b.gguf") == {"gguf_file": "b.gguf"}
 
 
 def test_other_models_stay_as_they_are_and_packed_weights_are_refused(tmp_path):
