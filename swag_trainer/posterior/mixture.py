@@ -25,8 +25,6 @@ from swag_trainer.posterior.saved_adapter import SavedAdapter
 MAX_MEMBERS = 64
 # Of a posterior's record, what all members of a mixture must have in common.
 _COMMON = ("base_model", "gguf_file", "task", "task_settings", "labels", "problem_type", "initialisation", "base_fingerprint")
-# Of adapter_config.json, what does not change the function that the adapter computes.
-_HARMLESS = {"inference_mode", "peft_version", "lora_dropout", "revision", "auto_mapping", "base_model_name_or_path"}
 _TITLES = {"swag": "MultiSWAG", "point": "Ensemble"}
 
 
@@ -299,7 +297,7 @@ def _check_alike(first: WeightPosterior, other: WeightPosterior, number: int) ->
                 f"The members of a mixture must have the same {name}: member 0 has {shortened(repr(ours))}, member {number} has "
                 f"{shortened(repr(theirs))}."
             )
-    ours, theirs = (_settings(posterior.adapter) for posterior in (first, other))
+    ours, theirs = (posterior.adapter.settings for posterior in (first, other))
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         raise AdapterMismatchError(
@@ -313,15 +311,6 @@ def _check_alike(first: WeightPosterior, other: WeightPosterior, number: int) ->
                 f"The adapters of member 0 and member {number} differ in {key!r}, which was not trained and so is not drawn. Train the members "
                 "with the same seed for what stays fixed, or train these weights too."
             )
-
-
-def _settings(adapter: SavedAdapter) -> dict[str, Any]:
-    """The adapter's settings that change its function; lists without an order are sorted, as PEFT writes sets."""
-    return {
-        name: sorted(value, key=str) if isinstance(value, list) else value
-        for name, value in adapter.config.items()
-        if name not in _HARMLESS
-    }
 
 
 def _checked_weights(weights: Any, count: int) -> tuple[float, ...]:
