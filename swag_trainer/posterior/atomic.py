@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 Content = bytes | Iterable[memoryview | bytes]
@@ -16,7 +16,7 @@ def write_bytes(path: Path, data: Content) -> None:
     write_together({Path(path): data})
 
 
-def write_together(files: Mapping[Path, Content]) -> None:
+def write_together(files: Mapping[Path, Content], *, check: Callable[[Mapping[Path, Path]], None] | None = None) -> None:
     """Write files that belong together: each is, whatever happens, either the old one or the complete new one.
 
     All of them are written beside their places first, flushed to the disk, and renamed in their order once the last is complete: a
@@ -24,6 +24,8 @@ def write_together(files: Mapping[Path, Content]) -> None:
 
     Args:
         files: The content of each path, as bytes or as pieces that are written one after the other. Their folders exist.
+        check: Called once all are written and before any is renamed, with the place of each path's new content; what it raises leaves the
+            old files as they were.
 
     Raises:
         OSError: The disk is full, say; the error names the path and the old files are untouched.
@@ -40,6 +42,8 @@ def write_together(files: Mapping[Path, Content]) -> None:
                     os.fsync(file.fileno())
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror} (while writing it)", str(path)) from error
+        if check is not None:
+            check(temporaries)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     finally:

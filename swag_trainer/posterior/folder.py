@@ -18,8 +18,8 @@ from swag_trainer.posterior.features import FeatureDistribution
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import ADAPTER_WEIGHTS, InitialWeights, SavedAdapter
-from swag_trainer.posterior.storage import encode, read_file
-from swag_trainer.posterior.tensor_file import MAX_MAGNITUDE, check_finite
+from swag_trainer.posterior.storage import content_digest, encode, read_file
+from swag_trainer.posterior.tensor_file import MAX_MAGNITUDE, check_finite, read_tensors
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
 
@@ -47,8 +47,11 @@ class Contents(NamedTuple):
 def write_folder(folder: Path, contents: Contents) -> None:
     """Write adapter and posterior, each file whole or not at all; where one does not fit on the disk none is replaced.
 
+    Before they replace what is there, both are read back as another process would read them, tensor by tensor and without a second copy
+    in memory.
+
     Raises:
-        SwagError: The adapter is one that no other process can load as it is here.
+        SwagError: The adapter is one that no other process can load as it is here, or what was written cannot be read.
     """
     adapter, record = contents.adapter, contents.record
     if not adapter.is_reproducible:
@@ -62,13 +65,38 @@ def write_folder(folder: Path, contents: Contents) -> None:
     document = {"kind": contents.kind, "record": record.as_document(), "metadata": dict(contents.metadata)}
     initial = {} if adapter.initial is None else adapter.initial.as_tensors()
     features = {} if record.features is None else record.features.tensors()
-    data, _ = encode({**contents.tensors, **initial, **features}, document)
+    data, digest = encode({**contents.tensors, **initial, **features}, document)
     files: dict[Path, Content] = {}
     for name, other in contents.plain_adapters.items():
         (folder / name).mkdir(exist_ok=True)
         files |= {folder / name / file: content for file, content in other.files().items()}
     files |= {folder / file: content for file, content in adapter.files().items()}
-    write_together(files | {folder / POSTERIOR_FILE: data})
+
+    def check(written: Mapping[Path, Path]) -> None:
+        try:
+            _read_back(written[folder / POSTERIOR_FILE], digest, written[folder / ADAPTER_WEIGHTS], adapter.digest)
+        except PosteriorFormatError as error:
+            raise SwagError(
+                f"What would be saved in {str(folder)!r} cannot be read back, and the files there stay as they were. {error} The posterior "
+                "is still in memory; save it elsewhere, or look for what made its values so."
+            ) from error
+
+    write_together(files | {folder / POSTERIOR_FILE: data}, check=check)
+
+
+def _read_back(posterior: Path, digest: str, weights: Path, adapter_digest: str) -> None:
+    """Read the two files that were written, as `read_folder` does.
+
+    Raises:
+        PosteriorFormatError: They cannot be read, or hold something else.
+    """
+    own, document, found = read_file(posterior, mapped=True)
+    check_finite(own, posterior, below=MAX_MAGNITUDE)
+    PosteriorRecord.from_document(_parts(document, str(posterior))[1], where=str(posterior))
+    tensors, _ = read_tensors(weights, mapped=True)
+    check_finite(tensors, weights, below=MAX_MAGNITUDE)
+    if (found, content_digest(tensors)) != (digest, adapter_digest):
+        raise PosteriorFormatError(f"The files in {str(posterior.parent)!r} do not hold what was written.")
 
 
 def find_folder(name_or_path: str | Path, **hub: Any) -> Path:

@@ -59,16 +59,17 @@ def encode(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> tuple[
     return file_content(tensors, {"format": "pt", _METADATA_KEY: text}), digest
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def read_file(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read what `write_file` wrote and return the tensors, the document and the digest.
 
-    The tensors are views of one copy of the file: a tensor that is kept keeps all of it in memory, unless it is copied.
+    The tensors are views of one copy of the file: a tensor that is kept keeps all of it in memory, unless it is copied. ``mapped`` is as for
+    `read_tensors`.
 
     Raises:
         PosteriorNotFoundError: There is no such file.
         PosteriorFormatError: The file is truncated, edited, of a newer format or was not written by this package.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, mapped=mapped)
     if _METADATA_KEY not in metadata:
         raise PosteriorFormatError(
             f"{shown(path)} is a safetensors file that swag_trainer did not write: it has no {_METADATA_KEY!r} metadata."

@@ -95,18 +95,22 @@ def file_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         yield from tensor_bytes(tensors[name])
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read any safetensors file with limits on what it may claim, and return its tensors and its metadata.
 
     The bytes are read into memory once, and the tensors are views of them. They are not mapped: a mapped file that is truncated later
     kills the process.
+
+    Args:
+        path: The file.
+        mapped: Map it all the same, so that the tensors take no memory: for a file that no other process knows of yet.
 
     Raises:
         PosteriorNotFoundError: There is no such file.
         PosteriorFormatError: It is not a well-formed safetensors file with names and sizes that are accepted.
     """
     path = Path(path)
-    buffer = _read_bytes(path)
+    buffer = _mapped_bytes(path) if mapped else _read_bytes(path)
     header, start = _parse_header(buffer, path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -160,6 +164,10 @@ def _read_bytes(path: Path) -> Tensor:
         if error.errno != errno.EINVAL:
             raise
         raise PosteriorFormatError(f"{shown(path)} is not a regular file.") from error
+
+
+def _mapped_bytes(path: Path) -> Tensor:
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
 def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -369,3 +370,32 @@ def test_the_collections_record_survives_json():
     posterior = a_posterior()
     posterior = replace(posterior, collection=replace(posterior.collection, first_learning_rate=1e-4))
     assert SwagRecord.from_document(json.loads(json.dumps(posterior.metadata())), where="here") == posterior.collection
+
+
+def damaging(flip_at):
+    """An ``os.fsync`` of a disk that flips the bits of one byte of every file, counted from its end."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        size = os.fstat(descriptor).st_size
+        if size > 200:
+            os.pwrite(descriptor, b"\x55", size - flip_at)
+        real(descriptor)
+
+    return fsync
+
+
+def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
+    # Red for: an adapter with values that the reader refuses, or a disk that lies, in the place of files that could be read.
+    before = a_posterior()
+    before.save_pretrained(tmp_path)
+    key, tensor = next(iter(before.adapter.tensors.items()))
+    infinite = replace(before.adapter, tensors={**before.adapter.tensors, key: tensor / 0})
+    with pytest.raises(SwagError, match=r"cannot be read back, and the files there stay as they were.*values of .* are not"):
+        replace(before, adapter=infinite).save_pretrained(tmp_path)
+    monkeypatch.setattr("swag_trainer.posterior.atomic.os.fsync", damaging(flip_at=3))
+    with pytest.raises(SwagError, match="cannot be read back"):
+        before.with_scale(2.0).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert SwagPosterior.from_pretrained(tmp_path).scale == before.scale
+    assert len(list(tmp_path.iterdir())) == 3
