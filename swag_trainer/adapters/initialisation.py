@@ -10,14 +10,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from swag_trainer.adapters.base_checkpoint import checkpoint_file
 from swag_trainer.adapters.keys import base_model, parameter_names
 from swag_trainer.adapters.peft_layers import LoraLayer, base_layer, base_weight, is_merged, lora_layers
 from swag_trainer.adapters.plain_lora import (
@@ -278,12 +277,10 @@ def _columns_are_orthogonal(layer: LoraLayer, adapter_name: str, rounding: float
 
 def _checkpoint_weights(model: nn.Module, config: PeftConfig, layers: Mapping[str, LoraLayer]) -> Iterator[tuple[str, Tensor]]:
     """Those wrapped weights that the base's checkpoint holds under their own name, with or without the prefix ("bert."), and shape."""
-    checkpoint, prefix = config.base_model_name_or_path, getattr(base_model(model), "base_model_prefix", "")
-    if not checkpoint:
-        return
-    index = _checkpoint_file(checkpoint, config.revision, "model.safetensors.index.json")
+    prefix = getattr(base_model(model), "base_model_prefix", "")
+    index = checkpoint_file(config, "model.safetensors.index.json")
     files = json.loads(index.read_bytes())["weight_map"].values() if index else ["model.safetensors"]
-    for path in filter(None, (_checkpoint_file(checkpoint, config.revision, filename) for filename in sorted(set(files)))):
+    for path in filter(None, (checkpoint_file(config, filename) for filename in sorted(set(files)))):
         with safe_open(path, "pt") as file:
             keys = set(file.keys())
             for name, layer in layers.items():
@@ -292,12 +289,3 @@ def _checkpoint_weights(model: nn.Module, config: PeftConfig, layers: Mapping[st
                 weight = file.get_tensor(key) if key else None
                 if weight is not None and weight.shape == base_layer(layer).weight.shape and weight.dtype in _FLOATING:
                     yield name, weight
-
-
-def _checkpoint_file(checkpoint: str, revision: str | None, filename: str) -> Path | None:
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint) / filename
-    else:
-        cached = try_to_load_from_cache(checkpoint, filename, revision=revision)
-        path = Path(cached) if isinstance(cached, str) else None
-    return path if path is not None and path.is_file() else None

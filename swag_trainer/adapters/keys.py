@@ -11,9 +11,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from swag_trainer.adapters.peft_layers import adapter_layers, is_adapted
+from swag_trainer.adapters.rank_allocation import every_rank
 from swag_trainer.errors import SwagError
 
-_FILE_PREFIX = "base_model.model."
+FILE_PREFIX = "base_model.model."
 
 
 def adapted_model(model: nn.Module) -> nn.Module:
@@ -72,20 +73,28 @@ def file_entries(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     if adapter_name not in model.peft_config:
         raise SwagError(f"The model has no adapter {adapter_name!r}; it has {sorted(model.peft_config)}.")
     # Not "auto", which asks the Hub for the base model's config.json on every call.
-    entries = get_peft_model_state_dict(
-        model, state_dict=own_tensors(model), adapter_name=adapter_name, save_embedding_layers=False
-    )
-    prefix = "" if isinstance(model, PeftModel) else _FILE_PREFIX
+    with every_rank(model, adapter_name):
+        entries = get_peft_model_state_dict(
+            model, state_dict=own_tensors(model), adapter_name=adapter_name, save_embedding_layers=False
+        )
+    prefix = "" if isinstance(model, PeftModel) else FILE_PREFIX
     return {prefix + key: entry for key, entry in entries.items()}
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer under each of its names, themselves.
+    """Return every parameter and persistent buffer under each of its names, themselves.
 
+    Buffers that are not persistent (the permutations of BOFT, what OSF starts from) are made anew by whoever loads the adapter.
     ``model.state_dict()`` is no such thing on a quantised base: for it bitsandbytes unpacks 4-bit weights in place and rounds their
     scales on the way.
     """
-    return dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
+    made_anew = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    buffers = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in made_anew}
+    return dict(model.named_parameters(remove_duplicate=False)) | buffers
 
 
 def parameter_names(model: nn.Module, adapter_name: str) -> dict[str, str]:

@@ -15,12 +15,15 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from swag_trainer.adapters.base_checkpoint import save_embedding_layers
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
 from swag_trainer.adapters.peft_layers import adapter_layers, is_disabled, is_merged
 from swag_trainer.adapters.precision import upcast_to_float32
 from swag_trainer.adapters.quantised import shared_tensors
+from swag_trainer.adapters.rank_allocation import every_rank
 from swag_trainer.adapters.settings import without_patterns
 from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flattened
+from swag_trainer.adapters.supported import refuse_unsupported
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, read_adapter_config
 from swag_trainer.posterior.layout import WeightLayout
@@ -41,7 +44,7 @@ class AdapterWeights:
         layout: Keys and shapes of the weights.
 
     Raises:
-        SwagError: No PEFT model; nothing to train; a weight that trains but would never be saved, or is kept in a way that cannot be
+        SwagError: No PEFT model, or an adapter of a kind that is not supported; nothing to train; a weight that trains but would never be saved, or is kept in a way that cannot be
             read.
         AdapterMismatchError: The adapter lacks one of ``keys``.
     """
@@ -50,6 +53,8 @@ class AdapterWeights:
         refuse_flattened(model)
         self.model = adapted_model(model)
         self.adapter_name = adapter_name or active_adapter(self.model)
+        for config in self.model.peft_config.values():  # the active one of X-LoRA's is a LoRA that it mixes
+            refuse_unsupported(config)
         names = parameter_names(self.model, self.adapter_name)
         keys = _trained_keys(model, self.model, names, self.adapter_name) if keys is None else list(keys)
         missing = sorted(set(keys) - set(names))
@@ -151,15 +156,19 @@ class AdapterWeights:
             SwagError: The temporary folder, into which PEFT writes it, is full or cannot be written.
         """
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
-            if self.is_sharded:
+            # A native adapter's model compares PEFT's version with the newest that transformers asks for, when it saves.
+            if self.is_sharded or not isinstance(self.model, PeftModel):
                 return self._gathered(Path(folder))
             try:
-                if isinstance(self.model, PeftModel):
-                    # Not PEFT's own model.state_dict(), see `own_tensors`.
-                    tensors = {name: tensor.detach() for name, tensor in own_tensors(self.model).items()}
-                    self.model.save_pretrained(folder, selected_adapters=[self.adapter_name], state_dict=tensors)
-                else:
-                    self.model.save_pretrained(folder)
+                # Not PEFT's own model.state_dict(), see `own_tensors`.
+                tensors = {name: tensor.detach() for name, tensor in own_tensors(self.model).items()}
+                with every_rank(self.model, self.adapter_name):
+                    self.model.save_pretrained(
+                        folder,
+                        selected_adapters=[self.adapter_name],
+                        state_dict=tensors,
+                        save_embedding_layers=save_embedding_layers(self.model, self.adapter_name),
+                    )
             except (SafetensorError, OSError) as error:  # the one of safetensors names no path
                 raise SwagError(
                     f"PEFT could not write the adapter into the temporary folder {str(folder)!r}: {error}. Free space there, or "
@@ -176,11 +185,11 @@ class AdapterWeights:
     def _gathered(self, folder: Path) -> SavedAdapter:
         """`saved` without the base model, which PEFT would gather too."""
         entries = file_entries(self.model, self.adapter_name)
-        tensors = {key: entry.detach() for key, entry in entries.items() if not isinstance(entry, nn.Parameter)}
-        keys = [key for key in entries if key not in tensors]
-        for key, tensor in zip(keys, self._reader.stored([entries[key] for key in keys]), strict=True):
-            tensors[key] = tensor.cpu().contiguous()
-        config = copy.copy(self.model.peft_config[self.adapter_name])
+        keys = [key for key, entry in entries.items() if isinstance(entry, nn.Parameter)]
+        whole = dict(zip(keys, self._reader.stored([entries[key] for key in keys]), strict=True))
+        tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in {**entries, **whole}.items()}
+        with every_rank(self.model, self.adapter_name):
+            config = copy.copy(self.model.peft_config[self.adapter_name])
         config.inference_mode = True  # as PEFT writes it
         config.save_pretrained(folder)
         return self.portable(SavedAdapter(read_adapter_config(folder / ADAPTER_CONFIG), tensors))

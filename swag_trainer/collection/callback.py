@@ -16,6 +16,8 @@ from transformers.trainer_callback import ExportableState
 from swag_trainer.adapters.initialisation import initial_lora_if_needed
 from swag_trainer.adapters.keys import adapted_model
 from swag_trainer.adapters.precision import low_precision_warning, upcast_to_float32
+from swag_trainer.adapters.rank_allocation import keep_every_rank
+from swag_trainer.adapters.read_back import check_loadable
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.acceptance import Adaptive, propose
 from swag_trainer.collection.checkpoints import adapters_digest
@@ -25,6 +27,7 @@ from swag_trainer.collection.learning_rate import CollectionRate, apply_collecti
 from swag_trainer.collection.log_metrics import CollectionMetrics
 from swag_trainer.collection.ood import check_ood_features, with_ood_features
 from swag_trainer.collection.output_folder import delete_stale_posterior, save_portable, warn_about_plain_lora
+from swag_trainer.collection.rank_budget import steps_with_final_ranks
 from swag_trainer.collection.records import moments_file, register, store
 from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, collection_steps, describe, steps_digest
@@ -184,6 +187,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
                 f"A posterior needs at least 2 collections: {self.schedule} collects at {len(steps)} of the {state.max_steps} steps of this run. "
                 "Collect more often or start earlier; SwagCallback() without arguments fits any length."
             )
+        steps = steps_with_final_ranks(steps, self._collector.weights, max_steps=state.max_steps)
         trainer = self.find_trainer(state)
         if self.acceptance is not None:
             self.acceptance.check(args, trainer)
@@ -294,6 +298,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
                 for other in trainer.callback_handler.callbacks:
                     if isinstance(other, SwagCallback) and other is not self:
                         other.on_train_end(args, state, control, **kwargs)
+        if self.name == "default":
+            keep_every_rank(self._collector.weights.model, self._collector.weights.adapter_name)
         into_model = self.final_weights == "mean" and self.name == "default"
         posterior = self._collector.finish(into_model=into_model)
         if posterior is None:
@@ -319,6 +325,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         concern = warning(posterior.collection.diagnostics, rates)
         if concern and is_first():
             logger.warning("%s", concern)
+        check_loadable(self._collector.weights, posterior.adapter)
         if args.should_save:
             save_portable(posterior, self._folder_in(run.output))
             warn_about_plain_lora(posterior)

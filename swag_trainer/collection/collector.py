@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_trainer.adapters.plain_lora import needs_lift
+from swag_trainer.adapters.read_back import check_loadable
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.diagnostics import trajectory_statistics
 from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
@@ -59,6 +60,7 @@ class SwagCollector:
 
     Raises:
         SwagError: No PEFT model, nothing trains, or a part of the model would be random after loading.
+        AdapterMismatchError: No other process could load the adapter.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SwagCollector:
         """Look at the model, and make empty statistics of the weights that train now."""
         self.weights = AdapterWeights(self._model, adapter_name)
         check_saved_modules(self.weights)
+        check_loadable(self.weights)
         self._trained = TrainedWeights(self.weights)
         self._base = base_metadata(self.weights)
         self.layout = self.weights.layout

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
+from peft import PeftModel
+
+from swag_trainer.adapters.base_checkpoint import find_other_shapes, find_unsaved_modules
 from swag_trainer.adapters.gguf import gguf_file
 from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
 from swag_trainer.adapters.keys import base_model
@@ -20,7 +22,7 @@ def check_saved_modules(weights: AdapterWeights) -> None:
     """Refuse a model of which a part would be random after loading.
 
     Raises:
-        SwagError: A module is in neither the base model's checkpoint nor the adapter's file.
+        SwagError: A module is in neither the base model's checkpoint nor the adapter's file, or has another shape there.
     """
     unsaved = find_unsaved_modules(weights.model, weights.adapter_name)
     if unsaved:
@@ -28,6 +30,15 @@ def check_saved_modules(weights: AdapterWeights) -> None:
         raise SwagError(
             f"The module {unsaved[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
             f"load and no saved adapter gives this model's predictions. Train and save it: LoraConfig(modules_to_save={heads!r})."
+        )
+    for weight in find_other_shapes(weights.model, weights.adapter_name) or []:
+        if weight.is_embedding and isinstance(weights.model, PeftModel) and not weights.is_sharded:
+            continue  # PEFT saves embeddings that were resized
+        module = weight.name.split(".")[-2]
+        raise SwagError(
+            f"{weight.name!r} has the shape {list(weight.here)}, and {list(weight.stored)} in the base model's checkpoint; it is not in the "
+            "adapter's file, so it is random at every load and no saved adapter gives this model's predictions. Train and save it: "
+            f'LoraConfig(task_type="SEQ_CLS") does so with a classifier\'s head, modules_to_save={[module]!r} with any module.'
         )
 
 

@@ -10,6 +10,7 @@ import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState, TrainingArguments
 
+from swag_trainer.adapters.rank_allocation import kept_ranks
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.checkpoints import adapters_digest
 from swag_trainer.collection.collector import SwagCollector
@@ -74,8 +75,10 @@ class TrainingRun:
         return self.output / f"checkpoint-{self.state.global_step}"
 
     def saved_adapter(self, weights: AdapterWeights) -> SavedAdapter | None:
-        """Return the adapter that the Trainer saved at this step, which is the one it is about to push; None without a checkpoint."""
-        if self.saved != self.state.global_step:
+        """Return the adapter that the Trainer saved at this step, which is the one it is about to push; None without a checkpoint, or where it
+        has some of its ranks alone."""
+        some_ranks = kept_ranks(weights.model, weights.adapter_name) is not None  # AdaLoRA's posterior is of all
+        if self.saved != self.state.global_step or some_ranks:
             return None
         folder = self.checkpoint_folder()
         # PEFT writes every adapter but "default" into a folder of its own.

@@ -10,6 +10,7 @@ from torch import nn
 
 from swag_trainer.adapters.keys import active_adapter
 from swag_trainer.adapters.peft_layers import adapter_layers, is_disabled, is_merged
+from swag_trainer.adapters.rank_allocation import final_budget_step, kept_ranks
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import SwagError
 
@@ -27,6 +28,8 @@ class TrainedWeights:
     def __init__(self, weights: AdapterWeights) -> None:
         self._weights = weights
         self.names = self._training_now()
+        self._ranks: dict[str, list[bool]] | None = None
+        self._is_first = True
 
     @property
     def have_changed(self) -> bool:
@@ -34,13 +37,13 @@ class TrainedWeights:
         return self._training_now() != self.names
 
     def check(self, step: int) -> None:
-        """Check that the same weights of the same adapter train as before.
+        """Check that the same weights of the same adapter train as before, and that it has the same ranks.
 
         Args:
             step: Number of the optimizer step, for the error.
 
         Raises:
-            SwagError: Some were frozen or began to train, or the adapter is merged, switched off or no longer the active one.
+            SwagError: Some were frozen or began to train, ranks were taken away, or the adapter is merged, switched off or no longer the active one.
         """
         model, name = self._weights.model, self._weights.adapter_name
         if (now := active_adapter(model)) != name:
@@ -55,6 +58,13 @@ class TrainedWeights:
                     f"At step {step} the adapter {name!r} is {state} at {place!r}, so its weights do not train as they are collected. Merge "
                     "adapters after training, or undo it before the next step."
                 )
+        ranks = kept_ranks(model, name)
+        if not self._is_first and ranks != self._ranks:
+            raise SwagError(
+                f"At step {step} AdaLoRA took away ranks while weights were being collected: a posterior is of the same ranks in every "
+                f"snapshot. They are final at step {final_budget_step(model, name)} (total_step - tfinal); collect from there on."
+            )
+        self._ranks, self._is_first = ranks, False
         if self.have_changed:
             changed = sorted(self._training_now() ^ self.names)
             verb = "began to train" if changed[0] not in self.names else "was frozen"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors import SafetensorError
 
+from swag_trainer.adapters.embeddings import resize_embeddings
 from swag_trainer.adapters.initialisation import base_changing_initialisation, check_base
+from swag_trainer.adapters.loading import load_adapter
 from swag_trainer.adapters.plain_lora import is_reproducible
 from swag_trainer.adapters.settings import loadable_settings
 from swag_trainer.errors import AdapterMismatchError, SwagError, shortened
@@ -125,7 +125,7 @@ class AutoSwagModel:
         base_kwargs = dict(base_kwargs)
         gguf = _gguf_file(posterior, source, base_kwargs.pop("gguf_file", None))
         base = _load_base(posterior, task, source, revision=base_revision, **hub, **gguf, **base_kwargs)
-        model = _load_adapter(base, posterior.adapter, settings)
+        model = load_adapter(base, posterior.adapter, settings)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:
             check_base(model, "default", posterior.record.base_fingerprint, what=f"The posterior in {name!r}")
@@ -231,8 +231,6 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
         kwargs["num_labels"] = len(record.labels)
     if record.problem_type:
         kwargs["problem_type"] = record.problem_type
-    if record.pad_token_id is not None:
-        kwargs["pad_token_id"] = record.pad_token_id
     try:
         base, info = task.auto_model.from_pretrained(
             name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
@@ -250,6 +248,7 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
             f"The weights {missing[:3]} are in neither the checkpoint of {name!r} nor the adapter's file, so they would be random at every "
             "load. The adapter must be trained anew with their module in modules_to_save."
         )
+    resize_embeddings(base, posterior.adapter, pad_token_id=record.pad_token_id)
     return base
 
 
@@ -265,20 +264,3 @@ def _gguf_file(posterior: WeightPosterior, source: str, given: str | None) -> di
         recorded = None
     name = given or recorded
     return {} if name is None else {"gguf_file": name}
-
-
-def _load_adapter(base: torch.nn.Module, adapter: SavedAdapter, settings: Mapping[str, Any]) -> PeftModel:
-    # From our checked bytes, not from the folder: what PEFT reads is what was checked, whoever writes there meanwhile.
-    with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
-        replace(adapter, config=settings).write(Path(folder))
-        model = PeftModel.from_pretrained(base, folder)
-    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if set(loaded) != set(adapter.tensors):
-        differing = sorted(set(loaded) ^ set(adapter.tensors))
-        raise AdapterMismatchError(
-            f"The adapter's file and the model it describes do not have the same weights; the first is {differing[0]!r}."
-        )
-    for key, tensor in adapter.tensors.items():
-        if not torch.equal(loaded[key].cpu(), tensor.to(loaded[key].dtype)):
-            raise AdapterMismatchError(f"PEFT did not load {key!r} as the adapter's file has it.")
-    return model
