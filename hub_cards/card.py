@@ -7,23 +7,23 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from hub_cards.identity import identity, risk_to_show
-from hub_cards.markdown import description, inline_markdown, listed, plain_text
+from hub_cards.markdown import description, inline_markdown, listed
 from hub_cards.marks import marked
+from hub_cards.metadata import given_metadata, is_hub_id, metadata
 from swag_trainer import WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.tasks import task_named
 
-_TAGS = ["swag-lora", "lora", "uncertainty"]  # "swag" alone is a data set (Situations With Adversarial Generations)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _PLOT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 
 
@@ -33,6 +33,9 @@ def build_card(
     *,
     repo_id: str | None = None,
     plots: Sequence[str] | Mapping[str, Figure | str] = (),
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
 ) -> ModelCard:
     """Write the model card of a posterior.
 
@@ -44,16 +47,20 @@ def build_card(
 
     Args:
         posterior: Whose card; of any family.
-        results: Metrics measured before; those of the posterior's own method ("SWAG", or the family's ``title``) go into the metadata too.
+        results: Metrics measured before; those of the posterior's own method ("SWAG", or the family's ``title``) go into the metadata too,
+            where the data set is one of the Hub: ``dataset`` is its id, or "id:configuration", and ``revision`` its commit.
         repo_id: "user/name" on the Hub, for the title and the example.
         plots: Paths of PNG files inside the repository; or, by these paths, the figures as given to `hub_cards.publish_card`, whose
             descriptions (``figure.get_label()``) become the alternative texts, or such descriptions themselves.
+        license: Of the adapter, as the Hub spells it, such as "apache-2.0"; for the metadata, as are the next two.
+        language: ISO 639 code of the texts, such as "en", or several.
+        datasets: Ids on the Hub of what it was trained on. One that it was tuned on is added.
 
     Returns:
         The card; ``str(card)`` is README.md.
 
     Raises:
-        ValueError: ``repo_id`` is not an id, a plot is not the path of a PNG file inside a repository, or the metrics are of the
+        ValueError: ``repo_id``, the license, a language or a data set is none that the Hub takes, a plot is not the path of a PNG file inside a repository, or the metrics are of the
             posterior at another scale than its own.
     """
     if repo_id is not None and not is_hub_id(repo_id):
@@ -97,11 +104,17 @@ def build_card(
         measured_with=_versions(results.versions if results else {}),
         plots=[(Markup(checked_plot(path)), _alternative_text(plots, path)) for path in plots],
     )
+    data = metadata(
+        posterior,
+        results,
+        name=name,
+        base_model=base_model,
+        task=task.hub_tag,
+        given=given_metadata(license, language, datasets),
+    )
     title = name if repo_id else f"{posterior.title} posterior over a LoRA adapter"
     text = f"# {title}\n\n{marked(body, identity(posterior))}"
-    return ModelCard(
-        f"---\n{_metadata(name, base_model, results, method=posterior.title, task=task.hub_tag).to_yaml()}\n---\n\n{text}"
-    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def checked_plot(path: str) -> str:
@@ -113,16 +126,6 @@ def checked_plot(path: str) -> str:
     if not isinstance(path, str) or not _PLOT.fullmatch(path):
         raise ValueError(f"A plot is a path inside the repository such as 'reliability.png' or 'plots/swag.png', got {path!r}.")
     return path
-
-
-def is_hub_id(text: Any) -> bool:
-    """Can this be the id of a repository on the Hub?"""
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    # validate_repo_id lets None pass, and in huggingface_hub 1 a newline after the id.
-    return isinstance(text, str) and not text.endswith("\n")
 
 
 @functools.cache
@@ -139,39 +142,6 @@ def _template() -> Template:
     return environment.from_string(files("hub_cards").joinpath("template.md").read_text(encoding="utf-8"))
 
 
-def _metadata(name: str, base_model: str | None, results: CardResults | None, *, method: str, task: str) -> ModelCardData:
-    evaluations = [
-        EvalResult(
-            task_type=task,
-            dataset_type=plain_text(results.dataset),
-            dataset_name=plain_text(results.dataset),
-            dataset_split=plain_text(results.split),
-            dataset_revision=results.revision and plain_text(results.revision),
-            dataset_args={"num_examples": results.num_examples},
-            metric_type=plain_text(metric).lower(),
-            metric_name=plain_text(metric),
-            metric_value=value,
-            # "method" is also how a later card knows the entries that it replaces: see merging.is_ours.
-            metric_args={
-                "method": method,
-                "num_bins": results.num_bins,
-                "num_samples": results.num_samples,
-                "seed": results.seed,
-            },
-        )
-        for metric, value in (results.metrics.get(method, {}) if results else {}).items()
-    ]
-    return ModelCardData(
-        library_name="peft",
-        base_model=base_model,
-        base_model_relation=base_model and "adapter",
-        pipeline_tag=task,
-        tags=list(_TAGS),
-        model_name=name if evaluations else None,
-        eval_results=evaluations or None,
-    )
-
-
 def _code(number: float | None) -> Markup | None:
     """Every digit, where a rounded one would be another threshold."""
     return None if number is None else Markup(repr(number))
@@ -183,7 +153,7 @@ def _versions(versions: Mapping[str, str]) -> Markup:
 
 def _alternative_text(plots: Sequence[str] | Mapping[str, Figure | str], path: str) -> Markup:
     text = plots[path] if isinstance(plots, Mapping) else ""
-    if isinstance(text, Figure):
+    if not isinstance(text, str):
         text = text.get_label()
     return description(text) if text else Markup("Figure")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import RepoCard
-from huggingface_hub.repocard_data import CardData
+from huggingface_hub.repocard_data import CardData, model_index_to_eval_results
 from yaml import YAMLError
 
-from hub_cards.card import is_hub_id
 from hub_cards.marks import find_marked
+from hub_cards.metadata import is_hub_id, is_ours
 from swag_trainer import SwagError
 
 # What Trainer.create_model_card of transformers 5 writes: its comment, a sentence without content, and three empty sections.
@@ -33,7 +34,6 @@ _TEMPLATE_ADDITIONS = re.compile(
     re.M,
 )
 _ADAPTER_TAG = "base_model:adapter:"
-_OUR_ARGUMENTS = {"method", "num_bins", "num_samples", "seed"}
 
 
 def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
@@ -49,7 +49,10 @@ def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
         existing: README.md as it is, metadata and text; None where there is none.
 
     Raises:
-        SwagError: The existing metadata cannot be read, or its marks are not one pair. Nothing is guessed then.
+        SwagError: The existing metadata is not YAML, or its marks are not one pair. Nothing is guessed then.
+
+    Warns:
+        UserWarning: What of the existing model-index is left out, since the Hub's own client cannot read it.
     """
     ours = find_marked(card.text)
     if ours is None or existing is None:
@@ -62,8 +65,8 @@ def merge_card(card: ModelCard, existing: ModelCard | str | None) -> ModelCard:
         return ModelCard(f"---\n{CardData(**metadata).to_yaml()}\n---\n{text}")
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # all that YAML of another shape can raise
         raise SwagError(
-            f"The metadata at the top of the README.md that is there already cannot be read: {str(error)[:300]} Correct it by hand; "
-            "overwriting it would lose its content."
+            f"The metadata at the top of the README.md that is there already cannot be read: {type(error).__name__}: "
+            f"{str(error)[:300]} Correct it by hand; overwriting it would lose its content."
         ) from error
 
 
@@ -102,6 +105,11 @@ def _merged_metadata(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, 
         folder = isinstance(tag, str) and tag.startswith(_ADAPTER_TAG) and not is_hub_id(tag[len(_ADAPTER_TAG) :])
         if tag not in merged["tags"] and not folder:
             merged["tags"] = [*merged["tags"], tag]
+    for name in ("datasets", "metrics"):
+        if name in ours:
+            present = theirs.get(name) or []
+            listed = [present] if isinstance(present, str) else list(present)
+            merged[name] = [*listed, *(value for value in ours[name] if value not in listed)]
     index = _merged_index(ours.get("model-index", []), theirs.get("model-index") or [])
     merged.pop("model-index", None)
     return {**merged, "model-index": index} if index else merged
@@ -110,7 +118,7 @@ def _merged_metadata(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, 
 def _merged_index(ours: list[dict[str, Any]], theirs: Any) -> list[dict[str, Any]]:
     """Replace our metrics and keep theirs. The Hub shows one model, so ours go to the one that is there."""
     kept = []
-    for model in theirs:
+    for model in _readable_models(theirs):
         results = [{**result, "metrics": [one for one in result["metrics"] if not is_ours(one)]} for result in model["results"]]
         results = [result for result in results if result["metrics"]]
         if results:
@@ -120,7 +128,27 @@ def _merged_index(ours: list[dict[str, Any]], theirs: Any) -> list[dict[str, Any
     return [{**kept[0], "results": [*kept[0]["results"], *ours[0]["results"]]}, *kept[1:]]
 
 
-def is_ours(metric: dict[str, Any]) -> bool:
-    """Is this a metric that `hub_cards.build_card` put into the metadata?"""
-    arguments = metric.get("args")
-    return isinstance(arguments, dict) and _OUR_ARGUMENTS <= set(arguments)
+def _readable_models(index: Any) -> list[dict[str, Any]]:
+    """Return what of a model-index the Hub's client can read. Other tools write entries without results, or results without a data set."""
+    models, problems = [], []
+    for model in index if isinstance(index, list) else [index]:
+        results = model.get("results") if isinstance(model, dict) else None
+        if results is None:
+            problems.append(f"{str(model)[:100]!r} has no results")
+            continue
+        readable = []
+        for result in results if isinstance(results, list) else [results]:
+            try:
+                model_index_to_eval_results([{"name": model.get("name"), "results": [result]}])
+                readable.append(result)
+            except (KeyError, TypeError, AttributeError) as error:
+                problems.append(f"{str(result)[:100]!r} ({type(error).__name__}: {error})")
+        models.append({"name": "model", **model, "results": readable})
+    if problems:
+        warnings.warn(
+            f"The model-index of the README.md that is there already has {len(problems)} entries that the Hub's client cannot read; they are "
+            f"left out: {'; '.join(problems)[:500]}.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return models

@@ -8,8 +8,9 @@ from typing import Any
 from hub_cards.card import build_card
 from hub_cards.marks import find_marked
 from hub_cards.merging import merge_card
+from hub_cards.metadata import EVAL_RESULTS
 from swag_trainer import PosteriorNotFoundError, SwagError, load_posterior
-from swag_trainer.hub import FAILURES, read_readme
+from swag_trainer.hub import FAILURES, delete_if_present, read_readme
 
 
 class PreserveModelCardMixin:
@@ -54,4 +55,9 @@ def _kept(repo_id: str, folder: Path, revision: str | None, token: str | None) -
     except PosteriorNotFoundError:
         return None
     fresh = build_card(posterior, repo_id=repo_id)
-    return readme if find_marked(fresh.text).identity == marked.identity else str(merge_card(fresh, readme))
+    if find_marked(fresh.text).identity == marked.identity:
+        return readme
+    delete_if_present(
+        repo_id, EVAL_RESULTS, commit_message="Remove results of another posterior", revision=revision, token=token
+    )
+    return str(merge_card(fresh, readme))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, ModelCard
-from matplotlib.figure import Figure
 
 from hub_cards.card import checked_plot
-from hub_cards.drawing import as_png
 from hub_cards.merging import merge_card
+from hub_cards.metadata import EVAL_RESULTS, eval_results_file
 from swag_trainer import SwagError
 from swag_trainer.hub import FAILURES, README, upload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def publish_card(
@@ -30,6 +33,9 @@ def publish_card(
 
     The README.md that the repository has is kept but for what is ours, see `hub_cards.merge_card`; a card without marks, which
     was written by hand, replaces it. If another commit lands meanwhile, README.md is read again: no text is overwritten unread.
+
+    The accuracy on a data set of the Hub also goes into ``.eval_results/swag_trainer.yaml``, which the Hub shows and ranks. A card without one
+    removes that file.
 
     ``trainer.push_to_hub()`` writes a README.md of its own: call this after it, or train with `hub_cards.PreserveModelCardMixin`. What else lies in
     the repository stays.
@@ -55,8 +61,11 @@ def publish_card(
     """
     try:
         str(card).encode()  # what no file can hold is refused before a repository is created for it
-        plots = {checked_plot(path): as_png(figure) for path, figure in figures.items()}
-        beside = plots | _checked_files(files, {README, *plots})
+        plots = {checked_plot(path): _as_png(figure) for path, figure in figures.items()}
+        ranked = eval_results_file(card)
+        beside = (
+            plots | _checked_files(files, {README, EVAL_RESULTS, *plots}) | ({} if ranked is None else {EVAL_RESULTS: ranked})
+        )
     except (SwagError, *FAILURES) as error:
         raise SwagError(f"Nothing was committed to {repo_id!r}: {error}") from error
     return upload(
@@ -68,7 +77,14 @@ def publish_card(
         token=token,
         create_pr=create_pr,
         merge=lambda readme: str(merge_card(card, readme)).encode(),
+        absent=[EVAL_RESULTS] if ranked is None else [],
     )
+
+
+def _as_png(figure: Figure) -> bytes:
+    from hub_cards.drawing import as_png  # with matplotlib, which a push without figures does without
+
+    return as_png(figure)
 
 
 def _checked_files(files: Mapping[str, bytes], taken: set[str]) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -118,6 +118,7 @@ def upload(
     token: str | bool | None = None,
     create_pr: bool = False,
     merge: Callable[[str | None], bytes] | None = None,
+    absent: Iterable[str] = (),
 ) -> CommitInfo:
     """Put files into a model repository in one atomic commit, so that half of them can never be loaded.
 
@@ -134,6 +135,7 @@ def upload(
         create_pr: Open a pull request instead of committing to the branch.
         merge: Makes README.md out of the one in the repository (None where there is none). The commit is then made on top of the
             commit that this one was read from; where another commit landed meanwhile, README.md is read again, three times at most.
+        absent: Paths in the repository that the commit deletes where they are there; only with ``merge``.
 
     Returns:
         The commit. Where nothing would change it is the one that is there.
@@ -153,7 +155,11 @@ def upload(
             if merge is not None:
                 parent = _retried(lambda: api.repo_info(repo_id, revision=revision)).sha
                 contents = {README: merge(_readme_at(api, repo_id, parent)), **files}
-            operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [
+                CommitOperationAdd(name, content) for name, content in contents.items()
+            ]
+            if parent is not None:
+                operations += [CommitOperationDelete(name) for name in absent if _is_at(api, repo_id, name, parent)]
             try:
                 return api.create_commit(
                     repo_id,
@@ -320,6 +326,10 @@ def _readme_at(api: HfApi, repo_id: str, commit: str) -> str | None:
         return None
     with open(path, encoding="utf-8-sig", newline="") as file:
         return file.read()
+
+
+def _is_at(api: HfApi, repo_id: str, path: str, commit: str) -> bool:
+    return _retried(lambda: api.file_exists(repo_id, path, revision=commit))
 
 
 def _short(error: Exception) -> str:

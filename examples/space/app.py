@@ -1,6 +1,6 @@
 """A Space (or any server) that shows `swag-trainer serve`'s page for one repository.
 
-Copy this file into a Space with the gradio SDK, beside a requirements.txt with one line, ``swag-trainer[demo]``, and name the repository in
+Copy this file into a Space with the gradio SDK, beside a requirements.txt with one line, ``swag-trainer[page]``, and name the repository in
 the Space's variable MODEL.
 """
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TextIO
 
 from swag_trainer.cli.files import prepared_outputs, refuse_existing, require, text_of, write_files
-from swag_trainer.cli.options import PosteriorOptions
+from swag_trainer.cli.options import CardOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PosteriorOptions):
+class Options(CardOptions):
     """Options of `swag-trainer card`."""
 
     results: str | None = field(
@@ -33,7 +33,7 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: The posterior or the results cannot be used, they do not belong together, or a file would be replaced unasked.
     """
-    require("matplotlib", "jinja2")
+    require("matplotlib", "jinja2", "markupsafe", extra="cards")
     from hub_cards import merge_card
     from hub_cards.marks import find_marked
     from swag_trainer.cli.card_parts import card_with_plots, plot_names
@@ -52,7 +52,7 @@ def run(options: Options, out: TextIO) -> None:
         is_ours = existing is not None and find_marked(existing) is not None
         refuse_existing(*map(path.with_name, plot_names(results)), overwrite=options.overwrite or is_ours)
         posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
-        card, plots = card_with_plots(posterior, results, repo_id=options.repo)
+        card, plots = card_with_plots(posterior, results, repo_id=options.repo, given=options.given())
         files = {path.with_name(name): content for name, content in plots.items()}
         # The card comes last: it never links to a plot that is not there.
         write_files({**files, path: str(merge_card(card, existing)).encode()})

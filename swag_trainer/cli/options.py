@@ -81,6 +81,20 @@ class TextOptions(CommonOptions):
     label_column: str | None = field(default=None, metadata={"help": "column of the labels, where its name is not a usual one"})
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardOptions(PosteriorOptions):
+    """Options that name a posterior, and what goes into the metadata of its model card."""
+
+    license: str | None = field(default=None, metadata={"help": "of the adapter, as the Hub spells it, such as apache-2.0"})
+    language: list[str] | None = field(default=None, metadata={"help": "of the texts: ISO 639 codes such as en"})
+    datasets: list[str] | None = field(default=None, metadata={"help": "ids on the Hub of the data that it was trained on"})
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given, by the argument of `hub_cards.build_card`."""
+        options = {"license": self.license, "language": self.language, "datasets": self.datasets}
+        return {name: value for name, value in options.items() if value is not None}
+
+
 def parse_options(options: type[OptionsT], argv: Sequence[str], *, command: str, description: str | None) -> OptionsT:
     """Read a command line; a first argument that ends in .yaml or .yml is read as ``--config``.
 

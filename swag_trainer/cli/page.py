@@ -1,4 +1,4 @@
-"""Web page of `swag-trainer serve`, which a Space runs as well. Its app.py, beside a requirements.txt with ``swag-trainer[demo]``:
+"""Web page of `swag-trainer serve`, which a Space runs as well. Its app.py, beside a requirements.txt with ``swag-trainer[page]``:
 
     from transformers import pipeline
     from swag_trainer.cli.page import LAUNCH, build_page
@@ -55,7 +55,7 @@ def build_page(
     Raises:
         SwagError: gradio is not installed, or the model is for several labels at once or a regression.
     """
-    gr = require("gradio", extra="demo")
+    gr = require("gradio", extra="page")
     predict = PagePredictions(classify)
     name = name or str(getattr(classify.model, "name_or_path", "")) or "The model"
     about = circumstances(predict, name)

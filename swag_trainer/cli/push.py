@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from swag_trainer.cli.files import require, text_of
-from swag_trainer.cli.options import PosteriorOptions
+from swag_trainer.cli.options import CardOptions
 from swag_trainer.errors import SwagError
 from swag_trainer.hub import read_readme
 from swag_trainer.posterior import load_posterior
@@ -26,7 +26,7 @@ _PLOT = re.compile(r"!\[[^\]]*\]\(([A-Za-z0-9][A-Za-z0-9._-]*\.png)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PosteriorOptions):
+class Options(CardOptions):
     """Options of `swag-trainer push`."""
 
     repo: str = field(metadata={"help": "user/name on the Hub; created if needed"})
@@ -45,7 +45,7 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: Nothing was committed.
     """
-    require("matplotlib", "jinja2")
+    require("jinja2", "markupsafe", extra="cards")
     from hub_cards import publish_card
     from swag_trainer.evaluation.record import Measurement
 
@@ -90,13 +90,14 @@ def _card(
     from hub_cards import merge_card
     from hub_cards.identity import identity
     from hub_cards.marks import find_marked
+    from hub_cards.metadata import given_metadata
     from swag_trainer.cli.card_parts import card_with_plots
 
     readme = folder / "README.md"
     text = text_of(readme)
     marked = None if text is None else find_marked(text)
     if results is not None or text is None or marked is None:
-        card, plots = card_with_plots(posterior, results, repo_id=options.repo)
+        card, plots = card_with_plots(posterior, results, repo_id=options.repo, given=options.given())
         return merge_card(card, text), plots
     if marked.identity != identity(posterior):
         raise SwagError(
@@ -112,7 +113,10 @@ def _card(
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise SwagError(f"The card in {str(readme)!r} links to {missing[0]!r}, which is not there.")
-    return ModelCard(text), {path.name: path.read_bytes() for path in paths}
+    card = ModelCard(text)
+    for name, value in given_metadata(**options.given()).items():
+        card.data[name] = value
+    return card, {path.name: path.read_bytes() for path in paths}
 
 
 def _lines_outside(card: RepoCard) -> set[str]:

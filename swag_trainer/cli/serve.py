@@ -59,7 +59,7 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
     Raises:
         SwagError: No posterior there, no gradio, or the port is taken.
     """
-    require("gradio", extra="demo")
+    require("gradio", extra="page")
     _check_free(options)
     classify = load_classifier(options, num_samples=options.num_samples, seed=options.seed)
     page = build_page(classify, name=options.model, text=options.text)

@@ -122,6 +122,48 @@ def test_the_metadata_holds_the_figures_of_swag_and_no_other_method():
     assert entry.metric_args == {"method": "SWAG", "num_bins": 15, "num_samples": 30, "seed": 7}
 
 
+def test_metrics_have_the_ids_that_the_hub_knows_and_their_own_names():
+    # Red for: a metric that no page of the Hub explains where there is one, an id for a metric of another definition.
+    metrics = {"accuracy": 0.9, "macro_f1": 0.8, "nll": 0.3, "brier": 0.2, "auroc_entropy": 0.7, "auroc_energy": 0.6}
+    card = ModelCard(str(build_card(some_posterior(), some_results(dataset="clinc/clinc_oos:plus", metrics={"SWAG": metrics}))))
+    ids = {entry.metric_name: entry.metric_type for entry in card.data.eval_results}
+    assert ids == {"accuracy": "accuracy", "macro_f1": "f1", "nll": "nll", "brier": "brier"} | dict.fromkeys(
+        ("auroc_entropy", "auroc_energy"), "roc_auc"
+    )
+    assert card.data.metrics == ["accuracy", "f1", "roc_auc"]
+    assert {(entry.dataset_type, entry.dataset_config) for entry in card.data.eval_results} == {("clinc/clinc_oos", "plus")}
+
+
+@pytest.mark.parametrize("changes", [{"revision": None}, {"dataset": "my reviews.csv"}, {"dataset": "a/b/c"}])
+def test_metrics_of_data_that_is_not_on_the_hub_stand_in_the_table_only(changes):
+    # Red for: a link to a data set that does not exist; an entry without a type, which the Hub's clients refuse to load.
+    card = ModelCard(str(build_card(some_posterior(), some_results(**changes), repo_id="me/x")))
+    assert "model-index" not in card.data.to_dict() and card.data.metrics == ["accuracy"]
+    assert table(card)[2][0] == "SWAG"
+
+
+def test_license_language_and_data_sets_are_those_that_were_given_or_are_known():
+    # Red for: an argument that is dropped, the data set of the tuning left out, or a local one published as an id.
+    card = build_card(tuned(some_tuning(revision="55")), license="apache-2.0", language="en", datasets=["me/reviews"])
+    data = ModelCard(str(card)).data
+    assert (data.license, data.language, data.datasets) == ("apache-2.0", ["en"], ["me/reviews", "glue/sst2"])
+    assert "datasets" not in build_card(tuned(some_tuning())).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"license": "Apache 2.0"}, "repositories-licenses"),
+        ({"language": "English"}, "ISO 639"),
+        ({"datasets": ["me/reviews", "/home/me/reviews.csv"]}, "/home/me/reviews.csv"),
+    ],
+)
+def test_what_the_hub_would_refuse_is_refused_before_the_push(given, said):
+    # Red for: a push that ends after minutes, or a filter of the Hub that never finds the card.
+    with pytest.raises(ValueError, match=said):
+        build_card(some_posterior(), **given)
+
+
 def test_the_metadata_of_a_card_without_figures_is_exactly_this():
     # Red for: the bare tag "swag", an empty model-index, a licence or a language that nobody stated.
     assert ModelCard(str(build_card(some_posterior()))).data.to_dict() == {
@@ -230,15 +272,15 @@ def test_no_text_from_outside_becomes_markup(text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_metadata_says_what_it_says_whatever_a_data_set_or_label_is_called(text):
     # Red for: YAML put together from strings.
-    results = some_results(dataset=text, metrics={"SWAG": {text: 0.5}})
+    results = some_results(split=text, metrics={"SWAG": {text: 0.5}})
     written = str(build_card(some_posterior(labels=[text]), results, repo_id="me/x")).encode().decode()
-    expected = build_card(some_posterior(), some_results(metrics={"SWAG": {"accuracy": 0.5}}), repo_id="me/x").data.to_dict()
+    expected = build_card(some_posterior(), some_results(metrics={"SWAG": {"other": 0.5}}), repo_id="me/x").data.to_dict()
     found = ModelCard(written).data.to_dict()
     dataset, metric = found["model-index"][0]["results"][0]["dataset"], found["model-index"][0]["results"][0]["metrics"][0]
     plain = " ".join("".join(c for c in text if c not in "\u202e\u2066\u0000\u001b").replace("\ud800", "\ufffd").split())
-    assert (dataset["name"], metric["name"]) == (plain, plain)
-    for names, harmless in ((dataset, "glue/sst2"), (metric, "accuracy")):
-        names |= {"name": harmless} | ({"type": harmless})
+    assert (dataset["split"], metric["name"]) == (plain, plain)
+    dataset |= {"split": "validation"}
+    metric |= {"name": "other", "type": "other"}
     assert found == expected
 
 

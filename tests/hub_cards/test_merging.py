@@ -213,10 +213,6 @@ def test_without_a_readme_the_card_is_as_it_was_built_and_a_card_of_somebody_rep
         "---\nlicense: [mit\n---\n",
         "---\n- a list\n---\n",
         "---\ntrue: x\n---\n",
-        "---\nmodel-index: soon\n---\n",
-        "---\nmodel-index:\n- name: x\n---\n",
-        "---\nmodel-index:\n- name: x\n  results:\n  - metrics:\n    - type: f1\n---\n",
-        "---\nmodel-index:\n- name: x\n  results:\n  - metrics: [f1]\n---\n",
         "---\ntags: 5\n---\n",
     ],
 )
@@ -224,6 +220,44 @@ def test_metadata_that_cannot_be_read_is_refused_instead_of_replaced(existing):
     # Red for: a KeyError or TypeError of our own, or the unreadable metadata gone without a word.
     with pytest.raises(SwagError, match="metadata.*cannot be read"):
         merge_card(some_card(), existing)
+
+
+RESULT = (
+    "  - task: {type: text-classification}\n    dataset: {name: theirs, type: theirs}\n    metrics: [{type: f1, value: 0.5}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("index", "problem", "kept"),
+    [
+        ("model-index: soon\n", "'soon' has no results", False),
+        ("model-index:\n- name: x\n", "has no results", False),
+        ("model-index:\n- x\n", "'x' has no results", False),
+        ("model-index:\n- name: x\n  results:\n  - metrics:\n    - type: f1\n" + RESULT, "KeyError: 'task'", True),
+        (
+            "model-index:\n- name: x\n  results:\n  - task: {type: t}\n    metrics: [{type: f1, value: 1}]\n",
+            "KeyError: 'dataset'",
+            False,
+        ),
+        ("model-index:\n- results:\n" + RESULT + "  - metrics: [f1]\n", "KeyError: 'task'", True),
+    ],
+)
+def test_a_model_index_of_other_tools_that_no_client_can_read_does_not_block_a_push(index, problem, kept):
+    # Red for: the bare key 'results' as the reason for a push that ends, readable entries lost with the others, a card that the client
+    # cannot load; or entries that go without a word.
+    with pytest.warns(UserWarning, match="cannot read; they are left out") as warned:
+        card = merge_card(some_card(), f"---\nlicense: mit\n{index}---\nTheirs.\n")
+    assert problem in str(warned[0].message)
+    loaded = ModelCard(str(card))
+    assert loaded.data.license == "mit" and loaded.text.lstrip().startswith("Theirs.")
+    assert figures(loaded) == ({("theirs", "f1"): 0.5} if kept else {}) | figures(some_card())
+
+
+def test_data_sets_and_metrics_of_others_are_joined_with_ours():
+    # Red for: a list of somebody's that the next card replaces, or names twice.
+    theirs = "---\nmetrics: [accuracy, wer]\ndatasets: me/reviews\n---\n"
+    card = merge_card(build_card(some_posterior(), some_results(), datasets=["me/more", "me/reviews"]), theirs)
+    assert (card.data.metrics, card.data.datasets) == (["accuracy", "wer"], ["me/reviews", "me/more"])
 
 
 def test_marks_that_are_no_pair_are_refused():

@@ -7,6 +7,7 @@ from transformers import Trainer
 from hub_cards import PreserveModelCardMixin, build_card, publish_card
 from hub_cards.identity import identity
 from hub_cards.marks import find_marked
+from hub_cards.metadata import EVAL_RESULTS
 from swag_trainer import SwagCallback, SwagError
 
 
@@ -59,6 +60,7 @@ def test_another_push_of_the_same_posterior_changes_nothing_in_the_card(run):
     trainer, edited = published(run, "user/keep-same")
     trainer.push_to_hub()
     assert readme("user/keep-same") == edited
+    assert EVAL_RESULTS in HfApi().list_repo_files("user/keep-same")
     assert (ModelCard.load("user/keep-same").data.license, "0.0312" in edited) == ("mit", True)
 
 
@@ -73,6 +75,7 @@ def test_a_push_of_another_posterior_keeps_the_words_and_drops_the_figures(run):
     assert "My last word." in card.text and card.data.license == "mit"
     assert "No metrics are on record." in card.text and "0.0312" not in str(card)
     assert "model-index" not in card.data.to_dict()
+    assert EVAL_RESULTS not in HfApi().list_repo_files("user/keep-other")
     assert find_marked(card.text).identity == identity(posterior_of(another)) != find_marked(edited).identity
 
 

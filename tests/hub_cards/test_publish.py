@@ -2,7 +2,16 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    hf_hub_download,
+    parse_eval_result_entries,
+)
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from measured import some_results
@@ -10,6 +19,7 @@ from minihub import git_blob_oid
 from test_card import some_posterior
 
 from hub_cards import build_card, publish_card
+from hub_cards.metadata import eval_results_file
 from swag_trainer import SwagError
 from swag_trainer.hub import FAILURES, read_readme
 
@@ -42,6 +52,31 @@ def test_card_and_plots_arrive_in_exactly_one_commit(hub):
     assert set(changed) == {".gitattributes", "README.md", "plots/bins.png"}
     picture = hf_hub_download("user/card-test", "plots/bins.png", revision=commit.oid)
     assert imread(io.BytesIO(open(picture, "rb").read()), format="png").shape == (150, 300, 4)  # 2 x 1 inches at 150 dpi
+
+
+def test_the_accuracy_is_also_where_the_hub_ranks_it_and_goes_when_it_no_longer_holds(hub):
+    # Red for: metrics of the deprecated model-index only, an ECE ranked as a score, a commit of its own, an accuracy that stays beside a
+    # card without one; or a hand-written card's entries taken for ours.
+    repo = "user/card-ranked"
+    card = build_card(some_posterior(), some_results(dataset="clinc/clinc_oos:plus"), repo_id=repo)
+    publish_card(repo, card)
+    text = open(hf_hub_download(repo, ".eval_results/swag_trainer.yaml"), encoding="utf-8").read()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == (
+        "clinc/clinc_oos",
+        "plus",
+        "5503434",
+        0.925,
+    )
+    assert entry.notes == "accuracy of SWAG, split validation, 872 examples, 30 draws of seed 7"
+    HfApi().upload_file(repo_id=repo, path_in_repo=".eval_results/theirs.yaml", path_or_fileobj=b"[]")
+    before = len(commits(repo))
+    publish_card(repo, build_card(some_posterior(), some_results(revision=None), repo_id=repo))
+    assert len(commits(repo)) == before + 1
+    assert [name for name in HfApi().list_repo_files(repo) if "eval" in name] == [".eval_results/theirs.yaml"]
+    assert eval_results_file(some_card()) is None
+    with pytest.raises(SwagError, match="Nothing was committed"):
+        publish_card(repo, card, files={".eval_results/swag_trainer.yaml": b""})
 
 
 def test_files_arrive_in_the_commit_of_the_card(hub):

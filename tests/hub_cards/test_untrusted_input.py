@@ -49,7 +49,7 @@ def hostile_tuning(word):
 def card_of(word):
     """A card in which every text that a stranger can choose is this word."""
     local = CardResults(
-        dataset="d" + word,
+        dataset="user/data:c" + word,
         split=word,
         revision=word,
         num_examples=9,
@@ -104,9 +104,10 @@ def test_no_stranger_s_text_changes_the_structure_of_a_card_or_of_its_metadata(w
     expected = yaml.safe_load(str(HARMLESS).split("\n---\n")[0])
     metadata = yaml.safe_load(written.split("\n---\n")[0])
     for document in (expected, metadata):
-        document.pop("base_model", None), document.pop("base_model_relation", None)
+        for name in ("base_model", "base_model_relation", "datasets", "metrics"):
+            document.pop(name, None)
         for result in document["model-index"][0]["results"]:
-            result["dataset"] = {**result["dataset"], "name": "", "type": "", "split": "", "revision": ""}
+            result["dataset"] = {**result["dataset"], "name": "", "config": "", "split": "", "revision": ""}
             result["metrics"] = [{**metric, "name": "", "type": ""} for metric in result["metrics"]]
     assert metadata == expected
     assert merge_card(HARMLESS, written).text == HARMLESS.text  # the next card finds the whole of this one
