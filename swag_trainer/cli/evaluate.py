@@ -1,13 +1,15 @@
-"""Measure SWAG and its baselines on held-out text, every metric with its confidence interval."""
+"""Measure a text classifier, with a posterior or without, on held-out text: every metric with its confidence interval."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TextIO
 
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
+from swag_trainer.cli.any_classifier import AnyClassifier, load_any_classifier
+from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show
@@ -19,8 +21,10 @@ from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions
-from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 from swag_trainer.prediction.sampler import Sampling
+
+# Of a model without a posterior: what is compared with the others.
+_PLAIN_METHODS = ("MAP, temperature", "MC dropout", "MAP")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +33,13 @@ class Options(ClassifierOptions, TextOptions):
 
     counts: ClassVar[tuple[str, ...]] = ("num_samples", "num_bins", "num_resamples", "batch_size")
 
+    model: str = field(
+        metadata={"help": "a folder or a repository on the Hub: with a posterior, a PEFT adapter or a whole text classifier"}
+    )
     split: str = field(default="test", metadata={"help": "examples that nothing was trained, tuned or chosen on"})
     validation_split: str | None = field(
         default=None,
-        metadata={
-            "help": "examples to fit temperatures on, those that it was tuned on; without it methods with a temperature are left out"
-        },
+        metadata={"help": "examples to fit temperatures on; default: those that it was tuned on, else no method has one"},
     )
     ood: str | None = field(
         default=None,
@@ -42,6 +47,9 @@ class Options(ClassifierOptions, TextOptions):
     )
     ood_split: str | None = field(default=None, metadata={"help": "split of --ood; default: that of --split"})
     ood_name: str | None = field(default=None, metadata={"help": "name of the out-of-distribution text on the card"})
+    labels: list[str] | None = field(
+        default=None, metadata={"help": "names of the classes in the order of the logits, for a model without"}
+    )
     methods: list[str] | None = field(default=None, metadata={"help": f"some of {', '.join(map(repr, METHODS))}"})
     draws_file: list[str] | None = field(
         default=None,
@@ -73,7 +81,7 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: The data or the model cannot be used, or a file is there already.
     """
-    require("rich.table", *(["pyarrow.parquet"] if options.rows else []), *(["matplotlib", "jinja2"] if options.output else []))
+    require("rich.table", *(["pyarrow.parquet"] if options.rows else []))
     unknown = sorted(set(options.methods or []) - set(METHODS))
     if unknown:
         raise SwagError(f"--methods takes some of {list(METHODS)}, got {unknown[0]!r}.")
@@ -84,9 +92,18 @@ def run(options: Options, out: TextIO) -> None:
     asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
         data = _Data.read(options)
-        classifier = load_classifier(options, device=options.device)
-        tuned = asked.resolved(classifier.posterior)
-        sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed, design=tuned.design)
+        loaded = load_any_classifier(options, device=options.device)
+        data = replace(data, validation=data.validation or _tuned_on(options, loaded.posterior, data.examples))
+        if data.validation is None and options.methods is None:
+            sys.stderr.write(
+                "Methods with a temperature are left out: --validation-split names the examples to fit one on, which the model was not "
+                "trained on.\n"
+            )
+        classifier = loaded.named(options.labels, [part for part in (data.examples, data.validation) if part is not None])
+        sampling = Sampling().changed(asked.sampling)
+        if classifier.posterior is not None:
+            tuned = asked.resolved(classifier.posterior)
+            sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed, design=tuned.design)
         measurement = _measured(options, data, classifier, sampling)
         if options.output is not None:
             write_files({options.output: measurement.to_json().encode()})
@@ -101,7 +118,8 @@ class _Data:
 
     Attributes:
         examples: In-distribution text with its labels.
-        validation: For the temperatures of "MAP, temperature" and the like; None where no split was named.
+        validation: For the temperatures of "MAP, temperature" and the like; None where no split was named and the posterior was not tuned
+            on a split of this data.
         ood: Out-of-distribution text, if there is any.
         others: Predictions of other methods for the same examples.
     """
@@ -135,13 +153,29 @@ class _Data:
         return cls(examples, validation, ood, others)
 
 
-def _measured(options: Options, data: _Data, classifier: SwagTextClassificationPipeline, sampling: Sampling) -> Measurement:
+def _tuned_on(options: Options, posterior: WeightPosterior | None, examples: LabelledText) -> LabelledText | None:
+    """Return the examples that the posterior was tuned on, where they are another split of the data: baselines get as many as it did."""
+    tuning = None if posterior is None else posterior.tuning
+    if tuning is None or tuning.split is None or (tuning.dataset, tuning.revision) != (examples.name, examples.revision):
+        return None
+    split = "validation" if "," in tuning.split else tuning.split  # a part that was held out has a description for a name
+    if tuning.split == examples.split:
+        return None
+    part = read_text(options, split)
+    return part if part.split == tuning.split else None
+
+
+def _measured(options: Options, data: _Data, classifier: AnyClassifier, sampling: Sampling) -> Measurement:
     """Predict and measure; write the predictions where they are asked for."""
-    classes, posterior, tokenizer = class_names(classifier), classifier.posterior, classifier.tokenizer
+    classes, posterior, tokenizer = classifier.classes, classifier.posterior, classifier.tokenizer
     labels = data.examples.numbers(classes)
-    map_weights = options.map_weights or ("adapter" if posterior.last_snapshot() is None else "last")
-    if map_weights == "last":
-        _load_last_snapshot(classifier.model, posterior)
+    map_weights = options.map_weights
+    if posterior is None and map_weights is not None:
+        raise SwagError(f"--map-weights chooses between weights of a posterior, and {options.model!r} has none. Leave it out.")
+    if posterior is not None:
+        map_weights = map_weights or ("adapter" if posterior.last_snapshot() is None else "last")
+        if map_weights == "last":
+            _load_last_snapshot(classifier.model, posterior)
     validation = data.validation
     predictions = predict_methods(
         classifier.model,
@@ -158,6 +192,7 @@ def _measured(options: Options, data: _Data, classifier: SwagTextClassificationP
     methods = {**predictions, **data.others}
     if options.rows is not None:
         predictions_to_parquet(options.rows, methods, labels)
+    plain = next((name for name in _PLAIN_METHODS if name in methods), None)
     return measure(
         methods,
         labels,
@@ -168,6 +203,7 @@ def _measured(options: Options, data: _Data, classifier: SwagTextClassificationP
         posterior=posterior,
         sampling=sampling,
         map_weights=map_weights,
+        compared=plain if posterior is None else None,
         num_bins=options.num_bins,
         num_resamples=options.num_resamples,
         seed=abs(sampling.seed),

@@ -22,7 +22,7 @@ COMMANDS = {
     "collect": "make a posterior of the saved checkpoints of a training run",
     "mix": "make one posterior of several, such as of runs with other seeds (MultiSWAG)",
     "tune": "choose scale, temperature and thresholds on held-out text",
-    "evaluate": "measure SWAG and its baselines on held-out text",
+    "evaluate": "measure a text classifier, with a posterior or without, on held-out text",
     "predict": "classify texts, with uncertainty",
     "inspect": "show the metadata of a posterior",
     "card": "write the model card with the metrics that evaluate measured",

@@ -15,6 +15,7 @@ from transformers import default_data_collator
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, DropoutError, NoDropoutError, SwagError
+from swag_trainer.evaluation.plain_models import point_estimate
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.base import WeightPosterior
@@ -28,15 +29,20 @@ METHODS = ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout", "MC dropout, 
 _SCALED = {"MAP, temperature", "MC dropout, temperature"}
 
 
-def methods_of(posterior: WeightPosterior) -> tuple[str, ...]:
-    """Return the names of the methods that a posterior can be compared with, its own among them; `METHODS` for one of SWAG."""
-    mean = () if posterior.is_point else ("SWA",)
-    return ("MAP", "MAP, temperature", *mean, posterior.title, "MC dropout", "MC dropout, temperature")
+def methods_of(posterior: WeightPosterior | None) -> tuple[str, ...]:
+    """Return the names of the methods that a posterior can be compared with, its own among them; `METHODS` for one of SWAG.
+
+    Without a posterior they are those of a plain model.
+    """
+    own: tuple[str, ...] = ()
+    if posterior is not None:
+        own = (posterior.title,) if posterior.is_point else ("SWA", posterior.title)
+    return ("MAP", "MAP, temperature", *own, "MC dropout", "MC dropout, temperature")
 
 
 def predict_methods(
     model: nn.Module,
-    posterior: WeightPosterior,
+    posterior: WeightPosterior | None,
     rows: Sequence[Mapping[str, Any]],
     *,
     ood: Sequence[Mapping[str, Any]] | None = None,
@@ -63,8 +69,10 @@ def predict_methods(
     are those of the in-distribution examples, first batches included, without the making of copies and draws.
 
     Args:
-        model: The PEFT model, on the device to predict on. It is left as it is, mode and weights.
-        posterior: The posterior of its active adapter, of any family.
+        model: The PEFT model, on the device to predict on. It is left as it is, mode and weights. Without a posterior, also a classifier
+            without an adapter.
+        posterior: The posterior of its active adapter, of any family; None for a model without, which has the methods of the adapter
+            or of the model alone.
         rows: Examples as the Trainer takes them; their labels are not used.
         ood: Out-of-distribution examples.
         validation: Examples with labels, for the temperatures: those that the posterior was tuned on, never those of ``rows``.
@@ -83,13 +91,17 @@ def predict_methods(
             fit it on, or a method with dropout that was asked for of a model without.
         AdapterMismatchError: The posterior has other weights than the adapter.
     """
-    sampling, task = sampling or Sampling(), task_for(posterior.record)
+    sampling = sampling or Sampling()
     if methods is None:
         chosen = [name for name in methods_of(posterior) if name not in _SCALED or validation is not None]
     else:
         chosen = list(methods)
     # The mean of a point estimate is the point itself, without its temperature: measured where it is asked for.
-    _check(tuple(dict.fromkeys([*methods_of(posterior), "SWA"])), chosen, {"rows": rows, "ood": ood, "validation": validation})
+    known = methods_of(posterior) if posterior is None else tuple(dict.fromkeys([*methods_of(posterior), "SWA"]))
+    _check(known, chosen, {"rows": rows, "ood": ood, "validation": validation})
+    if posterior is None:
+        model, posterior = point_estimate(model)
+    task = task_for(posterior.record)
     num_labels = _check_model(model, posterior, task)
     point = PointPosterior.at(posterior.layout.flatten(AdapterWeights(model, keys=posterior.layout.keys).read()), posterior)
     single = replace(sampling, scale=0.0, temperature=1.0, dropout=False, center="mean")
@@ -103,10 +115,10 @@ def predict_methods(
     }
     predictions: dict[str, MethodPredictions] = {}
     for method in chosen:
-        weights, settings = plans[method]
+        drawn, settings = plans[method]
         try:
             predictor = MonteCarloPredictor(
-                model, weights, settings, task=task, batch_size=batch_size, data_collator=data_collator, progress=progress
+                model, drawn, settings, task=task, batch_size=batch_size, data_collator=data_collator, progress=progress
             )
             if method in _SCALED:
                 assert validation is not None

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
 from swag_trainer.evaluation.measurement import Measurement
+from swag_trainer.evaluation.methods import METHODS
 
 DATA = ["--dataset", str(DEMO)]
 QUICK = ["--num-resamples", "2", "--methods", "SWA", "SWAG", "--num-samples", "2"]
@@ -55,6 +56,31 @@ def test_map_is_the_last_snapshot_unless_the_adapters_file_is_asked_for(model, t
         assert found[weights].map_weights == weights
     assert found["adapter"].metrics["MAP"] == found["adapter"].metrics["SWA"] == found["last"].metrics["SWA"]
     assert found["last"].metrics["MAP"] != found["last"].metrics["SWA"]
+
+
+def test_baselines_get_their_temperatures_from_the_split_that_the_posterior_was_tuned_on(model, tmp_path, capsys):
+    # Red for: a tuned posterior compared with untuned baselines by default, temperatures from the examples to measure, a verdict about
+    # the weakest rival; or methods that are left out without a word.
+    tuned = str(tmp_path / "tuned")
+    assert main(["tune", model, *DATA, "--num-samples", "2", "--output", tuned]) == 0
+    quick = ["--num-resamples", "20", "--num-samples", "2"]
+    shown = {}
+    for name, options in (
+        ("default", []),
+        ("named", ["--validation-split", "validation"]),
+        ("tuning", ["--split", "validation"]),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", tuned, *DATA, *quick, *options, "--output", str(tmp_path / f"{name}.json")]) == 0
+        shown[name] = capsys.readouterr()
+    measured = {name: Measurement.read(tmp_path / f"{name}.json") for name in shown}
+    assert measured["default"].metrics == measured["named"].metrics
+    assert list(measured["default"].metrics) == list(METHODS)
+    assert "left out" not in shown["default"].err and "left out" in shown["tuning"].err
+    assert list(measured["tuning"].metrics) == ["MAP", "SWA", "SWAG", "MC dropout"]
+    rivals = {name: found["nll"].value for name, found in measured["default"].metrics.items() if name not in ("SWA", "SWAG")}
+    verdict = shown["default"].out.splitlines()[-1]
+    assert min(rivals, key=rivals.get).replace(", ", " + ") in verdict and "on 420 examples" in verdict
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Any text classifier for an evaluation: with a posterior, a plain PEFT adapter, or a plain transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.options import ClassifierOptions
+from swag_trainer.cli.text_data import LabelledText
+from swag_trainer.errors import PosteriorNotFoundError, SwagError
+from swag_trainer.hub import download
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.point import PointPosterior
+from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.posterior.saved_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SavedAdapter
+
+
+@dataclass(frozen=True, eq=False)
+class AnyClassifier:
+    """A text classifier.
+
+    Attributes:
+        model: On its device.
+        tokenizer: Its tokenizer.
+        posterior: Its posterior; None for a plain model.
+        classes: Names of the classes, in the order of the logits.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    posterior: WeightPosterior | None
+    classes: list[str]
+
+    def named(self, labels: Sequence[str] | None, data: Sequence[LabelledText]) -> AnyClassifier:
+        """Return the classifier with the names that its classes have in labelled text.
+
+        A plain model often calls its classes LABEL_0, LABEL_1 and so on, or spells them in capitals.
+
+        Args:
+            labels: The names that were given, in the order of the logits; None for the model's own, or for numbers where it has none.
+            data: Labelled text.
+
+        Raises:
+            SwagError: As many names as classes are needed.
+        """
+        if labels is not None:
+            if len(labels) != len(self.classes) or len(set(labels)) != len(labels):
+                raise SwagError(
+                    f"--labels names each of the model's {len(self.classes)} classes once, in the order of its logits; it got {list(labels)}."
+                )
+            return replace(self, classes=list(labels))
+        used = {label for part in data for label in part.labels}
+        own = {name.casefold(): name for name in self.classes}
+        spelt = {name.casefold(): name for name in used}
+        if used <= set(self.classes) or len(own) != len(self.classes) or len(spelt) != len(used):
+            return self
+        if set(spelt) <= set(own):
+            return replace(self, classes=[spelt.get(name.casefold(), name) for name in self.classes])
+        if all(name == f"LABEL_{index}" for index, name in enumerate(self.classes)):
+            numbers = [str(index) for index in range(len(self.classes))]
+            if used <= set(numbers):
+                return replace(self, classes=numbers)
+            raise SwagError(
+                f"The model has no names for its {len(self.classes)} classes, the text has {', '.join(map(repr, sorted(used)[:10]))}. Name them "
+                "in the order of the model's logits: --labels NAME NAME ..."
+            )
+        return self
+
+
+def load_any_classifier(options: ClassifierOptions, *, device: str | None = None) -> AnyClassifier:
+    """Load a folder or a repository: with a posterior, with an adapter alone, or with a whole model.
+
+    Args:
+        options: Where it lies.
+        device: Such as "cpu" or "cuda:0"; None for what transformers chooses.
+
+    Raises:
+        SwagError: None of the three is there, or it cannot be loaded as it was trained.
+    """
+    posterior: WeightPosterior | None
+    name = options.model
+    try:
+        posterior = load_posterior(name, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
+    except PosteriorNotFoundError as error:
+        if not _is_absent(name, error):
+            raise
+        posterior = None
+    if posterior is None:
+        adapter = _adapter(name)
+        if adapter is None:
+            return _plain_model(name, device)
+        classifier = load_classifier(
+            options, posterior=_point(adapter, options.base_model or adapter.base_model), device=device
+        )
+    else:
+        classifier = load_classifier(options, posterior=posterior, device=device)
+    return AnyClassifier(classifier.model, classifier.tokenizer, posterior, _classes(classifier.model.config))
+
+
+def _is_absent(name: str, error: PosteriorNotFoundError) -> bool:
+    """Return whether a file is certainly not there, and not merely out of reach."""
+    cause = error.__cause__
+    return Path(name).is_dir() or (isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError))
+
+
+def _adapter(name: str) -> SavedAdapter | None:
+    """Return the adapter of a folder or a repository, None where there is none."""
+    folder = Path(name)
+    if folder.is_dir():
+        return SavedAdapter.read(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+    try:
+        folder = download(name, (ADAPTER_CONFIG,))
+    except PosteriorNotFoundError as error:
+        if not _is_absent(name, error):
+            raise
+        return None
+    return SavedAdapter.read(download(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS)))
+
+
+def _point(adapter: SavedAdapter, base_model: str | None) -> PointPosterior:
+    """Return the point estimate at an adapter's weights, with as many labels as its head has: its file has no place for their names."""
+    if not base_model:
+        raise SwagError("adapter_config.json names no base model: name one with --base-model.")
+    config = AutoConfig.from_pretrained(base_model, trust_remote_code=False)
+    with torch.device("meta"):
+        base = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    keys = [
+        f"base_model.model.{name}.weight"
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == config.num_labels
+    ]
+    sizes = [adapter.tensors[key].shape[0] for key in keys if key in adapter.tensors]
+    labels = [f"LABEL_{index}" for index in range(sizes[-1])] if sizes and sizes[-1] != config.num_labels else None
+    layout = WeightLayout.of(adapter.tensors)
+    return PointPosterior(layout, layout.flatten(adapter.tensors), PosteriorRecord(scale=0.0, labels=labels), adapter)
+
+
+def _plain_model(name: str, device: str | None) -> AnyClassifier:
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SwagError(
+            f"{name!r} has no posterior and no adapter, and cannot be loaded as a text classifier: {str(error)[:300]}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SwagError(
+            f"{name!r} is not a trained classifier: its checkpoint lacks {missing[:3]}, which would be random at every load."
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, device=device)
+    return AnyClassifier(classifier.model.eval(), tokenizer, None, _classes(model.config))
+
+
+def _classes(config: Any) -> list[str]:
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
