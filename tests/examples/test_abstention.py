@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from headless import headless_base
 from transformers import pipeline
 
@@ -109,7 +110,7 @@ def test_the_risk_is_promised_at_the_level_that_was_asked_for(abstention, base_f
     posterior = SimpleNamespace(save_pretrained=lambda folder: None)
     monkeypatch.setattr(abstention, "tune", lambda posterior, model, data, **settings: asked.update(settings) or posterior)
     monkeypatch.setattr(abstention, "SwagCallback", lambda: SimpleNamespace(posterior=posterior))
-    monkeypatch.setattr(abstention, "train", lambda *arguments, **named: None)
+    monkeypatch.setattr(abstention, "train", lambda *arguments, **named: SimpleNamespace(model=torch.nn.Identity()))
     options = f"--model {base_folder} --risk 0.25 --risk-level {level} --seed 3 --output {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["abstention.py", *options.split()])
     task = abstention.read_task(str(DATA))
