@@ -20,6 +20,7 @@ FINE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "train": "fine-tune a model with LoRA on labelled text, and collect a posterior meanwhile",
     "collect": "make a posterior of the saved checkpoints of a training run",
+    "fit": "make a posterior of an adapter that was trained without one",
     "mix": "make one posterior of several, such as of runs with other seeds (MultiSWAG)",
     "tune": "choose scale, temperature and thresholds on held-out text",
     "evaluate": "measure a text classifier, with a posterior or without, on held-out text",

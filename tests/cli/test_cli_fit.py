@@ -1,0 +1,39 @@
+"""`swag-trainer fit`: posteriors of adapters that were trained without one."""
+
+import shutil
+
+import pytest
+from command_line import DEMO, demo_rows, trained_folder
+from transformers import pipeline
+
+from swag_trainer import SwagPosterior, load_posterior
+from swag_trainer.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """The trained adapter without its posterior, as plain PEFT saves it."""
+    folder = tmp_path_factory.mktemp("plain") / "adapter"
+    shutil.copytree(trained_folder(), folder)
+    (folder / "swag_posterior.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "shown"), [("tfb", "mean-field", "sigma"), ("laplace-head", "kronecker", "prior precision")]
+)
+def test_a_plain_adapter_gets_a_posterior_that_answers_with_the_names_it_was_given(
+    adapter, method, kind, shown, tmp_path, capsys
+):
+    # Red for: a method or a setting that is not passed on, names that are lost, a tokenizer that is left behind.
+    labels = SwagPosterior.from_pretrained(trained_folder()).record.labels
+    options = ["--dataset", str(DEMO), "--split", "validation", "--labels", *labels, "--method", method, "--num-samples", "2"]
+    assert main(["fit", str(adapter), *options, "--output", str(tmp_path / "fitted")]) == 0
+    assert f"{shown} " in capsys.readouterr().out
+    posterior = load_posterior(tmp_path / "fitted")
+    rows = [row for row in demo_rows() if row["split"] == "validation" and row["intent"] in labels]
+    assert (posterior.kind, posterior.record.labels, posterior.fit.num_examples) == (kind, labels, len(rows))
+    (answer,) = pipeline("swag-text-classification", model=str(tmp_path / "fitted"), device="cpu")("where is my parcel??")
+    assert answer["label"] in labels and answer["mutual_information"] > 0
+    assert main(["fit", str(adapter), *options, "--output", str(tmp_path / "fitted")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
