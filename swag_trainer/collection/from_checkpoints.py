@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swag_trainer.adapters.plain_lora import base_changed_by, needs_lift
+from swag_trainer.adapters.settings import loadable_settings
 from swag_trainer.collection.saved_checkpoints import (
     SavedCheckpoint,
     checkpoint_in_folder,
@@ -74,7 +75,7 @@ def posterior_from_checkpoints(
     Raises:
         TooFewCollectionsError: Fewer than two adapters, or fewer than two that differ; equal ones are counted once.
         PosteriorNotFoundError: A folder, a repository or a revision does not exist or has no such adapter.
-        PosteriorFormatError: A file is damaged, or a weight is not finite.
+        PosteriorFormatError: A file is damaged, a weight is not finite, or the adapter's settings are not safe to load.
         AdapterMismatchError: Another base model, setting, name, shape or dtype of weights than in the first checkpoint.
         SwagError: ``rank`` or ``final_weights`` is out of range, ``revisions`` came with folders, weights that are whole numbers
             were trained, or a file changed while it was read.
@@ -119,6 +120,7 @@ def posterior_from_checkpoints(
             f"Nothing but rounding lies between the adapters from {found[0].name} to {found[-1].name}."
         )
     adapter = read_again(*last)
+    loadable_settings(adapter, name=str(last[0].folder))  # else nothing could load what is made of it
     if final_weights == "mean":
         adapter = adapter.with_weights(layout.unflatten(moments.mean))
     collection = SwagRecord(

@@ -494,3 +494,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read(hub, tmp_path):
     with pytest.raises(SwagError, match=r"final_weights=.*'best'"):
         posterior_from_checkpoints("user/x", revisions=["a", "b"], final_weights="best")
     assert len(hub.hub.log) == requests
+
+
+def test_settings_with_which_nothing_could_load_the_posterior_are_refused_at_once(tmp_path):
+    # Red for: a posterior that is made and saved, and refused wherever it is loaded.
+    folders, _ = saved(tmp_path, alpha_pattern={"(query|value)": 3})
+    with pytest.raises(PosteriorFormatError, match="alpha_pattern with the pattern"):
+        posterior_from_checkpoints(folders, rank=3)
