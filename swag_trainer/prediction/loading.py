@@ -95,8 +95,9 @@ class AutoSwagModel:
             **base_kwargs: For the base model: ``dtype``, ``device_map``, ``attn_implementation``, ...
 
         Raises:
-            SwagError: Whatever fails, as transformers goes on with another model after other errors: no posterior; another adapter or base than the recorded one; weights that would be random; an adapter whose
-                initialisation changed its base in a way that cannot be repeated here; settings that are not safe to load.
+            SwagError: Whatever fails, as transformers goes on with another model after other errors: no posterior; another adapter or
+                base than the recorded one; weights that would be random; an adapter whose initialisation changed its base in a way
+                that cannot be repeated here; settings that are not safe to load.
         """
         refuse_remote_code(pretrained_model_name_or_path, trust_remote_code)
         hub = {"token": token, "cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
