@@ -36,7 +36,7 @@ def tfb(run: Run) -> Outcome:
         return negative_log_likelihood(average(logits(sigma, "validation"), 1.0), labels)
 
     at_mean = nll(0.0)
-    sigma, _ = largest(lambda sigma: nll(sigma) - at_mean <= EPSILON, start=typical_update(mean))
+    sigma, _ = largest(lambda sigma: nll(sigma) - at_mean, EPSILON, start=typical_update(mean) / 8)
     temperature = fit_temperature(logits(sigma, "validation"), labels)
     return Outcome(average(logits(sigma, "test"), temperature), f"sigma {sigma:.4f}, T {temperature:.3f}")
 

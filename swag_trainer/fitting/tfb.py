@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,8 +25,9 @@ from swag_trainer.prediction.sampler import Sampling
 
 EPSILON = 0.003
 _SMALLEST = 1e-6  # of the largest singular value: directions that B does not have
-_BISECTIONS = 6
-_QUADRUPLINGS = 10
+_MOST_EVALUATIONS = 16
+_PRECISION = 1.04
+_MARGIN = 1.015  # beyond the guess, so that the next one lies on the other side of the limit
 
 
 def fit_tfb(
@@ -42,9 +44,8 @@ def fit_tfb(
 
     With the thin SVD B = U diag(d) V^T the adapter is rewritten as B' = U diag(d) and A' = V^T A, which is the same function. Then row i of
     A' is normal with standard deviation sigma / d_i, so that sigma is the standard deviation of the layer's update along every direction
-    of U. sigma is the largest at which the NLL of the averaged probabilities on ``data`` is at most ``epsilon`` above the mean's, by
-    bisection on a logarithmic scale; it is stored as the variance, and the posterior's scale is 1. Heads and whatever else was trained stay
-    as they are.
+    of U. sigma is the largest at which the NLL of the averaged probabilities on ``data`` is at most ``epsilon`` above the mean's; it is
+    stored as the variance, and the posterior's scale is 1. Heads and whatever else was trained stay as they are.
 
     Args:
         adapter: A LoRA adapter.
@@ -89,7 +90,7 @@ def fit_tfb(
         return negative_log_likelihood(predictor.predict(data.rows).probabilities, data.labels)
 
     at_mean = nll(0.0)
-    sigma, reached = largest(lambda sigma: nll(sigma) - at_mean <= epsilon, start=typical_update(mean))
+    sigma, reached = largest(lambda sigma: nll(sigma) - at_mean, epsilon, start=typical_update(mean) / 8)
     found = {"sigma": sigma, "epsilon": epsilon, "nll_at_mean": at_mean, "nll": nll(sigma), "num_samples": sampling.num_samples}
     if not reached:
         warnings.warn(
@@ -139,29 +140,29 @@ def typical_update(mean: Mapping[str, Tensor]) -> float:
     return (total / count) ** 0.5 if total else 1.0
 
 
-def largest(is_allowed: Callable[[float], bool], *, start: float) -> tuple[float, bool]:
-    """Return the largest number that is allowed to within 4^(1/64), and whether any larger one was found that is not.
+def largest(rise: Callable[[float], float], limit: float, *, start: float) -> tuple[float, bool]:
+    """Return the largest sigma whose rise is within a limit, 4 % too small at most, and whether a larger one was found that is not.
+
+    The rise goes with the square of a small sigma, so the next guess is sigma * sqrt(limit / rise), between what is known to be within the
+    limit and what is known to be above it.
 
     Args:
-        is_allowed: True below a bound and False above it.
-        start: Where to begin.
+        rise: Of the NLL at a sigma.
+        limit: > 0.
+        start: The first guess.
     """
-    low, high = start, start
-    if is_allowed(start):
-        for _ in range(_QUADRUPLINGS):
-            high = 4 * low
-            if not is_allowed(high):
-                break
-            low = high
+    low, high, sigma = 0.0, math.inf, start
+    for _ in range(_MOST_EVALUATIONS):
+        found = rise(sigma)
+        if found <= limit:
+            low = max(low, sigma)
+            step = min((limit / found) ** 0.5 * _MARGIN if found > 0 else 4.0, 4.0)
         else:
-            return low, False
-    else:
-        for _ in range(_QUADRUPLINGS):
-            low = high / 4
-            if is_allowed(low):
-                break
-            high = low
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if is_allowed(middle) else (low, middle)
-    return low, True
+            high = min(high, sigma)
+            step = max((limit / found) ** 0.5 / _MARGIN, 1 / 16)
+        if low and high < low * _PRECISION:
+            break
+        sigma *= step
+        if low and not low < sigma < high:
+            sigma = (low * high) ** 0.5
+    return low, high < math.inf
