@@ -122,6 +122,12 @@ class AutoSwagModel:
         settings = loadable_settings(posterior.adapter, name=name)
         _refuse_unrepeatable(posterior.adapter, low_cpu_mem_usage=bool(base_kwargs.get("low_cpu_mem_usage")))
         task = task_named(cls.task_name or posterior.record.task)
+        recorded = task_named(posterior.record.task or task.name)
+        if recorded.auto_model is not task.auto_model:
+            raise SwagError(
+                f"The posterior in {name!r} is for the task {recorded.name!r}, and was to be loaded for {task.name!r}, which needs "
+                f"another kind of model. Use pipeline({recorded.name!r}, model=...)."
+            )
         source, base_revision = _base_of(posterior, base_model, name)
         base_kwargs = dict(base_kwargs)
         gguf = _gguf_file(posterior, source, base_kwargs.pop("gguf_file", None))

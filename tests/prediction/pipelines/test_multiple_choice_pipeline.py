@@ -240,6 +240,12 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run, caplo
     assert len(ids) == 13 and tokenizer.convert_ids_to_tokens(ids)[8:] == ["Answer", ":", "bad", "film", "a"]
 
 
+def test_the_pipeline_of_another_kind_of_model_is_refused(run):
+    # Red for: a classifier's head looked for in a language model, and reported as missing.
+    with pytest.raises(SwagError, match="is for the task 'swag-multiple-choice'"):
+        pipeline("swag-text-classification", model="user/tiny-choice", device="cpu")
+
+
 def test_the_model_loads_by_hand_too(run):
     # Red for: a head of another class around the base.
     model = AutoSwagModelForMultipleChoice.from_pretrained("user/tiny-choice")
