@@ -87,12 +87,12 @@ class SwagCollector:
     def _begin(self, adapter_name: str | None) -> None:
         """Look at the model, and make empty statistics of the weights that train now."""
         self.weights = AdapterWeights(self._model, adapter_name)
+        self.layout = self.weights.layout
+        check_names(self.layout.keys)
         check_saved_modules(self.weights)
         check_loadable(self.weights)
         self._trained = TrainedWeights(self.weights)
         self._base = base_metadata(self.weights)
-        self.layout = self.weights.layout
-        check_names(self.layout.keys)
         self.moments = RunningMoments(self.layout.size if is_first() else 0, self._rank, device=self._device)
         self.snapshots = Snapshots()
         self._row = None if is_first() else torch.empty(self.layout.size, device=self._device)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from command_line import DEMO, demo_base, trained_folder
 
-from swag_trainer.cli import card, collect, evaluate, predict, train, tune
+from swag_trainer.cli import card, collect, evaluate, fit, mix, predict, train, tune
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.main import main
 from swag_trainer.errors import SwagError
@@ -28,6 +28,8 @@ def commands(model, where):
         "tune": ["tune", model, *DATA, "--output", where],
         "evaluate --rows": ["evaluate", model, *DATA, "--rows", where],
         "evaluate --output": ["evaluate", model, *DATA, "--output", where],
+        "fit": ["fit", model, *DATA, "--output", where],
+        "mix": ["mix", model, model, "--output", where],
         "predict": ["predict", model, "text", "--output", f"{where}.jsonl"],
         "card": ["card", model, "--output", f"{where}.md"],
     }
@@ -46,14 +48,18 @@ def nothing_loads(monkeypatch):
         (tune, "load_posterior"),
         (tune, "load_classifier"),
         (evaluate, "read_text"),
-        (evaluate, "load_classifier"),
+        (evaluate, "load_any_classifier"),
+        (fit, "read_text"),
+        (mix, "PosteriorMixture"),
         (predict, "load_classifier"),
         (card, "load_posterior"),
     ):
         monkeypatch.setattr(module, name, load)
 
 
-@pytest.mark.parametrize("command", ["train", "collect", "tune", "evaluate --rows", "evaluate --output", "predict", "card"])
+@pytest.mark.parametrize(
+    "command", ["train", "collect", "tune", "evaluate --rows", "evaluate --output", "fit", "mix", "predict", "card"]
+)
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_loaded(command, model, tmp_path, nothing_loads, capsys):
     # Red for: minutes of work before a folder turns out to be a file.
     (tmp_path / "file").write_text("mine")
