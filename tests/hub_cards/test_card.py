@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
@@ -514,11 +514,15 @@ def test_the_example_asks_for_a_risk_that_a_threshold_was_found_for():
 
 
 @pytest.mark.parametrize("abstains", [False, True])
-def test_the_example_runs_as_it_stands(trained, hub, tokenizer, capsys, abstains):
+def test_the_example_runs_as_it_stands(trained, hub, base_folder, tokenizer, capsys, abstains):
     # Red for: a name, an argument or a key that the example shows and the package does not have.
     trainer, swag = trained
     repo_id = f"user/card-runs-{abstains}".lower()
-    posterior = swag.posterior
+    HfApi().create_repo("user/card-base", exist_ok=True)
+    HfApi().upload_folder(repo_id="user/card-base", folder_path=base_folder)
+    adapter = swag.posterior.adapter
+    adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": "user/card-base"})
+    posterior = replace(swag.posterior, adapter=adapter)
     if abstains:
         tuning = some_tuning(thresholds=[CalibratedThreshold("risk", 0.05, 0.9999, 0.1, 0.0, 0.9)])
         posterior = replace(posterior, record=replace(posterior.record, tuning=tuning))

@@ -199,10 +199,13 @@ def test_an_adapter_that_no_process_can_load_is_refused_before_the_base_is_loade
     # Red for: PEFT's ValueError about CorDA, which the pipeline swallows, and its silence about LoRA-GA.
     monkeypatch.setattr(loading, "_load_base", lambda *_, **__: pytest.fail("the base was loaded"))
     folder = edit_config(saved("olora"), init_lora_weights=initialisation)
-    with pytest.raises(AdapterMismatchError, match=rf"'{initialisation}'.*to_plain_lora"):
+    with pytest.raises(AdapterMismatchError, match=rf"init_lora_weights=.*{initialisation}"):  # a setting changed after saving
         AutoSwagModelForSequenceClassification.from_pretrained(folder)
+    accepted = {"ignore_mismatched_adapter": True}
     with pytest.raises(AdapterMismatchError, match=rf"'{initialisation}'.*to_plain_lora"):
-        pipeline("swag-text-classification", model=folder)
+        AutoSwagModelForSequenceClassification.from_pretrained(folder, **accepted)
+    with pytest.raises(AdapterMismatchError, match=rf"'{initialisation}'.*to_plain_lora"):
+        pipeline("swag-text-classification", model=folder, model_kwargs=accepted)
 
 
 def test_low_cpu_mem_usage_is_refused_before_the_base_is_loaded(runs, monkeypatch):
