@@ -161,4 +161,6 @@ def _alternative_text(plots: Sequence[str] | Mapping[str, Figure | str], path: s
 def _adapter_holds_mean(posterior: WeightPosterior) -> bool:
     """SwagCallback(final_weights="trained") leaves other weights in the adapter than the mean."""
     saved = posterior.adapter.tensors
-    return all(key in saved and mean.to(saved[key].dtype).equal(saved[key]) for key, mean in posterior.mean.items())
+    return all(
+        key in saved and weight.to(saved[key].dtype).equal(saved[key]) for key, weight in posterior.plain_weights.items()
+    )

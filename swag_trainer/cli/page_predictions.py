@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +32,7 @@ class TextPredictions:
     Attributes:
         labels: Names of the C classes, each only once.
         averaged: Prediction of the averaged draws, with its uncertainty; one example, with each draw's probabilities.
-        mean: Probabilities of the posterior mean (SWA), at temperature 1. Shape (C,).
+        mean: Probabilities of the posterior mean (SWA), at temperature 1; of a mixture the average over its members' means. Shape (C,).
         trained: Probabilities of the adapter's own weights, where those are not the posterior mean; else None. Shape (C,).
     """
 
@@ -83,7 +83,8 @@ class PagePredictions:
         self.labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         self._tokenizer = classify.tokenizer
         self._longest = longest_input(self._tokenizer, model) or math.inf
-        self._mean = _at(model, self.posterior, self.posterior.mean_vector())
+        at_mean = replace(self.sampling, scale=0.0, temperature=1.0, dropout=False, center="mean")
+        self._mean = MonteCarloPredictor(model, self.posterior.with_features(None), at_mean, progress=False)
         self._trained = None if holds_mean(self.posterior) else _at(model, self.posterior, _adapter_vector(self.posterior))
 
     @property
@@ -125,7 +126,9 @@ class PagePredictions:
 def holds_mean(posterior: WeightPosterior) -> bool:
     """Return whether the adapter's own weights are the posterior mean: not for ``final_weights="trained"``."""
     tensors = posterior.adapter.tensors
-    return all(torch.equal(tensors[key].cpu(), mean.to(tensors[key].dtype)) for key, mean in posterior.mean.items())
+    return all(
+        torch.equal(tensors[key].cpu(), weight.to(tensors[key].dtype)) for key, weight in posterior.plain_weights.items()
+    )
 
 
 def verdict(predictions: TextPredictions, decision: Decision) -> str:

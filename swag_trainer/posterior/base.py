@@ -204,6 +204,11 @@ class WeightPosterior(ABC):
         return self.layout.unflatten(self.mean_vector())
 
     @property
+    def plain_weights(self) -> dict[str, Tensor]:
+        """Weights of the adapter beside it where it was not left as trained: the mean, ``{key: (*shape)}``, float32."""
+        return self.mean
+
+    @property
     def scale(self) -> float:
         """Factor of the covariance that draws use by default; 1 is the family's own covariance."""
         return self.record.scale

@@ -13,18 +13,17 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError, shortened
+from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior import import_families, load_posterior
 from swag_trainer.posterior.base import KINDS, STORAGE, Draws, StorageDtype, WeightPosterior
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.one_adapter import check_alike
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
 MAX_MEMBERS = 64
-# Of a posterior's record, what all members of a mixture must have in common.
-_COMMON = ("base_model", "gguf_file", "task", "task_settings", "labels", "problem_type", "initialisation", "base_fingerprint")
 _TITLES = {"swag": "MultiSWAG", "point": "Ensemble"}
 
 
@@ -76,7 +75,7 @@ class PosteriorMixture(WeightPosterior):
         for number, posterior in enumerate(posteriors):
             if isinstance(posterior, PosteriorMixture):
                 raise SwagError(f"Member {number} is a mixture itself: pass its own members (mixture.members).")
-            _check_alike(posteriors[0], posterior, number)
+            check_alike(posteriors[0], posterior, number)
         members = tuple(_at_mean(posterior) for posterior in posteriors)
         first = members[0]
         scale = 0.0 if all(member.is_point for member in members) else 1.0
@@ -133,6 +132,11 @@ class PosteriorMixture(WeightPosterior):
         for member, weight in zip(self.members, self.member_weights, strict=True):
             total += weight * member.mean_vector()
         return total.float()
+
+    @property
+    def plain_weights(self) -> dict[str, Tensor]:
+        """The first member's mean, which the adapter beside the mixture holds."""
+        return self.members[0].mean
 
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors: as many from each member, which count by the member's weight.
@@ -277,40 +281,6 @@ def _at_mean(posterior: WeightPosterior) -> WeightPosterior:
     adapter = posterior.adapter.with_weights(posterior.mean)
     record = replace(posterior.record, tuning=None, features=None, adapter_digest=None)
     return replace(posterior, adapter=adapter, record=record)
-
-
-def _check_alike(first: WeightPosterior, other: WeightPosterior, number: int) -> None:
-    """Do nothing if one forward over one base can answer for both.
-
-    Raises:
-        AdapterMismatchError: They differ in something that it needs.
-    """
-    difference = first.layout.difference(other.layout, ours="Member 0", theirs=f"Member {number}")
-    if difference:
-        raise AdapterMismatchError(f"The members of a mixture must be posteriors of the same weights. {difference}")
-    for name in _COMMON:
-        ours, theirs = getattr(first.record, name), getattr(other.record, name)
-        if name == "base_model":
-            ours, theirs = first.adapter.base_model, other.adapter.base_model
-        if ours != theirs:
-            raise AdapterMismatchError(
-                f"The members of a mixture must have the same {name}: member 0 has {shortened(repr(ours))}, member {number} has "
-                f"{shortened(repr(theirs))}."
-            )
-    ours, theirs = (posterior.adapter.settings for posterior in (first, other))
-    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if differing:
-        raise AdapterMismatchError(
-            f"The members of a mixture must have the same adapter settings: {differing[0]} is {shortened(repr(ours.get(differing[0])))} for "
-            f"member 0 and {shortened(repr(theirs.get(differing[0])))} for member {number}."
-        )
-    for key in sorted((first.adapter.tensors.keys() | other.adapter.tensors.keys()) - set(first.layout.keys)):
-        pair = first.adapter.tensors.get(key), other.adapter.tensors.get(key)
-        if pair[0] is None or pair[1] is None or not torch.equal(*pair):
-            raise AdapterMismatchError(
-                f"The adapters of member 0 and member {number} differ in {key!r}, which was not trained and so is not drawn. Train the members "
-                "with the same seed for what stays fixed, or train these weights too."
-            )
 
 
 def _checked_weights(weights: Any, count: int) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from trajectories import same
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from hub_cards import build_card
 from swag_trainer import (
     AdapterMismatchError,
     MonteCarloPredictor,
@@ -26,6 +27,7 @@ from swag_trainer import (
 )
 from swag_trainer.calibration.stack import stacking_weights
 from swag_trainer.cli.main import main
+from swag_trainer.cli.page_predictions import PagePredictions
 
 WEIGHTS = (0.5, 0.3, 0.2)
 
@@ -147,6 +149,21 @@ def test_a_mixture_comes_back_from_the_hub_and_its_members_open_in_plain_peft(
         base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=3, ignore_mismatched_sizes=True)
         plain = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path / "saved" / folder))
         assert all(torch.equal(plain[key], value) for key, value in member.mean.items())
+
+
+def test_card_and_page_describe_a_mixture(run, members, texts):
+    # Red for: a first member's mean that is called "the weights that training ended with", one pass at the mean of all means.
+    mixture = PosteriorMixture.of(members, WEIGHTS)
+    card = str(build_card(mixture, repo_id="user/mixture"))
+    assert "gets the mean of its first member" in card and "training ended with" not in card
+    model, _, tokenizer = run
+    classify = pipeline(
+        "swag-text-classification", model=model, tokenizer=tokenizer, posterior=mixture, num_samples=6, device="cpu"
+    )
+    page = PagePredictions(classify)
+    assert not page.has_trained_weights
+    expected = MonteCarloPredictor(model, mixture, scale=0, progress=False).predict([dict(tokenizer(texts[0]))])
+    np.testing.assert_allclose(page(texts[0]).mean, expected.probabilities[0], atol=1e-6)
 
 
 def test_members_that_no_forward_can_share_are_refused(members):
