@@ -100,6 +100,7 @@ def test_a_new_process_gives_the_training_process_answers_bit_for_bit(base_repos
     np.testing.assert_allclose(scores, logits.double().softmax(-1).sort(-1)[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_private_repository_and_a_pinned_revision_are_reached(base_repository, rows, texts, tokenizer, tmp_path):
     # Red for: a token or a revision that does not reach the posterior's own file.
     trainer, swag = train_and_push(

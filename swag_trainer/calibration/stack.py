@@ -45,6 +45,8 @@ def stack(
     Raises:
         SwagError: Labels that are not class numbers, classes that do not exclude each other, or a penalty that is not positive.
     """
+    if not isinstance(mixture, PosteriorMixture):
+        raise SwagError(f"stack() weighs the members of a PosteriorMixture, got a {type(mixture).__name__}.")
     if not 0 < penalty < float("inf"):
         raise SwagError(f"penalty must be finite and > 0, got {penalty}.")
     config, task = base_model(adapted_model(model)).config, task_for(mixture.record)

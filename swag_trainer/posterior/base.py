@@ -249,7 +249,7 @@ class WeightPosterior(ABC):
     def sample(
         self, num_samples: int, *, seed: int = 0, scale: float | None = None, design: Design = "matched"
     ) -> dict[str, Tensor]:
-        """Draw weights, as `draw` does.
+        """Draw weights, as `draw` does, whose ``weights`` say what each draw counts where they do not count alike (a mixture).
 
         Returns:
             ``{key: (S, *shape)}``, float32, on the CPU.

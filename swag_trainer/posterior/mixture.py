@@ -288,7 +288,12 @@ def _checked_weights(weights: Any, count: int) -> tuple[float, ...]:
     if isinstance(weights, str) and weights == "uniform":
         return (1 / count,) * count
     is_numbers = isinstance(weights, Sequence) and all(isinstance(each, (int, float)) for each in weights)
-    if not is_numbers or len(weights) != count or not all(0 <= each < math.inf for each in weights) or not sum(weights) > 0:
+    if (
+        not is_numbers
+        or len(weights) != count
+        or not all(0 <= each < math.inf for each in weights)
+        or not 0 < sum(weights) < math.inf
+    ):
         raise SwagError(
             f'weights must be "uniform" or {count} numbers >= 0, one for each member, got {shortened(repr(weights))}.'
         )

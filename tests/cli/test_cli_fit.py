@@ -20,7 +20,8 @@ def adapter(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind", "shown"), [("tfb", "mean-field", "sigma"), ("laplace-head", "kronecker", "prior precision")]
+    ("method", "kind", "shown"),
+    [pytest.param("tfb", "mean-field", "sigma", marks=pytest.mark.slow), ("laplace-head", "kronecker", "prior precision")],
 )
 def test_a_plain_adapter_gets_a_posterior_that_answers_with_the_names_it_was_given(
     adapter, method, kind, shown, tmp_path, capsys

@@ -73,6 +73,7 @@ def test_the_verdict_is_of_the_seed_by_seed_difference_and_knows_when_it_is_chan
     assert "one seed shows nothing" in active_learning.compared_with_random(curves((1.0, 0.8)), "entropy", "NLL")
 
 
+@pytest.mark.slow
 def test_the_example_follows_every_strategy_from_the_same_start(active_learning, base_folder, tmp_path, monkeypatch, capsys):
     # Red for: strategies that begin with other rows, a round that labels more or fewer rows than another strategy's, or rows that have
     # a label already; other pools for another strategy; a model that is not trained again.

@@ -16,7 +16,7 @@ def paper(monkeypatch):
     return multiple_choice
 
 
-@pytest.mark.parametrize("scoring", ["letters", "answers"])
+@pytest.mark.parametrize("scoring", [pytest.param("letters", marks=pytest.mark.slow), "answers"])
 def test_the_small_mode_prints_the_table_and_goes_on_where_it_was(paper, scoring, tmp_path, capsys, monkeypatch):
     # Red for: a method without its metrics, questions that are both trained on and measured, a second run that trains again.
     arguments = ["--small", "--scoring", scoring, "--output", str(tmp_path), "--num-samples", "3", "--learning-rate", "1e-2"]

@@ -7,11 +7,13 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+import pytest
 from command_line import trained_folder
 
 APP = Path(__file__).parents[2] / "examples" / "space" / "app.py"
 
 
+@pytest.mark.slow
 def test_the_space_serves_the_page_of_the_repository_it_was_given(tmp_path):
     # Red for: a page that ends at once, one that listens on the machine itself alone, another port than the Space asks for.
     with socket.socket() as listening:

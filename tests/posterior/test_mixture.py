@@ -189,7 +189,7 @@ def test_members_that_no_forward_can_share_are_refused(members):
         PosteriorMixture.of([first])
     with pytest.raises(SwagError, match="Member 1 is a mixture itself"):
         PosteriorMixture.of([first, PosteriorMixture.of([first, second])])
-    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], ["a", "b"], [1.0, float("inf")], "alike"):
+    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], ["a", "b"], [1.0, float("inf")], [1e308, 1e308], "alike"):
         with pytest.raises(SwagError, match='"uniform" or 2 numbers'):
             PosteriorMixture.of([first, second], weights)
 
@@ -253,6 +253,8 @@ def test_stack_prefers_the_member_that_is_right_and_tune_takes_the_result(run, m
         tuned = tune(mixture, model, data, progress=False)
     assert tuned.tuning.center == "mean" and {each.center for each in tuned.tuning.candidates} == {"mean"}
     assert tuned.member_weights == mixture.member_weights
+    with pytest.raises(SwagError, match="members of a PosteriorMixture, got a SwagPosterior"):
+        stack(members[0], model, data)
     with pytest.raises(SwagError, match="penalty must be finite and > 0"):
         stack(mixture, model, data, penalty=0)
 

@@ -56,7 +56,10 @@ def classify(name, **arguments):
 
 @pytest.mark.parametrize(
     "order",
-    ["from transformers import pipeline; import swag_trainer", "import swag_trainer; from transformers import pipeline"],
+    [
+        "from transformers import pipeline; import swag_trainer",
+        pytest.param("import swag_trainer; from transformers import pipeline", marks=pytest.mark.slow),
+    ],
 )
 def test_no_code_of_a_repository_runs_whatever_standard_input_says(folder, mark, order):
     # Red for: config.json beside the adapter read before our loader is asked, and a "y" taken for consent; a guard that is set only
