@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,11 +53,8 @@ def fit_tfb(
         sampling: How many draws, and with which seed, the NLL is estimated.
         batch_size, data_collator, progress: As for `MonteCarloPredictor`.
 
-    Warns:
-        UserWarning: Even very large noise did not raise the NLL.
-
     Raises:
-        SwagError: The adapter has no LoRA matrices, or an epsilon that is not positive.
+        SwagError: The adapter has no LoRA matrices, noise of any size leaves the NLL as low, or an epsilon that is not positive.
     """
     if not 0 < epsilon < float("inf"):
         raise SwagError(f"epsilon is a rise of the NLL in nats and must be finite and > 0, got {epsilon}.")
@@ -91,14 +87,12 @@ def fit_tfb(
 
     at_mean = nll(0.0)
     sigma, reached = largest(lambda sigma: nll(sigma) - at_mean, epsilon, start=typical_update(mean) / 8)
-    found = {"sigma": sigma, "epsilon": epsilon, "nll_at_mean": at_mean, "nll": nll(sigma), "num_samples": sampling.num_samples}
     if not reached:
-        warnings.warn(
-            f"Noise of sigma={sigma:.3g} did not raise the NLL on {len(data.labels)} examples by {epsilon:g}: the adapter hardly changes what "
-            "the model predicts there. Was it trained, and on these classes?",
-            UserWarning,
-            stacklevel=3,
+        raise SwagError(
+            f"Noise of any size raises the NLL on these {len(data.labels)} examples by less than {epsilon:g}: with the adapter it is "
+            f"{at_mean:.3f}, with sigma={sigma:.2g} {nll(sigma):.3f}. Was the adapter trained, on these classes, and do the labels fit?"
         )
+    found = {"sigma": sigma, "epsilon": epsilon, "nll_at_mean": at_mean, "nll": nll(sigma), "num_samples": sampling.num_samples}
     return replace(
         posterior,
         variance=posterior.variance * sigma**2,

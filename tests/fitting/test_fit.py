@@ -183,6 +183,9 @@ def test_what_cannot_be_fitted_is_refused(trained, base_folder):
     }.items():
         with pytest.raises(SwagError, match=message):
             fit_posterior(model, rows, progress=False, **changes)
+    wrong = [{**row, "labels": (row["labels"] + 1) % 3} for row in rows]  # noise can only help
+    with pytest.raises(SwagError, match="Noise of any size raises the NLL"):
+        fit_posterior(model, wrong, progress=False, sampling=Sampling(num_samples=2))
     with pytest.raises(SwagError, match="Fitting to 5 examples"):
         fit_posterior(model, rows[:5])
 
