@@ -69,6 +69,12 @@ class MultipleChoiceMixin(_Base):
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = collator
         super().__init__(*args, **kwargs)
+        other = "label_smoothing_factor" if self.args.label_smoothing_factor else "compute_loss_func"
+        if self.args.label_smoothing_factor or getattr(self, "compute_loss_func", None) is not None:
+            raise SwagError(
+                f"MultipleChoiceMixin trains by the cross-entropy of the choices and does not use {other}: leave it out, or override "
+                "compute_loss(), which can call choice_logits()."
+            )
         settings = collator.encoder.settings
         self._choice_task = MultipleChoice(settings).for_model(self.model)
         mark(base_model(adapted_model(self.model)), MultipleChoice.name, settings.as_record())
@@ -85,6 +91,15 @@ class MultipleChoiceMixin(_Base):
         logits = choice_logits(self._choice_task, model, inputs)
         loss = cross_entropy(logits, inputs["labels"])
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return loss, logits of the choices and labels; of questions without an answer the logits alone."""
+        if "labels" in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        with torch.no_grad():
+            return None, choice_logits(self._choice_task, model, self._prepare_inputs(inputs)), None
 
 
 def choice_logits(task: MultipleChoice, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

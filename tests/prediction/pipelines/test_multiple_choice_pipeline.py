@@ -113,6 +113,22 @@ def test_predictions_are_the_predictors_ranked_and_named(run):
     assert choose(as_on_the_hub) == choose(rows[0])
 
 
+def test_questions_without_an_answer_are_predicted_and_other_losses_are_refused(run, tmp_path):
+    # Red for: logits of the vocabulary for questions without an answer, a loss that is asked for and not used.
+    model, _, tokenizer = run
+
+    def trainer(**arguments):
+        args = TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True, **arguments)
+        return ChoiceTrainer(model=model, args=args, processing_class=tokenizer, choice_settings=ANSWERS)
+
+    answered = questions(6)
+    asked = [{name: value for name, value in row.items() if name != "answer"} for row in answered]
+    found, expected = (trainer().predict(rows).predictions for rows in (asked, answered))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(SwagError, match="does not use label_smoothing_factor"):
+        trainer(label_smoothing_factor=0.1)
+
+
 def test_a_chosen_scoring_replaces_the_recorded_one(run):
     # Red for: letters scored with the prompt for answers, which lists no choices.
     choose = chooser(run, scoring="letters")
