@@ -17,7 +17,8 @@ from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_for
 
-_ITERATIONS = 500
+_MOST_ITERATIONS = 20_000
+_CONVERGED = 1e-9
 
 
 def stack(
@@ -37,7 +38,7 @@ def stack(
     the label of example i on average. The problem is convex; it is solved by expectation maximisation.
 
     Args:
-        mixture: The mixture; it stays as it is. What `swag_trainer.tune` found is not used, and dropped: tune the result.
+        mixture: The mixture; it stays as it is. Temperature and dropout that `swag_trainer.tune` found are not used, and dropped: tune the result.
         model, data, batch_size, data_collator, progress: As for `swag_trainer.tune`.
         sampling: How to draw; default: ``Sampling()`` at temperature 1.
         penalty: How many examples the prior towards uniform weights counts like, for each member; > 0.
@@ -78,8 +79,10 @@ def stacking_weights(likelihoods: np.ndarray, penalty: float) -> np.ndarray:
     """
     weights = np.full(len(likelihoods), 1 / len(likelihoods))
     floored = np.maximum(likelihoods, np.finfo(np.float64).tiny)
-    for _ in range(_ITERATIONS):
+    for _ in range(_MOST_ITERATIONS):
         joint = weights[:, None] * floored
-        weights = (joint / joint.sum(0)).sum(1) + penalty
+        before, weights = weights, (joint / joint.sum(0)).sum(1) + penalty
         weights /= weights.sum()
+        if np.abs(weights - before).max() < _CONVERGED:
+            break
     return weights

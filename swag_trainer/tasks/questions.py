@@ -268,8 +268,18 @@ class ChoiceCollator:
         self._fill = {"input_ids": padding or 0}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return the tensors of a batch, with ``labels`` of shape (B,) if all rows have them."""
+        """Return the tensors of a batch, with ``labels`` of shape (B,) if the rows have them.
+
+        Raises:
+            SwagError: A row is no question, or some rows have an answer and others have none.
+        """
         encoded = [row if "input_ids" in row else self.encoder(row) for row in rows]
+        answered = sum("labels" in row for row in encoded)
+        if 0 < answered < len(encoded):
+            raise SwagError(
+                f"{answered} of {len(encoded)} questions of a batch have an answer. A loss needs one for each, and a prediction none: leave "
+                "out the questions without, or the answers."
+            )
         names = [name for name in encoded[0] if all(name in row for row in encoded)]
         return {name: torch.tensor(self._padded(name, [row[name] for row in encoded])) for name in names}
 
@@ -286,12 +296,13 @@ class ChoiceCollator:
 def _check_prompt(prompt: str, scoring: Scoring) -> None:
     needed = ("question", "choices") if scoring == "letters" else ("question",)
     try:
-        places = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
+        fields = [field[1:] for field in string.Formatter().parse(prompt) if field[1] is not None]
     except ValueError as error:
         raise SwagError(f"The prompt {shortened(repr(prompt))} is not a format string: {error}.") from error
-    if not set(needed) <= places <= {"question", "choices"}:
+    places = {name for name, _, _ in fields}
+    if not set(needed) <= places <= {"question", "choices"} or any(spec or conversion for _, spec, conversion in fields):
         raise SwagError(
-            f"A prompt for {scoring} has {' and '.join('{' + name + '}' for name in needed)}, and doubled braces for others; "
+            f"A prompt for {scoring} has {' and '.join('{' + name + '}' for name in needed)} as they are, and doubled braces for others; "
             f"got {shortened(repr(prompt))}."
         )
 

@@ -125,8 +125,19 @@ def test_questions_without_an_answer_are_predicted_and_other_losses_are_refused(
     asked = [{name: value for name, value in row.items() if name != "answer"} for row in answered]
     found, expected = (trainer().predict(rows).predictions for rows in (asked, answered))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(SwagError, match="5 of 6 questions of a batch have an answer"):
+        trainer().evaluate([asked[0], *answered[1:]])
     with pytest.raises(SwagError, match="does not use label_smoothing_factor"):
         trainer(label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{question:d} {choices}", "{question:{width}} {choices}", "{question!r} {choices}", "{choices}"]
+)
+def test_a_prompt_has_its_places_as_they_are(prompt):
+    # Red for: a format that fails at the first question, or one whose width a file chooses.
+    with pytest.raises(SwagError, match="A prompt for letters has"):
+        ChoiceSettings(prompt=prompt)
 
 
 def test_a_chosen_scoring_replaces_the_recorded_one(run):
