@@ -22,6 +22,8 @@ class SharedBase:
     def __init__(self, model: nn.Module, copied: nn.Module) -> None:
         shared = {id(parameter) for parameter in copied.parameters()}
         self._layers = list(adapter_layers(model))
+        # PEFT's layers for `target_parameters` write to theirs, and back, in every forward of their own.
+        shared -= {id(layer.get_param()) for _, layer in self._layers if hasattr(layer, "get_param")}
         # A tensor made in inference mode does not count how often it is written to.
         self._versions = [
             (name, parameter, parameter._version)
