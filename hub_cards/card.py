@@ -83,7 +83,7 @@ def build_card(
         seed=results.seed if results else 0,
         risk=_code(risk_to_show(posterior)),
         num_weights=posterior.layout.size,
-        holds_mean=_adapter_holds_mean(posterior),
+        holds_mean=posterior.adapter_holds_mean,
         base_model=base_model,
         record=record,
         kind=posterior.kind,
@@ -156,11 +156,3 @@ def _alternative_text(plots: Sequence[str] | Mapping[str, Figure | str], path: s
     if not isinstance(text, str):
         text = text.get_label()
     return description(text) if text else Markup("Figure")
-
-
-def _adapter_holds_mean(posterior: WeightPosterior) -> bool:
-    """SwagCallback(final_weights="trained") leaves other weights in the adapter than the mean."""
-    saved = posterior.adapter.tensors
-    return all(
-        key in saved and weight.to(saved[key].dtype).equal(saved[key]) for key, weight in posterior.plain_weights.items()
-    )

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -66,4 +67,11 @@ def trained_folder() -> Path:
     """Adapter, posterior and tokenizer, trained once for all tests, which must not write there."""
     folder = Path(tempfile.mkdtemp(prefix="swag-cli-")) / "run"
     train(folder)
+    return folder
+
+
+def plain_adapter(folder: Path) -> Path:
+    """The trained adapter without its posterior, as plain PEFT saves it."""
+    shutil.copytree(trained_folder(), folder)
+    (folder / "swag_posterior.safetensors").unlink()
     return folder

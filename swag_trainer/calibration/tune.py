@@ -25,7 +25,7 @@ from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.ood import with_ood_score
 from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds, holds_every_label
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
-from swag_trainer.metrics.scores import negative_log_likelihood
+from swag_trainer.metrics.scores import log_probabilities, negative_log_likelihood
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
 from swag_trainer.prediction.decisions import DEFAULT_SETS
@@ -135,9 +135,8 @@ def tune(
         )
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
         weights = predictor.draw_weights(len(draws))
-        # As good as the logits: a softmax is the same whatever is added to all classes. The floor keeps 0 from becoming -inf.
-        logits = np.log(np.maximum(draws, np.finfo(np.float64).tiny))
-        return CandidateLogits(center, scale, dropout, logits, labels, None if weights is None else weights.double().numpy())
+        logits, counts = log_probabilities(draws), None if weights is None else weights.double().numpy()
+        return CandidateLogits(center, scale, dropout, logits, labels, counts)
 
     candidates = list(_candidates(posterior, [float(scale) for scale in scales], logits_of))
     choice = choose(candidates, np.arange(len(labels)))

@@ -85,7 +85,9 @@ class PagePredictions:
         self._longest = longest_input(self._tokenizer, model) or math.inf
         at_mean = replace(self.sampling, scale=0.0, temperature=1.0, dropout=False, center="mean")
         self._mean = MonteCarloPredictor(model, self.posterior.with_features(None), at_mean, progress=False)
-        self._trained = None if holds_mean(self.posterior) else _at(model, self.posterior, _adapter_vector(self.posterior))
+        self._trained = (
+            None if self.posterior.adapter_holds_mean else _at(model, self.posterior, _adapter_vector(self.posterior))
+        )
 
     @property
     def has_trained_weights(self) -> bool:
@@ -121,14 +123,6 @@ class PagePredictions:
         if math.isclose(threshold, first.threshold, abs_tol=5e-4):
             return first
         return Decision(threshold, "the threshold set on this page")
-
-
-def holds_mean(posterior: WeightPosterior) -> bool:
-    """Return whether the adapter's own weights are the posterior mean: not for ``final_weights="trained"``."""
-    tensors = posterior.adapter.tensors
-    return all(
-        torch.equal(tensors[key].cpu(), weight.to(tensors[key].dtype)) for key, weight in posterior.plain_weights.items()
-    )
 
 
 def verdict(predictions: TextPredictions, decision: Decision) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from swag_trainer.adapters.plain_lora import needs_lift
 from swag_trainer.adapters.read_back import check_loadable
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.diagnostics import trajectory_statistics
-from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
+from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, library_versions, task_metadata
 from swag_trainer.collection.moments_storage import read_moments, write_moments
 from swag_trainer.collection.snapshots import Snapshots
 from swag_trainer.collection.training_state import TrainedWeights
@@ -33,7 +32,6 @@ from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import InitialWeights, SavedAdapter
 from swag_trainer.posterior.swag import SwagPosterior, SwagRecord
 from swag_trainer.posterior.tensor_file import check_names
-from swag_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +281,7 @@ class SwagCollector:
             base_model=adapter.base_model,
             adapter_digest=adapter.digest,
             adapter_settings=adapter.settings,
-            versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
+            versions=library_versions(),
             **self._base,
             **self._task_metadata(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from peft import PeftModel
@@ -13,6 +14,7 @@ from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks import settings_of, task_of
+from swag_trainer.version import __version__
 
 # Names of language models end in these; the labels in their configs are placeholders.
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -40,6 +42,11 @@ def check_saved_modules(weights: AdapterWeights) -> None:
             "adapter's file, so it is random at every load and no saved adapter gives this model's predictions. Train and save it: "
             f'LoraConfig(task_type="SEQ_CLS") does so with a classifier\'s head, modules_to_save={[module]!r} with any module.'
         )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what makes a posterior, by name, for its record."""
+    return {"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")}
 
 
 def base_metadata(weights: AdapterWeights) -> dict[str, Any]:

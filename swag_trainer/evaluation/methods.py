@@ -8,7 +8,6 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import default_data_collator
 
@@ -17,6 +16,7 @@ from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, DropoutError, NoDropoutError, SwagError
 from swag_trainer.evaluation.plain_models import point_estimate
 from swag_trainer.evaluation.predictions import MethodPredictions
+from swag_trainer.metrics.scores import log_probabilities
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
@@ -141,8 +141,7 @@ def predict_methods(
 def _temperature(predictor: MonteCarloPredictor, validation: Sequence[Mapping[str, Any]], task: Task, num_labels: int) -> float:
     """Return the best temperature for the validation examples."""
     draws = predictor.predict(validation, return_draws=True).draw_probabilities
-    # As good as the logits: a softmax is the same whatever is added to all classes. The floor keeps 0 from becoming -inf.
-    return fit_temperature(np.log(np.maximum(draws, np.finfo(np.float64).tiny)), task.labels(validation, num_labels))
+    return fit_temperature(log_probabilities(draws), task.labels(validation, num_labels))
 
 
 def _check(known: Sequence[str], methods: Sequence[str], data: Mapping[str, Sequence[Any] | None]) -> None:

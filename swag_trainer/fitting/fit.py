@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -12,7 +11,7 @@ from transformers import default_data_collator
 from swag_trainer.adapters.keys import active_adapter, adapted_model, base_model, parameter_names
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.calibration.held_out import HeldOut
-from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, task_metadata
+from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, library_versions, task_metadata
 from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.head_laplace import fit_head_laplace
@@ -21,7 +20,6 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
-from swag_trainer.version import __version__
 
 FitMethod = Literal["tfb", "laplace-head"]
 MIN_EXAMPLES = 20
@@ -88,7 +86,7 @@ def fit_posterior(
     saved = weights.saved()
     record = PosteriorRecord(
         base_model=saved.base_model,
-        versions={"swag_trainer": __version__} | {name: version(name) for name in ("transformers", "peft", "torch")},
+        versions=library_versions(),
         **metadata,
     )
     adapter = TrainedAdapter(model, weights, saved, record, task)

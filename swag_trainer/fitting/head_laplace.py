@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import softmax
 from torch import Tensor
 from transformers import default_data_collator
 
@@ -17,6 +17,7 @@ from swag_trainer.adapters.plain_lora import rank_axis
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
+from swag_trainer.metrics.scores import log_probabilities
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.layout import WeightLayout
@@ -25,7 +26,7 @@ from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks.features import MeanFeatures
 
-_TOLERANCE = 1e-3  # of logits that are computed twice
+_TOLERANCE = 1e-3  # of probabilities that are computed twice
 _PRIOR_RANGE = (-4.0, 6.0)  # powers of 10
 
 
@@ -65,14 +66,13 @@ def fit_head_laplace(
     name = adapter.weights.adapter_name
     features = MeanFeatures(adapter.model, point, task=adapter.task, adapter_name=name).of_rows(data.rows, **reading)
     predictor = MonteCarloPredictor(adapter.model, point, task=adapter.task, adapter_name=name, progress=progress, **reading)
-    log_probabilities = np.log(np.maximum(predictor.predict(data.rows).probabilities, np.finfo(np.float64).tiny))
-    head = _head(weights, features, log_probabilities)
-    probabilities = np.exp(log_probabilities)
+    probabilities = predictor.predict(data.rows).probabilities
+    head = _head(weights, features, probabilities)
     curvature = HeadCurvature.of(features, probabilities, has_bias=len(head) == 2)
     squared_norm = float(sum(weight.double().square().sum() for weight in head.values()))
     if prior_precision is None:
         prior_precision = curvature.best_prior_precision(squared_norm)
-    likelihood = float(log_probabilities[np.arange(len(data.labels)), data.labels].sum())
+    likelihood = float(log_probabilities(probabilities[np.arange(len(data.labels)), data.labels]).sum())
     settings = {
         "prior_precision": float(prior_precision),
         "log_marginal_likelihood": likelihood + curvature.log_evidence(squared_norm, prior_precision),
@@ -131,20 +131,20 @@ class HeadCurvature(NamedTuple):
         return 10 ** float(found.x)
 
 
-def _head(weights: Mapping[str, Tensor], features: np.ndarray, log_probabilities: np.ndarray) -> dict[str, Tensor]:
+def _head(weights: Mapping[str, Tensor], features: np.ndarray, probabilities: np.ndarray) -> dict[str, Tensor]:
     """Return the weight and bias that turn the features into the model's probabilities, by key.
 
     Raises:
         SwagError: No weight of the adapter does.
     """
-    shape = (log_probabilities.shape[1], features.shape[1])
+    shape = (probabilities.shape[1], features.shape[1])
     for key in (key for key, weight in weights.items() if tuple(weight.shape) == shape and rank_axis(key) is None):
         bias_key = key.removesuffix("weight") + "bias"
         head = {key: weights[key]} | ({bias_key: weights[bias_key]} if bias_key in weights else {})
         logits = features.astype(np.float64) @ weights[key].double().numpy().T
         if bias_key in weights:
             logits += weights[bias_key].double().numpy()
-        if np.abs(np.exp(log_softmax(logits, axis=1)) - np.exp(log_probabilities)).max() < _TOLERANCE:
+        if np.abs(softmax(logits, axis=1) - probabilities).max() < _TOLERANCE:
             return head
     raise SwagError(
         f'No weight of the adapter is the head, of shape {list(shape)}: method="laplace-head" needs an adapter that trained the head itself, '

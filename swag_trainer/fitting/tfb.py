@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -71,6 +72,7 @@ def fit_tfb(
         adapter.saved.with_weights(mean),
     )
 
+    @functools.cache
     def nll(sigma: float) -> float:
         settings = replace(sampling, scale=sigma**2, temperature=1.0, dropout=False, center="mean")
         predictor = MonteCarloPredictor(
@@ -105,7 +107,7 @@ def rotated(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     mean: dict[str, Tensor] = {}
     variance: dict[str, Tensor] = {}
     for a_key in sorted(key for key in weights if rank_axis(key) == 0):
-        b_key = a_key.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        b_key = _key_of_b(a_key)
         if b_key not in weights:
             continue
         a, b = weights[a_key], weights[b_key]
@@ -127,11 +129,15 @@ def typical_update(mean: Mapping[str, Tensor]) -> float:
     """Return the root mean square of U^T (B A) over all layers: sigma at which the noise is as large as the update itself."""
     total, count = 0.0, 0
     for a_key in (key for key in mean if rank_axis(key) == 0):
-        b = mean[a_key.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")]
+        b = mean[_key_of_b(a_key)]
         update = b.flatten(1).norm(dim=0)[:, None] * mean[a_key].flatten(1)
         total += float(update.square().sum())
         count += update.numel()
     return (total / count) ** 0.5 if total else 1.0
+
+
+def _key_of_b(a_key: str) -> str:
+    return a_key.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
 
 
 def largest(rise: Callable[[float], float], limit: float, *, start: float) -> tuple[float, bool]:

@@ -58,20 +58,31 @@ def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Args:
         probabilities, labels: Checked, of shapes (N, C) and (N,).
     """
-    with np.errstate(divide="ignore"):  # the logarithm of 0
-        return -np.maximum(np.log(probabilities[np.arange(len(labels)), labels]), _SMALLEST_LOG)
+    return _losses(log_probabilities(probabilities[np.arange(len(labels)), labels]))
+
+
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Return logarithms that a softmax and a temperature take as logits: a softmax is the same whatever is added to all classes.
+
+    Never below -708, the logarithm of the smallest float64 number that has all its digits, which keeps 0 from becoming minus infinity.
+    """
+    return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
 
 
 def mean_nll(log_likelihood: np.ndarray) -> float:
     """Return the mean of -log(probability of the true class), in nats, of which one example costs at most 36.04.
 
     A probability below 2.2e-16 counts as 2.2e-16: a prediction that is more certain than that, and wrong, costs no more. Every NLL of
-    this package is computed here.
+    this package is floored so.
 
     Args:
         log_likelihood: Logarithm of the true class's probability; -inf for a probability of 0. Shape (N,).
     """
-    return float(-np.maximum(log_likelihood, _SMALLEST_LOG).mean())
+    return float(_losses(log_likelihood).mean())
+
+
+def _losses(log_likelihood: np.ndarray) -> np.ndarray:
+    return -np.maximum(log_likelihood, _SMALLEST_LOG)
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:

@@ -6,6 +6,7 @@ abstract here. Predictor, pipeline, storage, Hub and model card know nothing els
 
 from __future__ import annotations
 
+import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -169,13 +170,29 @@ class WeightPosterior(ABC):
             raise SwagError(f"A posterior of kind {self.kind!r} has the centres {self.centers}, got {name!r}.")
         return self.mean_vector()
 
+    @property
+    def total_variance(self) -> float | None:
+        """Trace of the covariance at scale 1; None for a family that does not know it."""
+        return None
+
     def relative_energy(self, scale: float | None = None) -> float | None:
-        """Return the variance of the draws at a scale over the squared length of the mean; None for a family that does not know it.
+        """Return the variance of the draws at a scale over the squared length of the mean, which is free of units.
 
         Args:
             scale: Factor of the covariance; None for the posterior's own.
+
+        Returns:
+            scale * `total_variance` / |mean|^2; infinity where the mean is zero, None where the variance is not known.
+
+        Raises:
+            SwagError: ``scale`` is out of range.
         """
-        return None
+        total = self.total_variance
+        if total is None:
+            return None
+        scale = self.scale if scale is None else checked_scale(scale)
+        length = float(self.mean_vector().double().square().sum())
+        return scale * total / length if length else math.inf
 
     def reparametrised(
         self,
@@ -207,6 +224,14 @@ class WeightPosterior(ABC):
     def plain_weights(self) -> dict[str, Tensor]:
         """Weights of the adapter beside it where it was not left as trained: the mean, ``{key: (*shape)}``, float32."""
         return self.mean
+
+    @property
+    def adapter_holds_mean(self) -> bool:
+        """Whether the adapter beside it has these weights: not for ``SwagCallback(final_weights="trained")``."""
+        saved = self.adapter.tensors
+        return all(
+            key in saved and weight.to(saved[key].dtype).equal(saved[key].cpu()) for key, weight in self.plain_weights.items()
+        )
 
     @property
     def scale(self) -> float:

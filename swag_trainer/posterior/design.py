@@ -46,7 +46,7 @@ def draw_noise(num_samples: int, *, num_weights: int, rank: int, seed: int, desi
         raise ValueError(f"design must be one of {get_args(Design)}, got {design!r}.")
     z1, z2 = torch.empty(num_samples, num_weights), torch.empty(num_samples, rank)
     for index in range(num_samples):
-        generator = torch.Generator().manual_seed(_draw_seed(seed, index))
+        generator = torch.Generator().manual_seed(derived_seed(seed, index))
         # z2 first: then it does not depend on how many weights there are.
         z2[index] = torch.randn(rank, generator=generator)
         torch.randn(num_weights, generator=generator, out=z1[index])
@@ -55,9 +55,9 @@ def draw_noise(num_samples: int, *, num_weights: int, rank: int, seed: int, desi
     return _centred(z1), _matched_directions(z2) if rank else z2
 
 
-def _draw_seed(seed: int, index: int) -> int:
-    """Seed of one draw: neighbouring seeds share no draws, as they would with ``seed + index``."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "little") >> 1
+def derived_seed(seed: int, part: object) -> int:
+    """Return the seed of a part (a draw, a block, a member): those of neighbouring seeds share none, as they would with ``seed + index``."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{part}".encode()).digest()[:8], "little") >> 1
 
 
 def _centred(noise: Tensor) -> Tensor:

@@ -79,11 +79,10 @@ class KroneckerPosterior(WeightPosterior):
         moved = self.left_vectors @ scaled @ self.right_vectors.T
         return Draws(self.vector + self._flattened(moved), block_size=1 if design == "iid" else num_samples)
 
-    def relative_energy(self, scale: float | None = None) -> float:
-        """Return the variance of the draws at a scale over the squared length of the mean, see `WeightPosterior.relative_energy`."""
-        length = float(self.vector.double().square().sum())
-        scale = self.scale if scale is None else checked_scale(scale)
-        return scale * float(self._variances.sum()) / length if length else math.inf
+    @property
+    def total_variance(self) -> float:
+        """Sum of the variances of all directions."""
+        return float(self._variances.sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return ``mean/<key>`` and the eigenvectors and eigenvalues of both factors, float32."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
@@ -63,11 +62,10 @@ class MeanFieldPosterior(WeightPosterior):
         """Return d and L of the covariance diag(d) + L^T L at a scale. Shapes (P,) and (0, P), float32."""
         return self._gaussian.factors(scale)
 
-    def relative_energy(self, scale: float | None = None) -> float:
-        """Return the variance of the draws at a scale over the squared length of the mean, see `WeightPosterior.relative_energy`."""
-        length = float(self.vector.double().square().sum())
-        scale = self.scale if scale is None else checked_scale(scale)
-        return scale * self._gaussian.total_variance / length if length else math.inf
+    @property
+    def total_variance(self) -> float:
+        """Sum of the variances."""
+        return self._gaussian.total_variance
 
     def stored_as(self, dtype: StorageDtype) -> Self:
         """Return it with the variance in bfloat16 or float32; the mean stays in float32."""

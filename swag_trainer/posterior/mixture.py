@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior import import_families, load_posterior
 from swag_trainer.posterior.base import KINDS, STORAGE, Draws, StorageDtype, WeightPosterior
-from swag_trainer.posterior.design import Design
+from swag_trainer.posterior.design import Design, derived_seed
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.one_adapter import check_alike
@@ -166,7 +165,7 @@ class PosteriorMixture(WeightPosterior):
                 stacklevel=2,
             )
         vectors = [
-            member.draw(count, seed=_member_seed(seed, number), scale=factor * member.scale, design=design).vectors
+            member.draw(count, seed=derived_seed(seed, f"member {number}"), scale=factor * member.scale, design=design).vectors
             for number, member in enumerate(self.members)
         ]
         weights = torch.tensor(self.member_weights, dtype=torch.float64)
@@ -269,11 +268,6 @@ class PosteriorMixture(WeightPosterior):
 
 def _folder(number: int) -> str:
     return f"member-{number}"
-
-
-def _member_seed(seed: int, number: int) -> int:
-    """Seed of one member's draws: members of neighbouring seeds share no noise."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/member {number}".encode()).digest()[:8], "little") >> 1
 
 
 def _at_mean(posterior: WeightPosterior) -> WeightPosterior:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -15,7 +14,7 @@ from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPost
 from swag_trainer.posterior.compression import Compression, compress
 from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.documents import read_dataclass
-from swag_trainer.posterior.gaussian import LowRankGaussian, checked_scale
+from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.packing import pack, unpack
 from swag_trainer.posterior.record import PosteriorRecord
@@ -173,23 +172,10 @@ class SwagPosterior(WeightPosterior):
         coefficients[self.rank - number :] = before / number / torch.arange(before, self.num_collected, dtype=torch.float64)
         return self.gaussian.mean + self.gaussian.combination(coefficients)
 
-    def relative_energy(self, scale: float | None = None) -> float:
-        """Return the variance of the draws at a scale over the squared length of the mean, which is free of units:
-
-            scale * (sum of the variance / 2 + |D|^2 / (2 (K - 1))) / |mean|^2
-
-        Args:
-            scale: Factor of the covariance; None for the posterior's own.
-
-        Returns:
-            Infinity where the mean is zero. Without deviations the one-half is left out, as in the covariance.
-
-        Raises:
-            SwagError: ``scale`` is out of range.
-        """
-        scale = self.scale if scale is None else checked_scale(scale)
-        length = float(self.gaussian.mean.double().square().sum())
-        return scale * self.gaussian.total_variance / length if length else math.inf
+    @property
+    def total_variance(self) -> float:
+        """Sum of the variance / 2 + |D|^2 / (2 (K - 1)); without deviations the one-half is left out, as in the covariance."""
+        return self.gaussian.total_variance
 
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors.

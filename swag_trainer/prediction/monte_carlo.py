@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from scipy.stats import chi2
 from torch import Tensor
 
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.design import derived_seed
 
 
 def block_seed(seed: int, block: int) -> int:
     """The seed of one of several independent blocks of draws; the first block's is the seed itself."""
-    return seed if block == 0 else int.from_bytes(hashlib.sha256(f"{seed}/block {block}".encode()).digest()[:8], "little") >> 1
+    return seed if block == 0 else derived_seed(seed, f"block {block}")
 
 
 def checked_max_error(max_error: float | None) -> float | None:

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, nll_
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
+from swag_trainer.metrics.scores import log_probabilities
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
@@ -112,11 +113,10 @@ def as_predictions(averaged: Predictive | RegressionPredictive, link: Link) -> n
     """
     if isinstance(averaged, RegressionPredictive):
         return averaged.mean
-    tiny = np.finfo(np.float64).tiny
     if link == "sigmoid":
-        kept = np.clip(averaged.probabilities, tiny, 1 - np.finfo(np.float64).epsneg)
-        return np.log(kept) - np.log1p(-kept)
-    return np.log(np.maximum(averaged.probabilities, tiny))
+        kept = np.minimum(averaged.probabilities, 1 - np.finfo(np.float64).epsneg)
+        return log_probabilities(kept) - np.log1p(-kept)
+    return log_probabilities(averaged.probabilities)
 
 
 def loss_of(predictions: Tensor, labels: Tensor, link: Link) -> Tensor:

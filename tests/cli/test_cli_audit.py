@@ -1,10 +1,9 @@
 """`swag-trainer evaluate` of models without a posterior."""
 
 import json
-import shutil
 
 import pytest
-from command_line import DEMO, demo_rows, trained_folder
+from command_line import DEMO, demo_rows, plain_adapter, trained_folder
 from headless import headless_base
 from huggingface_hub import HfApi
 from peft import PeftModel
@@ -41,10 +40,7 @@ def expected(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     """The trained adapter without its posterior, as plain PEFT saves it."""
-    folder = tmp_path_factory.mktemp("plain") / "adapter"
-    shutil.copytree(trained_folder(), folder)
-    (folder / "swag_posterior.safetensors").unlink()
-    return folder
+    return plain_adapter(tmp_path_factory.mktemp("plain") / "adapter")
 
 
 @pytest.mark.parametrize("place", ["a folder", "the Hub"])

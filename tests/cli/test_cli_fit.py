@@ -1,9 +1,7 @@
 """`swag-trainer fit`: posteriors of adapters that were trained without one."""
 
-import shutil
-
 import pytest
-from command_line import DEMO, demo_rows, trained_folder
+from command_line import DEMO, demo_rows, plain_adapter, trained_folder
 from transformers import pipeline
 
 from swag_trainer import SwagPosterior, load_posterior
@@ -13,10 +11,7 @@ from swag_trainer.cli.main import main
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     """The trained adapter without its posterior, as plain PEFT saves it."""
-    folder = tmp_path_factory.mktemp("plain") / "adapter"
-    shutil.copytree(trained_folder(), folder)
-    (folder / "swag_posterior.safetensors").unlink()
-    return folder
+    return plain_adapter(tmp_path_factory.mktemp("plain") / "adapter")
 
 
 @pytest.mark.parametrize(

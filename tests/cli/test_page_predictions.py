@@ -9,7 +9,7 @@ from lively import pipeline_of, short_run, tuning_of
 from transformers import pipeline
 
 from swag_trainer import SwagError
-from swag_trainer.cli.page_predictions import PagePredictions, circumstances, holds_mean, uncertainty, verdict
+from swag_trainer.cli.page_predictions import PagePredictions, circumstances, uncertainty, verdict
 from swag_trainer.posterior.tuning import CalibratedThreshold
 
 RECORD = tuning_of(
@@ -50,11 +50,11 @@ def test_the_page_predicts_what_the_pipeline_predicts(run, texts):
 def test_the_adapter_s_own_weights_predict_too_where_they_are_not_the_mean(run, texts, tmp_path):
     # Red for: the mean's prediction under the name of the trained weights, or trained weights called the mean.
     model, posterior, tokenizer = run
-    assert holds_mean(posterior)
+    assert posterior.adapter_holds_mean
     assert PagePredictions(pipeline_of(run))(texts[0]).trained is None
     last = posterior.layout.unflatten(posterior.gaussian.mean + posterior.gaussian.deviations[-1])
     kept = replace(posterior, adapter=posterior.adapter.with_weights(last))
-    assert not holds_mean(kept)
+    assert not kept.adapter_holds_mean
     kept.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     classify = pipeline("swag-text-classification", model=str(tmp_path), device="cpu")
