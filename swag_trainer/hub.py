@@ -182,9 +182,9 @@ def upload(
                 time.sleep(pause)  # what was committed after all is not committed again: files that are there are left out
     except FAILURES as error:
         raise SwagError(f"Nothing was committed to {repo_id!r}: {_short(error)}") from error
+    except _UnknownOutcomeError:
+        raise
     except SwagError as error:
-        if isinstance(error, _UnknownOutcomeError):
-            raise
         raise SwagError(f"Nothing was committed to {repo_id!r}: {error}") from error
 
 
@@ -242,10 +242,11 @@ def _retried(call: Callable[[], _Result]) -> _Result:
 
 def _pause(error: BaseException | None, failures: int) -> float | None:
     """Return for how many seconds to wait before another attempt, which the Hub may say; None where one is of no use."""
+    growing = 0.5 * 2 ** (failures - 1)
     if isinstance(error, HfHubHTTPError) and _status(error) in _TRANSIENT:
         asked = _seconds(error.response.headers.get("retry-after"))
-        return min(0.5 * 2 ** (failures - 1) if asked is None else asked, _LONGEST_PAUSE)
-    return 0.5 * 2 ** (failures - 1) if type(error).__name__ in _DROPPED else None
+        return min(growing if asked is None else asked, _LONGEST_PAUSE)
+    return growing if type(error).__name__ in _DROPPED else None
 
 
 def _seconds(retry_after: str | None) -> float | None:
