@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from swag_trainer.calibration.stack import stack
     from swag_trainer.calibration.tune import tune
     from swag_trainer.collection.acceptance import Adaptive
+    from swag_trainer.collection.blob import Blob
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
+    from swag_trainer.collection.ivon import Ivon
     from swag_trainer.collection.multiple_choice import MultipleChoiceMixin
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
+    from swag_trainer.collection.variational import VariationalMixin
     from swag_trainer.fitting.fit import fit_posterior
     from swag_trainer.posterior.kronecker import KroneckerPosterior
     from swag_trainer.posterior.mean_field import MeanFieldPosterior
@@ -40,10 +43,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptive",
     "AdapterMismatchError",
+    "Blob",
     "ChoiceCollator",
     "ChoiceSettings",
     "Evenly",
     "Every",
+    "Ivon",
     "KroneckerPosterior",
     "MeanFieldPosterior",
     "MonteCarloPredictor",
@@ -62,6 +67,7 @@ __all__ = [
     "SwagTextClassificationPipeline",
     "SwagTrainerMixin",
     "TooFewCollectionsError",
+    "VariationalMixin",
     "WeightPosterior",
     "__version__",
     "fit_posterior",
@@ -77,10 +83,12 @@ __all__ = [
 # Imported when they are asked for: torch, transformers and PEFT take seconds, which `swag-trainer --help` has no use for.
 _MODULES = {
     "Adaptive": "collection.acceptance",
+    "Blob": "collection.blob",
     "ChoiceCollator": "tasks.questions",
     "ChoiceSettings": "tasks.questions",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
+    "Ivon": "collection.ivon",
     "KroneckerPosterior": "posterior.kronecker",
     "MeanFieldPosterior": "posterior.mean_field",
     "MonteCarloPredictor": "prediction.predictor",
@@ -95,6 +103,7 @@ _MODULES = {
     "SwagPosterior": "posterior.swag",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
     "SwagTrainerMixin": "collection.trainer_mixin",
+    "VariationalMixin": "collection.variational",
     "WeightPosterior": "posterior.base",
     "fit_posterior": "fitting.fit",
     "as_dequantised": "adapters.gguf",

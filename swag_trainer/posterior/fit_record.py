@@ -1,4 +1,4 @@
-"""Record of how a posterior was fitted to an adapter that was trained without one."""
+"""Record of how a posterior was fitted to an adapter, after its training or in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a posterior was fitted to a trained adapter.
+    """How a posterior was fitted to an adapter.
 
     Attributes:
-        method: Name of the method, such as "tfb".
+        method: Name of the method, such as "tfb" or "ivon".
         dataset, split, revision: Of the examples that it was fitted to.
         num_examples: How many they were.
         settings: Further numbers of the method, by name.
