@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from swag_trainer.collection.blob import Blob
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
+    from swag_trainer.collection.collaboration import CollaborationCallback
     from swag_trainer.collection.ivon import Ivon
     from swag_trainer.collection.multiple_choice import MultipleChoiceMixin
     from swag_trainer.collection.schedule import Evenly, Every
@@ -46,6 +47,7 @@ __all__ = [
     "Blob",
     "ChoiceCollator",
     "ChoiceSettings",
+    "CollaborationCallback",
     "Evenly",
     "Every",
     "Ivon",
@@ -86,6 +88,7 @@ _MODULES = {
     "Blob": "collection.blob",
     "ChoiceCollator": "tasks.questions",
     "ChoiceSettings": "tasks.questions",
+    "CollaborationCallback": "collection.collaboration",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
     "Ivon": "collection.ivon",

@@ -173,7 +173,7 @@ def evaluate_without_logging(trainer: Trainer, data_set: str | None) -> dict[str
         trainer: The Trainer.
         data_set: Name of the evaluation set where the Trainer has a dictionary of them, else None.
     """
-    with _preserved_random_states():
+    with preserved_random_states():
         output = trainer.evaluation_loop(
             trainer.get_eval_dataloader(data_set),
             description="Evaluation of the average",
@@ -184,7 +184,8 @@ def evaluate_without_logging(trainer: Trainer, data_set: str | None) -> dict[str
 
 
 @contextmanager
-def _preserved_random_states() -> Iterator[None]:
+def preserved_random_states() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch at the end of a ``with`` block."""
     python, arrays = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         try:
