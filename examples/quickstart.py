@@ -57,7 +57,8 @@ def main() -> None:
         measured, chosen = compare(subset, arguments, folder, seed)
         runs.append(measured)
         console.print(as_table(as_text(measured), f"{subset.name}, test split, seed {seed}: {chosen}"))
-        console.print(measured.verdict or "")
+        for sentence in (measured.verdict, measured.ood_verdict):
+            console.print(sentence or "", highlight=False, markup=False)
         bins = {name: method.bins for name, method in measured.methods.items()}
         reliability_diagram(bins, title=f"{subset.name}, seed {seed}").savefig(folder / "reliability.png", dpi=150)
         (folder / "results.json").write_text(

@@ -19,6 +19,8 @@ from hub_cards.marks import marked
 from hub_cards.metadata import given_metadata, is_hub_id, metadata
 from swag_trainer import WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
+from swag_trainer.evaluation.comparison import NLL, OOD_DETECTION, strongest
+from swag_trainer.evaluation.names import DETECTION_METRICS, DETECTION_SCORES, METRIC_NAMES, detection
 from swag_trainer.tasks import task_named
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ def build_card(
         labels=listed(record.labels or ()),
         tuning=posterior.tuning,
         results=results,
-        metric_names=list(next(iter(results.metrics.values()))) if results else [],
+        metric_tables=_metric_tables(results) if results else [],
+        verdicts=_verdicts(results) if results else [],
+        differences=[each for each in results.comparisons if each.metric == NLL] if results else [],
         measured_with=_versions(results.versions if results else {}),
         plots=[(Markup(checked_plot(path)), _alternative_text(plots, path)) for path in plots],
     )
@@ -145,6 +149,24 @@ def _template() -> Template:
 def _code(number: float | None) -> Markup | None:
     """Every digit, where a rounded one would be another threshold."""
     return None if number is None else Markup(repr(number))
+
+
+def _metric_tables(results: CardResults) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the tables of metrics: what is said above each, and the name and the heading of each column."""
+    measured = list(next(iter(results.metrics.values())))
+    tables = [("", [(metric, METRIC_NAMES.get(metric, metric)) for metric in measured if detection(metric) is None])]
+    for kind, name in DETECTION_METRICS.items():
+        columns = [
+            (metric, DETECTION_SCORES[found[1]]) for metric in measured if (found := detection(metric)) and found[0] == kind
+        ]
+        tables.append((f"{name} of detecting out-of-distribution (OOD) examples by:", columns))
+    return [(caption, columns) for caption, columns in tables if columns]
+
+
+def _verdicts(results: CardResults) -> list[Markup]:
+    """Return a sentence about the strongest other method, and one about the detection of OOD examples."""
+    comparisons = [strongest(results.comparisons), *(each for each in results.comparisons if each.metric == OOD_DETECTION)]
+    return [Markup(each.sentence(inline_markdown)) for each in comparisons if each is not None]
 
 
 def _versions(versions: Mapping[str, str]) -> Markup:

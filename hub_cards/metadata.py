@@ -80,7 +80,8 @@ def metadata(
         task: Tag of the task on the Hub.
         given: What `given_metadata` returned.
     """
-    measured = {} if results is None else results.metrics.get(posterior.title, {})
+    found = {} if results is None else results.metrics.get(posterior.title, {})
+    measured = {metric: value for metric, value in found.items() if value is not None}
     tuning = posterior.tuning
     datasets = list(given.get("datasets", []))
     if tuning is not None and (tuned_on := _hub_dataset(tuning.dataset, tuning.revision)) is not None:

@@ -108,8 +108,9 @@ def run(options: Options, out: TextIO) -> None:
         if options.output is not None:
             write_files({options.output: measurement.to_json().encode()})
     show(measurement.table(), out)
-    if measurement.verdict is not None:
-        out.write(f"{measurement.verdict}\n")
+    for sentence in (measurement.ood_verdict, measurement.verdict):
+        if sentence is not None:
+            out.write(f"{sentence}\n")
 
 
 @dataclass(frozen=True, eq=False)

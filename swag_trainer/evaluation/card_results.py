@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import PurePosixPath, PureWindowsPath
 from sys import float_info
 
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.comparison import Comparison
 from swag_trainer.evaluation.earlier import OLD_CARD_KEYS, renamed
+from swag_trainer.metrics.bootstrap import Interval as ValueWithLimits
 
 Interval = tuple[float, float]
 
@@ -35,8 +37,9 @@ class CardResults:
         num_samples: S, how many draws were averaged.
         seed: What the draws depended on.
         num_bins: How many bins of equal width the calibration error has.
-        metrics: ``{method: {metric: value}}``, the same metrics for every method. The method that the posterior stands for is
-            "SWAG", at the posterior's own scale.
+        metrics: ``{method: {metric: value}}``, the same metrics for every method, None where a method cannot have one: a single pass has
+            no mutual information to detect out-of-distribution examples by. The method that the posterior stands for is "SWAG", at the
+            posterior's own scale.
         intervals: ``{method: {metric: (low, high)}}`` of any of these metrics, by bootstrap over the examples.
         interval_level: What the intervals are meant to cover, such as 0.95; None where there are none.
         seconds_per_example: ``{method: seconds}`` that one example took, of any of the methods.
@@ -45,6 +48,7 @@ class CardResults:
         ood: Name of the out-of-distribution data that metrics such as an AUROC compare with; None where there was none.
         num_ood: How many examples of it were predicted.
         versions: Versions of the libraries that measured.
+        comparisons: Of the posterior's method with others on the same examples, as `swag_trainer.evaluation.comparison.compare` returns.
 
     Raises:
         ValueError: Something is missing, not finite, out of range, or given for one method only.
@@ -57,7 +61,7 @@ class CardResults:
     num_samples: int
     seed: int
     num_bins: int
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, float | None]]
     intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     interval_level: float | None = None
     seconds_per_example: Mapping[str, float] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class CardResults:
     ood: str | None = None
     num_ood: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    comparisons: Sequence[Comparison] = ()
 
     def __post_init__(self) -> None:
         for name in ("dataset", "split", "revision", "ood"):
@@ -99,6 +104,7 @@ class CardResults:
                 object.__setattr__(self, name, float(value))
         object.__setattr__(self, "seconds_per_example", _checked_seconds(self.seconds_per_example, self.metrics))
         object.__setattr__(self, "versions", _checked_versions(self.versions))
+        object.__setattr__(self, "comparisons", _checked_comparisons(self.comparisons))
 
     def _together(self, first: str, second: str) -> None:
         """Refuse one without the other."""
@@ -136,8 +142,12 @@ class CardResults:
                 f"{sorted(known - needed)}; it got {str(found)[:300]}."
             )
         try:
-            return cls(**document)
-        except ValueError as error:
+            comparisons = [
+                Comparison(**each | {"difference": ValueWithLimits(**each["difference"])})
+                for each in document.get("comparisons", [])
+            ]
+            return cls(**document | {"comparisons": comparisons})
+        except (ValueError, KeyError, TypeError) as error:
             raise SwagError(f"CardResults.from_json() was given an invalid record. {error}") from error
 
 
@@ -165,13 +175,13 @@ def _check_mapping(name: str, value: object) -> None:
         raise ValueError(f"CardResults({name}=...) is a mapping, got {value!r}.")
 
 
-def _checked_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def _checked_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
     """Copy the metrics as plain floats; a later change of the caller's dictionaries must not change the record."""
     _check_mapping("metrics", metrics)
     if not metrics:
         raise ValueError("CardResults(metrics=...) needs the metrics of at least one method, got none.")
     first_method, first = next(iter(metrics.items()))
-    copied: dict[str, dict[str, float]] = {}
+    copied: dict[str, dict[str, float | None]] = {}
     for method, values in metrics.items():
         _check_mapping("metrics", values)
         if not values:
@@ -185,23 +195,23 @@ def _checked_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, di
         for metric, value in values.items():
             if not all(isinstance(name, str) and name.strip() for name in (method, metric)):
                 raise ValueError(f"CardResults(metrics=...) names methods and metrics by texts, got {method!r} and {metric!r}.")
-            if not _is_finite(value):
+            if value is not None and not _is_finite(value):
                 raise ValueError(f"CardResults(metrics=...) holds finite numbers, got {value!r} for {metric!r} of {method!r}.")
-        copied[method] = {metric: float(values[metric]) for metric in first}
+        copied[method] = {metric: None if values[metric] is None else float(values[metric]) for metric in first}
     return copied
 
 
 def _checked_intervals(
-    intervals: Mapping[str, Mapping[str, Interval]], metrics: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, Interval]], metrics: Mapping[str, Mapping[str, float | None]]
 ) -> dict[str, dict[str, Interval]]:
-    """Copy the intervals as pairs of plain floats. The value itself may lie outside: a bootstrap is not centred on it."""
+    """Copy the intervals as pairs of plain floats. The value itself may lie outside, where the bootstrap was not corrected for bias."""
     _check_mapping("intervals", intervals)
     copied: dict[str, dict[str, Interval]] = {}
     for method, limits in intervals.items():
         _check_mapping("intervals", limits)
         copied[method] = {}
         for metric, interval in limits.items():
-            if method not in metrics or metric not in metrics[method]:
+            if method not in metrics or metrics[method].get(metric) is None:
                 raise ValueError(f"CardResults(intervals=...) has one for {metric!r} of {method!r}, which has no value.")
             pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
             if len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
@@ -213,7 +223,7 @@ def _checked_intervals(
     return copied
 
 
-def _checked_seconds(seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _checked_seconds(seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     _check_mapping("seconds_per_example", seconds)
     for method, value in seconds.items():
         if method not in metrics or not _is_finite(value) or value < 0:
@@ -229,3 +239,15 @@ def _checked_versions(versions: Mapping[str, str]) -> dict[str, str]:
         if not all(isinstance(text, str) and text.strip() for text in (library, version)):
             raise ValueError(f"CardResults(versions=...) names libraries and versions by texts, got {library!r}: {version!r}.")
     return dict(versions)
+
+
+def _checked_comparisons(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    for each in comparisons:
+        if not isinstance(each, Comparison):
+            raise ValueError(f"CardResults(comparisons=...) holds what compare() returns, got {each!r}.")
+        _check_text("comparisons", each.method)
+        _check_text("comparisons", each.other)
+        numbers = (each.difference.value, each.difference.low, each.difference.high, each.num_examples, each.num_ood)
+        if not all(map(_is_finite, numbers)):
+            raise ValueError(f"CardResults(comparisons=...) holds finite numbers, got {numbers} of {each.other!r}.")
+    return tuple(comparisons)

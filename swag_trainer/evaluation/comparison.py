@@ -1,8 +1,8 @@
-"""Paired comparison of methods on the same examples: differences of the NLL with intervals, and a verdict in one sentence."""
+"""Paired comparison of methods on the same examples: differences of NLL and AUROC with intervals, and a verdict in one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,26 +12,41 @@ from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
 from swag_trainer.metrics.checks import checked
+from swag_trainer.metrics.ood import auroc, uncertainty_scores
 from swag_trainer.metrics.scores import log_losses
 
 MIN_EXAMPLES = 20  # fewer have intervals by bootstrap that are too narrow
+NLL, OOD_DETECTION = "nll", "auroc_entropy"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much lower one method's negative log-likelihood (NLL) is than another's on the same examples.
+    """How much better one method is than another on the same examples.
 
     Attributes:
         method: Name of the one.
         other: Name of the other.
-        difference: NLL of ``other`` minus NLL of ``method``, in nats for each example: above 0 where ``method`` is better.
+        difference: Above 0 where ``method`` is better: NLL of ``other`` minus NLL of ``method``, in nats for each example, or AUROC of
+            ``method`` minus AUROC of ``other``.
         num_examples: N.
+        metric: "nll", the negative log-likelihood, or "auroc_entropy", the AUROC of detecting out-of-distribution (OOD) examples by the
+            entropy.
+        num_ood: M, how many OOD examples there are; 0 for "nll".
+
+    Raises:
+        ValueError: Another metric.
     """
 
     method: str
     other: str
     difference: Interval
     num_examples: int
+    metric: str = NLL
+    num_ood: int = 0
+
+    def __post_init__(self) -> None:
+        if self.metric not in (NLL, OOD_DETECTION):
+            raise ValueError(f"Comparison(metric=...) is {NLL!r} or {OOD_DETECTION!r}, got {str(self.metric)[:50]!r}.")
 
     @property
     def is_better(self) -> bool:
@@ -49,15 +64,30 @@ class Comparison:
         >>> str(Comparison("SWAG", "MAP, temperature", Interval(0.021, 0.002, 0.04), 148))
         'SWAG is better than MAP + temperature by 0.021 nats [0.002, 0.040] on 148 examples.'
         """
-        method, other = (name.replace(", ", " + ") for name in (self.method, self.other))
-        is_lower = self.difference.value >= 0
+        return self.sentence()
+
+    def sentence(self, spelt: Callable[[str], str] = str) -> str:
+        """Return the comparison as one sentence, the names of the methods as ``spelt`` returns them."""
+        method, other = (spelt(name.replace(", ", " + ")) for name in (self.method, self.other))
+        is_ahead = self.difference.value >= 0
         value, low, high = self.difference.value, self.difference.low, self.difference.high
-        if not is_lower:
+        if not is_ahead:
             value, low, high = -value, -high, -low
-        amount, where = f"{value:.3f} nats [{low:.3f}, {high:.3f}]", f"on {self.num_examples} examples"
-        if self.is_better or self.is_worse:
-            return f"{method} is {'better' if self.is_better else 'worse'} than {other} by {amount} {where}."
-        return f"{method} and {other} cannot be told apart {where}: the NLL of {method} is {'lower' if is_lower else 'higher'} by {amount}."
+        amount = f"{value:.3f}{' nats' * (self.metric == NLL)} [{low:.3f}, {high:.3f}]"
+        adverb = "better" if self.is_better else "worse" if self.is_worse else None
+        if self.metric == NLL:
+            where = f"on {self.num_examples} examples"
+            if adverb:
+                return f"{method} is {adverb} than {other} by {amount} {where}."
+            lower = "lower" if is_ahead else "higher"
+            return f"{method} and {other} cannot be told apart {where}: the NLL of {method} is {lower} by {amount}."
+        measured = (
+            f"the AUROC of its entropy is {'higher' if is_ahead else 'lower'} by {amount} on {self.num_examples} in-distribution and "
+            f"{self.num_ood} OOD examples"
+        )
+        if adverb:
+            return f"{method} detects out-of-distribution (OOD) examples {adverb} than {other}: {measured}."
+        return f"{method} and {other} cannot be told apart at detecting out-of-distribution (OOD) examples: for {method} {measured}."
 
 
 def compare(
@@ -106,12 +136,65 @@ def compare(
     ]
 
 
-def verdict(comparisons: Sequence[Comparison], *, without: Sequence[str] = ("SWA",)) -> str | None:
-    """Return the comparison with the strongest other method as one sentence; None where there is none.
+def compare_ood_detection(
+    methods: Mapping[str, MethodPredictions],
+    *,
+    method: str,
+    other: str = "MAP",
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare how well two methods detect OOD examples by the entropy, by paired bootstrap of the AUROC.
+
+    Args:
+        methods: Predictions of each method, by its name.
+        method: One of them.
+        other: What it is compared with.
+        level, num_resamples, seed: As in `compare`. In-distribution and OOD examples are resampled each among themselves.
+
+    Returns:
+        The comparison; nothing where one of the two is not among the methods or has no OOD examples, where both are the same, or where
+        there are fewer than 20 examples of either kind.
+    """
+    pair = [methods[name] for name in (method, other) if name in methods and methods[name].ood_probabilities is not None]
+    if method == other or len(pair) < 2:
+        return []
+    num_examples, num_ood = len(pair[0].probabilities), len(pair[0].ood_probabilities)
+    if min(num_examples, num_ood) < MIN_EXAMPLES:
+        return []
+    own, theirs = (
+        np.concatenate([uncertainty_scores(part)["entropy"] for part in (each.probabilities, each.ood_probabilities)])
+        for each in pair
+    )
+    is_ood = np.repeat([False, True], [num_examples, num_ood])
+
+    def gain(own: np.ndarray, theirs: np.ndarray, is_ood: np.ndarray) -> float:
+        return auroc(own[~is_ood], own[is_ood]) - auroc(theirs[~is_ood], theirs[is_ood])
+
+    difference = bootstrap_interval(
+        gain, own, theirs, is_ood, level=level, num_resamples=num_resamples, seed=seed, strata=is_ood
+    )
+    return [Comparison(method, other, difference, num_examples, OOD_DETECTION, num_ood)]
+
+
+def strongest(comparisons: Sequence[Comparison], *, without: Sequence[str] = ("SWA",)) -> Comparison | None:
+    """Return the comparison of the NLL with the strongest other method; None where there is none.
 
     Args:
         comparisons: Of one method with others.
         without: Others that are left out: "SWA" is a part of the posterior, and no alternative to collecting one.
     """
-    rivals = [each for each in comparisons if each.other not in without]
-    return str(min(rivals, key=lambda each: each.difference.value)) if rivals else None
+    rivals = [each for each in comparisons if each.metric == NLL and each.other not in without]
+    return min(rivals, key=lambda each: each.difference.value) if rivals else None
+
+
+def verdict(comparisons: Sequence[Comparison], *, without: Sequence[str] = ("SWA",)) -> str | None:
+    """Return the comparison that `strongest` finds as one sentence; None where there is none."""
+    found = strongest(comparisons, without=without)
+    return None if found is None else str(found)
+
+
+def ood_verdict(comparisons: Sequence[Comparison]) -> str | None:
+    """Return how well OOD examples are detected, compared with the plain model, as one sentence; None where it was not measured."""
+    return next((str(each) for each in comparisons if each.metric == OOD_DETECTION), None)

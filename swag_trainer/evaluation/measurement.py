@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.comparison import compare
+from swag_trainer.evaluation.comparison import compare, compare_ood_detection
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.evaluation.record import Measurement, MethodMetrics
@@ -27,7 +28,9 @@ from swag_trainer.version import __version__
 __all__ = ["Measurement", "MethodMetrics", "measure"]
 
 _OOD_METRICS: dict[str, Callable[..., float]] = {"auroc": auroc, "aupr": aupr, "fpr95": fpr_at_tpr}
+_BOUNDS = {"nll": (0, math.inf), "brier": (0, 2)}  # of other metrics (0, 1)
 _SHOWN_UNCERTAINTIES = ("entropy", "mutual_information")
+_EXAMPLES_PER_BIN = 15
 
 
 def measure(
@@ -61,7 +64,7 @@ def measure(
         sampling: How it was drawn from, with the scale and temperature of the posterior where they are None.
         map_weights: Whose weights "MAP" has, for the record: "last" (snapshot) or "adapter" (file).
         compared: The method to compare with the others; default: the posterior's, if it is among ``methods``.
-        num_bins: Bins of the calibration errors.
+        num_bins: Bins of the calibration errors, and at most of the reliability diagram.
         num_resamples: Resamples for each interval.
         level: Of the intervals, in (0, 1).
         seed: Of the resamples.
@@ -78,14 +81,16 @@ def measure(
     for name, predictions in methods.items():
         probabilities, checked_labels = checked(predictions.probabilities, labels)
         metrics = {
-            metric: bootstrap_interval(function, probabilities, checked_labels, **options)
+            metric: bootstrap_interval(function, probabilities, checked_labels, bounds=_BOUNDS.get(metric, (0, 1)), **options)
             for metric, function in _metrics(num_bins).items()
         }
         found[name] = MethodMetrics(
             metrics=metrics | _ood_metrics(predictions, options),
             num_draws=predictions.num_draws,
             seconds_per_example=predictions.seconds_per_example,
-            bins=reliability_bins(probabilities, checked_labels, num_bins=num_bins),
+            bins=reliability_bins(
+                probabilities, checked_labels, num_bins=_bins_of_the_diagram(len(checked_labels), num_bins), scheme="quantile"
+            ),
             curve=risk_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == checked_labels),
         )
     own = "SWAG" if posterior is None else posterior.title
@@ -93,6 +98,10 @@ def measure(
         compared = own
     if posterior is not None:
         sampling = (sampling or Sampling()).resolved(posterior)
+    comparisons = []
+    if compared is not None:
+        comparisons = compare(methods, labels, method=compared, **options)
+        comparisons += compare_ood_detection(methods, method=compared, **options)
     return Measurement(
         dataset=dataset,
         split=split,
@@ -109,9 +118,14 @@ def measure(
         seed=seed,
         methods=found,
         uncertainties=_uncertainties(methods.get(own)),
-        comparisons=[] if compared is None else compare(methods, labels, method=compared, **options),
+        comparisons=comparisons,
         versions={"swag_trainer": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
     )
+
+
+def _bins_of_the_diagram(num_examples: int, num_bins: int) -> int:
+    """Return how many bins of equal mass the reliability diagram has: few enough that each holds some fifteen examples."""
+    return max(1, min(num_bins, num_examples // _EXAMPLES_PER_BIN))
 
 
 def _metrics(num_bins: int) -> dict[str, Callable[..., float]]:
@@ -151,7 +165,7 @@ def _ood_metrics(predictions: MethodPredictions, options: Mapping[str, Any]) -> 
             def measured(drawn: np.ndarray, flags: np.ndarray, function: Callable[..., float] = function) -> float:
                 return function(drawn[~flags], drawn[flags])
 
-            metrics[f"{metric}_{score}"] = bootstrap_interval(measured, scores, is_ood, strata=is_ood, **options)
+            metrics[f"{metric}_{score}"] = bootstrap_interval(measured, scores, is_ood, strata=is_ood, bounds=(0, 1), **options)
     return metrics
 
 

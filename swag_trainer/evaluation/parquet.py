@@ -18,8 +18,9 @@ from swag_trainer.posterior.atomic import write_bytes
 def predictions_to_parquet(path: str | Path, methods: Mapping[str, MethodPredictions], labels: ArrayLike) -> None:
     """Write the predictions of each method for each example, whole or not at all.
 
-    Columns: method, row, is_ood, label, prediction, correct, confidence, entropy (nats), mutual_information (nats), probabilities (a
-    list). Out-of-distribution examples have no label and are neither right nor wrong; a single draw has no mutual information.
+    Columns: method, row, is_ood, label, prediction, correct, confidence (the largest probability), entropy (nats), mutual_information
+    (nats), energy, ood_score, probabilities (a list). Out-of-distribution (OOD) examples have no label and are neither right nor wrong; a
+    single draw has no mutual information; a method without an energy or an OOD score has none in its rows.
 
     Args:
         path: The file.
@@ -37,28 +38,40 @@ def predictions_to_parquet(path: str | Path, methods: Mapping[str, MethodPredict
         raise ImportError("A Parquet file needs the pyarrow library: pip install pyarrow.") from error
     parts = []
     for name, predictions in methods.items():
-        parts.append(_rows(name, predictions.probabilities, predictions.mutual_information, np.asarray(labels)))
+        scores = predictions.ood_scores
+        inside = {score: values for score, (values, _) in scores.items()}
+        parts.append(_rows(name, predictions.probabilities, predictions.mutual_information, inside, np.asarray(labels)))
         if predictions.ood_probabilities is not None:
-            parts.append(_rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, None))
+            outside = {score: values for score, (_, values) in scores.items()}
+            parts.append(_rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, outside, None))
     table = pa.concat_tables(pa.table(part, schema=_schema(pa)) for part in parts)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(Path(path), buffer.getvalue())
 
 
-def _rows(name: str, probabilities: np.ndarray, information: np.ndarray | None, labels: np.ndarray | None) -> dict[str, Any]:
+def _rows(
+    name: str,
+    probabilities: np.ndarray,
+    information: np.ndarray | None,
+    scores: Mapping[str, np.ndarray | None],
+    labels: np.ndarray | None,
+) -> dict[str, Any]:
     predictions = probabilities.argmax(axis=1)
     count = len(probabilities)
+    absent = [None] * count
     return {
         "method": [name] * count,
         "row": np.arange(count),
         "is_ood": np.full(count, labels is None),
-        "label": [None] * count if labels is None else labels,
+        "label": absent if labels is None else labels,
         "prediction": predictions,
-        "correct": [None] * count if labels is None else predictions == labels,
+        "correct": absent if labels is None else predictions == labels,
         "confidence": probabilities.max(axis=1),
         "entropy": uncertainty_scores(probabilities)["entropy"],
-        "mutual_information": [None] * count if information is None else information,
+        "mutual_information": absent if information is None else information,
+        "energy": scores.get("energy", absent),
+        "ood_score": scores.get("ood_score", absent),
         "probabilities": list(probabilities),
     }
 
@@ -75,6 +88,8 @@ def _schema(pa: Any) -> Any:
             "confidence": pa.float64(),
             "entropy": pa.float64(),
             "mutual_information": pa.float64(),
+            "energy": pa.float64(),
+            "ood_score": pa.float64(),
             "probabilities": pa.list_(pa.float64()),
         }
     )

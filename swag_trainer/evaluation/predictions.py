@@ -50,7 +50,7 @@ class MethodPredictions:
         ood_probabilities: The same for out-of-distribution (OOD) examples, if there are any. Shape (M, C).
         ood_mutual_information: Shape (M,).
         ood_scores: Further scores by which examples can be called OOD, such as "energy" and "ood_score", by name: of the
-            in-distribution examples and of the OOD examples. Shapes (N,) and (M,).
+            in-distribution examples and of the OOD examples, None where there are none. Shapes (N,) and (M,).
         seconds_per_example: Time of the in-distribution examples divided by N; None if it was not measured.
         num_draws: Draws per example, the mean where examples differ.
 
@@ -62,7 +62,7 @@ class MethodPredictions:
     mutual_information: np.ndarray | None = None
     ood_probabilities: np.ndarray | None = None
     ood_mutual_information: np.ndarray | None = None
-    ood_scores: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    ood_scores: Mapping[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
     seconds_per_example: float | None = None
     num_draws: float = 1.0
 
@@ -81,7 +81,8 @@ class MethodPredictions:
         if self.ood_probabilities is not None and (self.mutual_information is None) != (self.ood_mutual_information is None):
             raise ValueError("Mutual information is needed for in-distribution and OOD examples, or for neither.")
         for name, (in_distribution, ood) in self.ood_scores.items():
-            lengths = [len(checked_numbers(f"The score {name!r}", values, ndim=1)) for values in (in_distribution, ood)]
+            parts = [() if values is None else values for values in (in_distribution, ood)]
+            lengths = [len(values) and len(checked_numbers(f"The score {name!r}", values, ndim=1)) for values in parts]
             expected = [len(self.probabilities), 0 if self.ood_probabilities is None else len(self.ood_probabilities)]
             if lengths != expected:
                 raise ValueError(f"{expected} in-distribution and OOD examples have {lengths} values of the score {name!r}.")
@@ -101,9 +102,9 @@ class MethodPredictions:
         """
         draws = float(predictive.num_draws.mean())
         scores = {}
-        for name in ("energy", "ood_score") if ood is not None else ():
-            in_distribution, outside = getattr(predictive, name), getattr(ood, name)
-            if in_distribution is not None and outside is not None:
+        for name in ("energy", "ood_score"):
+            in_distribution, outside = getattr(predictive, name), getattr(ood, name, None)
+            if in_distribution is not None and (ood is None or outside is not None):
                 scores[name] = (in_distribution, outside)
         return cls(
             probabilities=predictive.probabilities,

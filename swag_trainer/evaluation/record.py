@@ -12,7 +12,7 @@ import numpy as np
 
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.card_results import CardResults
-from swag_trainer.evaluation.comparison import Comparison, verdict
+from swag_trainer.evaluation.comparison import Comparison, ood_verdict, verdict
 from swag_trainer.evaluation.earlier import from_format_1
 from swag_trainer.metrics.bootstrap import Interval
 from swag_trainer.metrics.calibration import ReliabilityBins
@@ -39,7 +39,7 @@ class MethodMetrics:
             the score by which examples are called OOD; of a method that has that score.
         num_draws: Draws per example.
         seconds_per_example: None where it was not measured.
-        bins: Reliability of the top label.
+        bins: Reliability of the top label in bins of equal mass, for the diagram; in files of earlier versions of equal width.
         curve: Risk against coverage.
     """
 
@@ -73,7 +73,8 @@ class Measurement:
         level: Of the intervals.
         seed: Of the resamples.
         methods: What was measured, by the name of the method.
-        comparisons: Of the posterior's method with every other one, paired; [] in files of earlier versions.
+        comparisons: Of the posterior's method with every other one, by the NLL, and with "MAP", by the detection of OOD examples, paired;
+            [] in files of earlier versions.
         uncertainties: Of the posterior's method, in nats: {name: (in-distribution (N,), OOD (M,))}; {} without OOD examples.
         versions: Of the libraries that measured.
     """
@@ -106,8 +107,13 @@ class Measurement:
         """The comparison with the strongest method that needs no posterior, as one sentence; None where there is none."""
         return verdict(self.comparisons)
 
+    @property
+    def ood_verdict(self) -> str | None:
+        """The comparison with "MAP" at detecting OOD examples, as one sentence; None where there is none."""
+        return ood_verdict(self.comparisons)
+
     def to_card(self) -> CardResults:
-        """Return what a model card prints: the metrics that all methods have, with their circumstances.
+        """Return what a model card prints: all metrics with their circumstances.
 
         Raises:
             SwagError: How the posterior was drawn from is not recorded.
@@ -116,9 +122,7 @@ class Measurement:
         if self.sampling is None:
             raise SwagError("A card states draws and seed, and this measurement has none: pass measure(..., sampling=...).")
         # A single pass has no mutual information to detect OOD examples by, so its metrics are fewer.
-        common = [
-            metric for metric in next(iter(self.metrics.values())) if all(metric in found for found in self.metrics.values())
-        ]
+        measured = list(dict.fromkeys(metric for found in self.metrics.values() for metric in found))
         times = {name: method.seconds_per_example for name, method in self.methods.items()}
         return CardResults(
             dataset=self.dataset,
@@ -128,9 +132,12 @@ class Measurement:
             num_samples=self.sampling.num_samples,
             seed=self.sampling.seed,
             num_bins=self.num_bins,
-            metrics={name: {metric: found[metric].value for metric in common} for name, found in self.metrics.items()},
+            metrics={
+                name: {metric: found[metric].value if metric in found else None for metric in measured}
+                for name, found in self.metrics.items()
+            },
             intervals={
-                name: {metric: (found[metric].low, found[metric].high) for metric in common}
+                name: {metric: (interval.low, interval.high) for metric, interval in found.items()}
                 for name, found in self.metrics.items()
             },
             interval_level=self.level,
@@ -140,6 +147,7 @@ class Measurement:
             ood=self.ood,
             num_ood=self.num_ood or None,
             versions=self.versions,
+            comparisons=self.comparisons,
         )
 
     def to_json(self) -> str:
@@ -197,34 +205,14 @@ class Measurement:
             raise SwagError(f"{str(path)!r} is not what 'swag-trainer evaluate --output' writes: {error}") from error
 
     def table(self) -> Table:
-        """Return the metrics as a table for the terminal, a row for each metric and a column for each method.
+        """Return the metrics as tables for the terminal, one below the other, at most 80 columns wide; see `as_table`.
 
         Raises:
             ImportError: The rich library is not installed.
         """
-        try:
-            from rich.markup import escape
-            from rich.table import Table
-        except ImportError as error:
-            raise ImportError("The table needs the rich library: pip install rich, or use to_json().") from error
-        table = Table(
-            title=f"{self.num_examples} examples, {self.level:.0%} intervals of {self.num_resamples} resamples, {self.num_bins} bins"
-        )
-        table.add_column("")
-        for name in self.methods:
-            table.add_column(escape(name), justify="right")
-        for metric in dict.fromkeys(metric for found in self.metrics.values() for metric in found):
-            cells = [found.get(metric) for found in self.metrics.values()]
-            table.add_row(metric, *("-" if cell is None else escape(str(cell)) for cell in cells))
-        times = [method.seconds_per_example for method in self.methods.values()]
-        if self.comparisons:
-            differences = {comparison.other: comparison.difference for comparison in self.comparisons}
-            name = self.comparisons[0].method
-            cells = [differences.get(method) for method in self.methods]
-            table.add_row(f"nll - that of {escape(name)}", *("-" if cell is None else escape(str(cell)) for cell in cells))
-        table.add_row("ms per example", *("-" if time is None else f"{1000 * time:.3g}" for time in times))
-        table.add_row("draws", *(f"{method.num_draws:g}" for method in self.methods.values()))
-        return table
+        from swag_trainer.evaluation.table import as_table
+
+        return as_table(self)
 
 
 def _method_document(method: MethodMetrics) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_another_methods_draws_are_measured_beside_ours(model, tmp_path, capsys)
         == 0
     )
     shown = capsys.readouterr().out
-    assert "theirs" in shown and "nll" in shown
+    assert "theirs" in shown and "NLL" in shown
     results = Measurement.read(file)
     assert list(results.metrics) == ["SWA", "SWAG", "theirs"]
     expected = -np.log(draws.mean(axis=0)[np.arange(len(targets)), targets]).mean()

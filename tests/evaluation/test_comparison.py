@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import norm
 
 from swag_trainer.errors import SwagError
-from swag_trainer.evaluation.comparison import Comparison, compare, verdict
+from swag_trainer.evaluation.comparison import Comparison, compare, compare_ood_detection, verdict
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.predictions import MethodPredictions
-from swag_trainer.metrics import Interval, negative_log_likelihood
+from swag_trainer.metrics import Interval, auroc, negative_log_likelihood
 
 
 def predictions(probabilities_of_truth, labels):
@@ -74,6 +74,51 @@ def test_the_verdict_is_about_the_strongest_rival(three):
 def test_each_outcome_has_its_sentence(difference, sentence):
     # Red for: a loss that reads like a win, limits in the wrong order.
     assert str(Comparison("SWAG", "MAP, temperature", Interval(*difference), 148)) == sentence
+
+
+def test_ood_detection_is_compared_with_map_by_the_paired_difference_of_the_auroc():
+    # Red for: a difference of the wrong sign, methods resampled apart, a loss that is left unsaid, OOD examples without their number.
+    generator = np.random.default_rng(0)
+    inside, outside = generator.uniform(0.55, 0.95, size=(2, 150))
+    outside -= 0.1
+    better = np.clip(outside - 0.1 + generator.normal(scale=0.01, size=150), 0.5, 1)
+
+    def with_ood(ood):
+        stacked = [np.stack([part, 1 - part], axis=1) for part in (inside, ood)]
+        return MethodPredictions(stacked[0], ood_probabilities=stacked[1])
+
+    methods = {"MAP": with_ood(better), "SWAG": with_ood(outside), "SWA": with_ood(outside)}
+    (found,) = compare_ood_detection(methods, method="SWAG", num_resamples=200, seed=2)
+    areas = [
+        auroc(1 - inside, 1 - ood) for ood in (outside, better)
+    ]  # of two classes the entropy falls as the confidence rises
+    assert found.difference.value == pytest.approx(areas[0] - areas[1])
+    draws, differences = np.random.default_rng(2), []
+    for _ in range(200):
+        rows, ood_rows = draws.integers(150, size=150), draws.integers(150, size=150)
+        one, two = (auroc(1 - inside[rows], 1 - ood[ood_rows]) for ood in (outside, better))
+        differences.append(one - two)
+    low, median, high = np.quantile(differences, [0.025, 0.5, 0.975])
+    np.testing.assert_allclose(
+        [found.difference.low, found.difference.high], found.difference.value + np.array([low, high]) - median, atol=1e-12
+    )
+    assert found.is_worse and str(found) == (
+        "SWAG detects out-of-distribution (OOD) examples worse than MAP: the AUROC of its entropy is lower by "
+        f"{-found.difference.value:.3f} [{-found.difference.high:.3f}, {-found.difference.low:.3f}] on 150 in-distribution and 150 OOD "
+        "examples."
+    )
+    (equal,) = compare_ood_detection(methods, method="SWAG", other="SWA", num_resamples=5)
+    assert str(equal).startswith(
+        "SWAG and SWA cannot be told apart at detecting out-of-distribution (OOD) examples: for SWAG the AUROC"
+    )
+    without = {**methods, "MAP": MethodPredictions(methods["MAP"].probabilities)}
+    assert compare_ood_detection(without, method="SWAG") == []
+    assert compare_ood_detection(methods, method="MAP") == []
+    measured = measure(methods, np.zeros(150, int), num_resamples=20, seed=2)
+    again = Measurement.from_json(measured.to_json())
+    assert again.ood_verdict == measured.ood_verdict and again.ood_verdict.startswith("SWAG detects")
+    assert [each.metric for each in again.comparisons] == ["nll", "nll", "auroc_entropy"]
+    assert "detects" not in again.verdict
 
 
 def test_too_few_examples_have_no_verdict(three):

@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from swag_trainer import metrics
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.metrics.selective import area_under_risk_coverage
+from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.sampler import Sampling
 
 N, M, C = 60, 40, 3
@@ -56,7 +59,7 @@ def test_every_value_is_that_of_its_metric():
     assert found.keys() == expected.keys()
     for metric, value in expected.items():
         assert found[metric].value == pytest.approx(value, abs=1e-9), metric
-        assert found[metric].low <= found[metric].high
+        assert found[metric].low <= found[metric].value <= found[metric].high
 
 
 def test_intervals_are_those_of_the_bootstrap_and_the_same_rows_for_every_method():
@@ -111,13 +114,15 @@ def test_a_record_survives_json_and_brings_its_circumstances():
     np.testing.assert_array_equal(again.uncertainties["entropy"][0], expected)
 
 
-def test_a_card_gets_the_metrics_that_all_methods_have():
-    # Red for: a metric of one method alone, limits of another metric, OOD examples that the card does not name.
+def test_a_card_gets_every_metric_and_the_comparisons():
+    # Red for: scores that only the posterior has left out, limits of another metric, OOD examples that the card does not name.
     methods = {"one pass": some_predictions(draws=1), "SWAG": some_predictions(time=0.002)}
     sampling = Sampling(num_samples=5, seed=7, scale=0.5, temperature=1.25)
     measured = measure(methods, some_labels(), dataset="d", split="test", ood="imdb", sampling=sampling, num_resamples=10)
     card = measured.to_card()
-    assert set(card.metrics["SWAG"]) == set(measured.metrics["one pass"]) < set(measured.metrics["SWAG"])
+    assert set(card.metrics["one pass"]) == set(card.metrics["SWAG"]) == set(measured.metrics["SWAG"])
+    assert card.metrics["one pass"]["auroc_mutual_information"] is None
+    assert card.comparisons == tuple(measured.comparisons) and CardResults.from_json(card.to_json()) == card
     nll = measured.metrics["SWAG"]["nll"]
     assert (card.metrics["SWAG"]["nll"], card.intervals["SWAG"]["nll"]) == (nll.value, (nll.low, nll.high))
     assert (card.num_examples, card.ood, card.num_ood, card.num_samples, card.seed) == (N, "imdb", M, 5, 7)
@@ -168,20 +173,51 @@ def test_a_file_of_another_form_is_refused_and_named(tmp_path, text):
         Measurement.read(tmp_path / "odd.json")
 
 
-def test_the_table_has_a_row_for_each_metric_and_a_column_for_each_method():
-    # Red for: markup in a method's name that paints the table, a figure in another's column.
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_fits_80_columns_and_cuts_no_name(width):
+    # Red for: a name that is cut or read as markup, a metric in another's column or of another method, a table as wide as the screen.
     console = pytest.importorskip("rich.console")
-    methods = {"one pass": some_predictions(draws=1), "[red]ours[/red]": some_predictions(1, time=0.002)}
+    scores = {name: (np.arange(float(N)), np.arange(float(M))) for name in ("energy", "ood_score")}
+    names = {
+        "one pass": "one pass",
+        "MC dropout, temperature": "MC dropout, / temperature",
+        "[red]x[/red]": "[red]x[/red]",
+        "averagednetworks": "averagednetw / orks",
+        "SWAG": "SWAG",
+    }
+    methods = {name: dataclasses.replace(some_predictions(len(name), time=0.002), ood_scores=scores) for name in names}
+    methods["one pass"] = some_predictions(draws=1)
     measured = measure(methods, some_labels(), num_resamples=10)
-    shown = console.Console(width=200, file=io.StringIO())
-    shown.print(measured.table())
-    text = shown.file.getvalue()
-    assert "[red]ours[/red]" in text
-    lines = {line.split("│")[1].strip(): line.split("│")[2:4] for line in text.splitlines() if line.count("│") > 2}
-    assert [cell.strip() for cell in lines["nll"]] == [str(found["nll"]) for found in measured.metrics.values()]
-    assert lines["auroc_mutual_information"][0].strip() == "-"
-    assert [cell.strip() for cell in lines["ms per example"]] == ["-", "2"]
-    assert [cell.strip() for cell in lines["draws"]] == ["1", "5"]
+    screen = console.Console(width=width, file=io.StringIO())
+    screen.print(measured.table())
+    lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    starts = [place for place, line in enumerate(lines) if line.startswith("method")]
+    blocks = [lines[start + 2 : start + 2 + 2 * len(names)] for start in starts]
+    assert len(blocks) == 5
+    for block in blocks:  # each method has two lines: its name and values, and below them the intervals
+        found = [
+            f"{above[:12].rstrip()} / {below[:12].rstrip()}".removesuffix(" / ")
+            for above, below in zip(block[::2], block[1::2], strict=True)
+        ]
+        assert found == list(names.values())
+    ours = measured.metrics["SWAG"]
+    expected = [ours[metric] for metric in ("accuracy", "macro_f1", "nll", "ece", "ece_quantile")]
+    assert blocks[0][-2].split()[1:] == [f"{each.value:.3f}" for each in expected]
+    assert blocks[0][-1].split() == [f"{each.low:.3f}-{each.high:.3f}" for each in expected]
+    for block, kind in zip(blocks[2:], ("auroc", "aupr", "fpr95"), strict=True):
+        shown = [ours[f"{kind}_{score}"].value for score in ("entropy", "one_minus_max", "mutual_information", *scores)]
+        assert block[-2].split()[1:] == [f"{value:.3f}" for value in shown]
+        assert block[0].split()[-3:] == ["-", "-", "-"]
+    assert blocks[1][0].split()[-2:] == ["-", "1"] and blocks[1][-2].split()[-2:] == ["2", "5"]
+
+
+def test_the_bins_of_the_diagram_hold_about_as_many_examples_each_and_never_few():
+    # Red for: the bins of the ECE, of equal width, most of which are all but empty; more bins than asked for.
+    predictions, labels = some_predictions(ood=False), some_labels()
+    for num_bins, expected in ((15, 4), (3, 3)):
+        counts = measure({"ours": predictions}, labels, num_bins=num_bins, num_resamples=2).methods["ours"].bins.counts
+        assert len(counts) == expected and counts.min() >= 60 // expected - 1
 
 
 def test_the_rows_in_the_file_give_the_metrics_again(tmp_path):
@@ -205,9 +241,29 @@ def test_the_rows_in_the_file_give_the_metrics_again(tmp_path):
         assert all(row["confidence"] == max(row["probabilities"]) == row["probabilities"][row["prediction"]] for row in inside)
         area = metrics.auroc([row["entropy"] for row in inside], [row["entropy"] for row in ood])
         assert area == pytest.approx(measured.metrics[name]["auroc_entropy"].value)
-    assert all(row["mutual_information"] is None for row in rows if row["method"] == "one pass")
+    assert all(row["mutual_information"] is row["energy"] is None for row in rows if row["method"] == "one pass")
     information = [row["mutual_information"] for row in rows if row["method"] == "draws" and row["is_ood"]]
     np.testing.assert_array_equal(information, methods["draws"].ood_mutual_information)
+
+
+def test_the_rows_hold_the_energy_and_the_ood_score_of_every_example_with_and_without_ood_examples(tmp_path):
+    # Red for: a column that is missing or another score's, scores left out because there are no OOD examples, both kinds exchanged.
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given, outside = (
+        dataclasses.replace(
+            Predictive.from_logits(torch.randn(2, count, C, generator=torch.Generator().manual_seed(count)), "softmax"),
+            ood_score=np.linspace(0, 0.9, count),
+        )
+        for count in (N, M)
+    )
+    for ood in (None, outside):
+        methods = {"SWAG": MethodPredictions.from_predictive(given, ood)}
+        predictions_to_parquet(tmp_path / "rows.parquet", methods, some_labels())
+        rows = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+        for is_ood, predictive in ((False, given), (True, ood)):
+            for name in ("energy", "ood_score", "mutual_information"):
+                found = [row[name] for row in rows if row["is_ood"] == is_ood]
+                np.testing.assert_array_equal(found, [] if predictive is None else getattr(predictive, name))
 
 
 def test_methods_with_predictions_for_other_examples_are_not_compared():

@@ -14,6 +14,8 @@ from minihub import LoopbackSession
 
 from hub_cards import build_card, merge_card, publish_card, trajectory_plot
 from swag_trainer import PointPosterior, SwagError, SwagPosterior, WeightPosterior
+from swag_trainer.evaluation.comparison import Comparison
+from swag_trainer.metrics import Interval as Limits
 from swag_trainer.posterior.base import Draws
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
@@ -78,14 +80,22 @@ def shown(card):
     return "".join("\n" if token.type == "softbreak" else token.content for token in tokens(card) if token.type in texts)
 
 
+def tables(card):
+    """The rows of each of the card's tables."""
+    found = []
+    for token, following in zip(tokens(card), tokens(card)[1:], strict=False):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type in ("th_open", "td_open"):
+            found[-1][-1].append("".join(child.content for child in following.children))
+    return found
+
+
 def table(card):
     """The rows of the card's only table."""
-    rows = []
-    for token, following in zip(tokens(card), tokens(card)[1:], strict=False):
-        if token.type == "tr_open":
-            rows.append([])
-        elif token.type in ("th_open", "td_open"):
-            rows[-1].append("".join(child.content for child in following.children))
+    (rows,) = tables(card)
     return rows
 
 
@@ -97,6 +107,49 @@ def test_the_table_holds_every_figure_in_its_row_and_column():
         ["MAP", "0.931", "0.25"],
         ["SWAG", "0.9254", "1.2e-05"],
     ]
+
+
+def test_ood_scores_have_tables_of_their_own_and_what_a_method_lacks_is_a_dash():
+    # Red for: the OOD score left out because MAP has none, a score in another's column, one table of twenty columns.
+    metrics = {
+        "MAP": {"nll": 0.5, "auroc_entropy": 0.7, "auroc_ood_score": None, "fpr95_ood_score": None},
+        "SWAG": {"nll": 0.4, "auroc_entropy": 0.8, "auroc_ood_score": 0.9, "fpr95_ood_score": 0.25},
+    }
+    intervals = {"SWAG": {"auroc_ood_score": (0.85, 0.95)}}
+    card = build_card(
+        some_posterior(), some_results(metrics=metrics, intervals=intervals, interval_level=0.95, ood="imdb", num_ood=9)
+    )
+    assert tables(card) == [
+        [["method", "NLL"], ["MAP", "0.5"], ["SWAG", "0.4"]],
+        [["method", "entropy", "OOD score"], ["MAP", "0.7", "-"], ["SWAG", "0.8", "0.9 (0.85 to 0.95)"]],
+        [["method", "OOD score"], ["MAP", "-"], ["SWAG", "0.25"]],
+    ]
+    text = " ".join(shown(card).split())
+    assert "AUROC of detecting out-of-distribution (OOD) examples by:" in text and "FPR at TPR 95 % of" in text
+
+
+def test_the_card_says_whether_swag_is_better_than_its_strongest_rival_and_at_detecting_ood_examples():
+    # Red for: the weakest rival, SWA as a rival, a loss at OOD detection that stays in the file, a name that is markup.
+    comparisons = [
+        Comparison("SWAG", "SWA", Limits(-0.5, -0.6, -0.4), 872),
+        Comparison("SWAG", "MAP, <b>temperature", Limits(0.0213, 0.002, 0.04), 872),
+        Comparison("SWAG", "MAP", Limits(0.3, 0.2, 0.4), 872),
+        Comparison("SWAG", "MAP", Limits(-0.03, -0.05, -0.01), 872, "auroc_entropy", 100),
+    ]
+    card = build_card(some_posterior(), some_results(comparisons=comparisons))
+    text = " ".join(shown(card).split())
+    assert "SWAG is better than MAP + <b>temperature by 0.021 nats [0.002, 0.040] on 872 examples." in text
+    assert (
+        "SWAG detects out-of-distribution (OOD) examples worse than MAP: the AUROC of its entropy is lower by 0.030 [0.010, 0.050]"
+        in text
+    )
+    assert tables(card)[1] == [
+        ["NLL of SWAG against", "lower by", "interval"],
+        ["SWA", "-0.5", "-0.6 to -0.4"],
+        ["MAP, <b>temperature", "0.0213", "0.002 to 0.04"],
+        ["MAP", "0.3", "0.2 to 0.4"],
+    ]
+    assert "cannot be told apart" not in text and "is better" not in shown(build_card(some_posterior(), some_results()))
 
 
 def test_the_figures_stand_with_their_circumstances():

@@ -9,6 +9,8 @@ from measured import some_results
 
 from hub_cards import CardResults
 from swag_trainer import SwagError
+from swag_trainer.evaluation.comparison import Comparison
+from swag_trainer.metrics import Interval
 
 LEVEL = {"interval_level": 0.95}
 OLD = {"dataset", "split", "revision", "num_examples", "num_samples", "seed", "num_bins", "metrics"}
@@ -56,6 +58,9 @@ OLD = {"dataset", "split", "revision", "num_examples", "num_samples", "seed", "n
         ({"seconds_per_example": {"SWA": 0.1}}, r"seconds_per_example=.*0\.1 seconds to 'SWA'"),
         ({"seconds_per_example": {"SWAG": -0.1}}, r"seconds_per_example=.*-0\.1"),
         ({"versions": {"torch": 2.13}}, r"versions=.*by texts, got 'torch': 2\.13"),
+        ({"comparisons": ["SWAG is best"]}, r"comparisons=.*what compare\(\) returns, got 'SWAG is best'"),
+        ({"comparisons": [Comparison("SWAG", " ", Interval(0.1, 0.05, 0.2), 872)]}, r"comparisons=.*non-empty text"),
+        ({"comparisons": [Comparison("SWAG", "MAP", Interval(math.nan, 0, 1), 872)]}, r"comparisons=.*finite numbers.*'MAP'"),
     ],
 )
 def test_a_record_with_a_hole_in_it_is_refused_naming_the_hole(changes, complaint):
@@ -108,6 +113,15 @@ def test_numbers_of_numpy_become_plain_ones():
     results = some_results(num_examples=np.int64(872), metrics={"SWAG": {"ECE": np.float64(0.03)}})
     assert type(results.num_examples) is int
     assert type(results.metrics["SWAG"]["ECE"]) is float
+
+
+def test_a_metric_that_a_method_cannot_have_is_none_and_has_no_interval():
+    # Red for: a zero in its place, an interval of nothing, a None that JSON does not give back.
+    metrics = {"MAP": {"NLL": 0.5, "auroc_ood_score": None}, "SWAG": {"NLL": 0.4, "auroc_ood_score": 0.9}}
+    results = some_results(metrics=metrics, comparisons=[Comparison("SWAG", "MAP", Interval(0.1, 0.05, 0.2), 872)])
+    assert CardResults.from_json(results.to_json()) == results and results.metrics["MAP"]["auroc_ood_score"] is None
+    with pytest.raises(ValueError, match="'auroc_ood_score' of 'MAP', which has no value"):
+        some_results(metrics=metrics, intervals={"MAP": {"auroc_ood_score": (0.1, 0.2)}}, **LEVEL)
 
 
 def test_every_method_has_its_figures_in_the_order_of_the_first():
@@ -178,6 +192,11 @@ def test_every_record_that_can_be_made_survives_json(figures, name, versions, se
         (some_results().to_json().replace("0.0312", "NaN"), "invalid record.*finite numbers, got nan"),
         (some_results().to_json().replace('"glue/sst2"', '"/home/alice"'), "invalid record.*local path"),
         (some_results().to_json().replace("0.0312", "1" * 400), "invalid record.*finite numbers"),
+        (
+            some_results().to_json().replace('"comparisons": []', '"comparisons": [{"method": "SWAG"}]'),
+            "invalid record.*difference",
+        ),
+        (some_results().to_json().replace('"comparisons": []', '"comparisons": 3'), "invalid record"),
     ],
 )
 def test_a_text_that_is_no_record_is_refused_saying_why(text, complaint):
