@@ -14,7 +14,7 @@ define run_tests
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not quantised" $(ARGS)
 endef
 
-.PHONY: demo test latest oldest slow bench style quality lock clean
+.PHONY: demo test latest oldest slow bench docs release style quality lock clean
 
 demo: .venv/.demo  ## Fine-tune a small model on the demo's text and compare MAP with SWAG
 	$(BIN)/python examples/quickstart.py
@@ -34,6 +34,19 @@ oldest: .venv-oldest/.dev .venv-oldest/.quantised  ## The tests against the olde
 bench: .venv/.dev  ## Tables of ratios, measured side by side
 	$(BIN)/python benchmarks/collection.py
 
+docs: .venv/.docs  ## Build the documentation into site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release: .venv/.dev  ## Build wheel and sdist, and run the README with the wheel alone, in an environment of its own
+	rm -rf build dist .venv-release
+	$(BIN)/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' > dist/sdist.log && rm dist/sdist.log
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python $(PIP) install --constraint constraints.txt pip setuptools
+	.venv-release/bin/python $(PIP) install --constraint constraints.txt "$$(ls dist/*.whl)[cli]"
+	.venv-release/bin/python -P tests/run_documents.py README.md
+	ls -l dist
+
 style: .venv/.dev  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,15 +60,15 @@ lock:  ## Write constraints.txt anew: every version that the extras install toda
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	echo 'torch==$(TORCH)' > .venv-lock/torch.txt
 	.venv-lock/bin/python $(PIP) install --upgrade pip setuptools
-	.venv-lock/bin/python $(PIP) install --constraint .venv-lock/torch.txt --editable '.[dev,quantised]'
-	(echo '# Made by `make lock`: every version that `make demo` and `make test` install, for Python $(OLDEST_PYTHON) and later.'; \
+	.venv-lock/bin/python $(PIP) install --constraint .venv-lock/torch.txt --editable '.[dev,docs,quantised]'
+	(echo '# Made by `make lock`: every version that `make demo`, `make test` and `make docs` install, for Python $(OLDEST_PYTHON) and later.'; \
 	  .venv-lock/bin/python $(PIP) freeze --all --exclude-editable | sed 's/+cpu$$//') > constraints.txt
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-latest .venv-oldest .venv-lock demo-output
+	rm -rf .venv .venv-latest .venv-oldest .venv-lock .venv-release build demo-output dist site
 
-.venv/.demo .venv/.dev: pyproject.toml constraints.txt | .venv/.python
+.venv/.demo .venv/.dev .venv/.docs: pyproject.toml constraints.txt | .venv/.python
 	$(BIN)/python $(PIP) install --constraint constraints.txt pip setuptools
 	$(BIN)/python $(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[$(patsubst .%,%,$(@F))]'
 	touch $@

@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     from swag_trainer.collection.callback import SwagCallback
     from swag_trainer.collection.checkpoints import last_complete_checkpoint
     from swag_trainer.collection.collaboration import CollaborationCallback
+    from swag_trainer.collection.from_checkpoints import posterior_from_checkpoints
     from swag_trainer.collection.ivon import Ivon
     from swag_trainer.collection.multiple_choice import MultipleChoiceMixin
     from swag_trainer.collection.schedule import Evenly, Every
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
     from swag_trainer.collection.variational import VariationalMixin
     from swag_trainer.fitting.fit import fit_posterior
+    from swag_trainer.posterior import load_posterior
+    from swag_trainer.posterior.base import WeightPosterior
     from swag_trainer.posterior.kronecker import KroneckerPosterior
     from swag_trainer.posterior.mean_field import MeanFieldPosterior
     from swag_trainer.posterior.mixture import PosteriorMixture
+    from swag_trainer.posterior.point import PointPosterior
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline

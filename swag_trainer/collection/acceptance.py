@@ -26,12 +26,13 @@ class Adaptive:
     At each evaluation since the schedule's first step the running weights are the candidate. The average with them is evaluated
     too: they join if it is not worse than before; the average begins anew with them if they alone beat both; else they are left out.
 
-    >>> Adaptive().decide(running=0.5, averaged=0.3, accepted=0.4)
-    <Decision.SOFT: 'soft'>
-    >>> Adaptive().decide(running=0.2, averaged=0.3, accepted=0.4)
-    <Decision.HARD: 'hard'>
-    >>> Adaptive().decide(running=0.5, averaged=0.45, accepted=0.4)
-    <Decision.REJECT: 'reject'>
+    Examples:
+        >>> Adaptive().decide(running=0.5, averaged=0.3, accepted=0.4)
+        <Decision.SOFT: 'soft'>
+        >>> Adaptive().decide(running=0.2, averaged=0.3, accepted=0.4)
+        <Decision.HARD: 'hard'>
+        >>> Adaptive().decide(running=0.5, averaged=0.45, accepted=0.4)
+        <Decision.REJECT: 'reject'>
 
     Attributes:
         metric: A metric of the Trainer's evaluation, "eval_loss" or one that ``compute_metrics`` returns. Where ``eval_dataset`` is a

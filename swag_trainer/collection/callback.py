@@ -53,9 +53,10 @@ logger = logging.getLogger(__name__)
 class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
     """Collects a SWAG posterior over a PEFT adapter's weights while the Trainer trains it.
 
-    >>> from swag_trainer import Every, SwagCallback
-    >>> swag = SwagCallback()                                                     # good as it is; or:
-    >>> swag = SwagCallback(schedule=Every(steps=50, start=0.5), rank=20, learning_rate=2e-4)
+    Examples:
+        >>> from swag_trainer import Every, SwagCallback
+        >>> swag = SwagCallback()                                                     # good as it is; or:
+        >>> swag = SwagCallback(schedule=Every(steps=50, start=0.5), rank=20, learning_rate=2e-4)
 
     Put it into ``Trainer(callbacks=[swag])``; a Trainer that inherits from `SwagTrainerMixin` hands itself over, any other is found. When training is over, ``swag.posterior`` is the posterior, the adapter in the model
     holds its mean (the SWA solution), and both lie in ``args.output_dir``, so that ``trainer.push_to_hub()`` takes them along.

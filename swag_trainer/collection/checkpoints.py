@@ -59,7 +59,8 @@ def adapters_digest(checkpoint: str | Path) -> str:
 def last_complete_checkpoint(folder: str | Path) -> str | None:
     """Find the newest checkpoint that training can be continued from exactly.
 
-    >>> trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))       # doctest: +SKIP
+    Examples:
+        >>> trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))       # doctest: +SKIP
 
     That line starts a run, and goes on with one that was killed, wherever it was killed. A ``checkpoint-N`` counts if its
     ``trainer_state.json`` is whole and of step N, every weights file and every state of optimizer, scheduler and random numbers is

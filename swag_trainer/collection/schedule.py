@@ -20,12 +20,13 @@ class Schedule(Protocol):
 class Every:
     """Collect at regular distances in the last part of the run.
 
-    >>> Every(steps=10, start=0.5).is_due(step=50, max_steps=100)
-    True
-    >>> Every(steps=10, start=0.5).is_due(step=49, max_steps=100)
-    False
-    >>> Every(epochs=1, start=0.75).is_due(step=80, max_steps=100, steps_per_epoch=20)
-    True
+    Examples:
+        >>> Every(steps=10, start=0.5).is_due(step=50, max_steps=100)
+        True
+        >>> Every(steps=10, start=0.5).is_due(step=49, max_steps=100)
+        False
+        >>> Every(epochs=1, start=0.75).is_due(step=80, max_steps=100, steps_per_epoch=20)
+        True
 
     Attributes:
         steps: Distance in optimizer steps; give this or ``epochs``.
@@ -65,8 +66,9 @@ class Every:
 class Evenly:
     """Spread a number of collections evenly over the last part of the run, however long it is; the last step is one of them.
 
-    >>> [step for step in range(1, 101) if Evenly(snapshots=3, start=0.5).is_due(step=step, max_steps=100)]
-    [50, 75, 100]
+    Examples:
+        >>> [step for step in range(1, 101) if Evenly(snapshots=3, start=0.5).is_due(step=step, max_steps=100)]
+        [50, 75, 100]
 
     Attributes:
         snapshots: How many, at least 2. A part of the run with fewer steps than that is collected at each of them.

@@ -1,6 +1,6 @@
 """Train an adapter of every kind in one process, or load them all in another: ``python every_tuner_worker.py save|load FOLDER``.
 
-Each outcome becomes a line of results.jsonl, or loaded.jsonl: the predictions, or the error and the step at which it was raised.
+Each outcome becomes a line of save.jsonl, or load.jsonl: the predictions, or the error and the step at which it was raised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def save(name: str, folder: Path) -> dict:
     changed = [key for key, weight in model.named_parameters() if key in frozen and not weight.equal(frozen[key])]
     model, posterior = trainer.model.eval(), swag.posterior.stored_as("bfloat16")
     classify = SwagTextClassificationPipeline(model=model, tokenizer=tokenizer, posterior=posterior, device="cpu")
-    return {"predictions": predictions(classify), "changed": changed, "num_weights": posterior.layout.size}
+    predicted = predictions(classify)
+    is_packed = getattr(classify._predictor._logits.sampler, "obstacle", "it has none") is None
+    return {"predictions": predicted, "changed": changed, "num_weights": posterior.layout.size, "packed": is_packed}
 
 
 def load(name: str, folder: Path) -> dict:

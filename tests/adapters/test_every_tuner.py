@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from every_tuner import TUNERS
 from peft import PeftType
+from support_matrix import DATA, adapter_outcome
 
 REFUSED = {
     "ADAPTION_PROMPT": "trains tokens that are put before the input of attention layers",
@@ -25,7 +26,7 @@ REFUSED = {
 
 def test_every_kind_is_in_the_table():
     # Red for: a new release of PEFT with a kind that nothing was tried with.
-    assert set(TUNERS) == {kind.value for kind in PeftType}
+    assert set(TUNERS) == {kind.value for kind in PeftType} == set(json.loads((DATA / "adapters.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def test_a_kind_predicts_in_another_process_as_here_or_is_refused_before_the_fir
     # Red for: buffers that are saved and never loaded (BOFT, OFT, OSF, PSOFT), ranks that are missing in the file (AdaLoRA), a base that is
     # written to while the adapter is read back.
     saved = outcomes["save"][name]
+    assert adapter_outcome(saved) == json.loads((DATA / "adapters.json").read_text())[name]
     if name in REFUSED:
         assert REFUSED[name] in saved["error"] and saved["step"] == 0
         return
