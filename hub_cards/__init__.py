@@ -21,14 +21,22 @@ from swag_trainer.evaluation.card_results import CardResults
 
 if TYPE_CHECKING:
     from hub_cards.plots import reliability_diagram, risk_coverage_plot, trajectory_plot, uncertainty_histogram
+    from hub_cards.predictive_plot import plot_predictive
 
-_PLOTS = ("reliability_diagram", "risk_coverage_plot", "trajectory_plot", "uncertainty_histogram")
+_PLOTS = {
+    "plot_predictive": "predictive_plot",
+    "reliability_diagram": "plots",
+    "risk_coverage_plot": "plots",
+    "trajectory_plot": "plots",
+    "uncertainty_histogram": "plots",
+}
 
 __all__ = [
     "CardResults",
     "PreserveModelCardMixin",
     "build_card",
     "merge_card",
+    "plot_predictive",
     "publish_card",
     "reliability_diagram",
     "risk_coverage_plot",
@@ -41,7 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PLOTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module("hub_cards.plots"), name)
+        return getattr(import_module(f"hub_cards.{_PLOTS[name]}"), name)
     except ImportError as error:
         raise ImportError(f"hub_cards.{name} needs the package 'matplotlib': pip install 'swag-trainer[cards]'") from error
 

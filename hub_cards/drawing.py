@@ -21,6 +21,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 
 
+class InlineFigure(Figure):
+    """A figure that a notebook shows when it is the value of a cell, without pyplot and without a magic."""
+
+    def _repr_png_(self) -> bytes:
+        return as_png(self)
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Return colour, marker and line style of the method at this place; each of the three alone tells the first four apart."""
     return {
@@ -30,10 +37,10 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
-def new_figure(heights: Sequence[float], *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def new_figure(heights: Sequence[float], *, size: tuple[float, float], sharex: bool = True) -> tuple[Figure, list[Axes]]:
     """Return an empty figure of that size in inches and its axes, one below the other, whatever matplotlib's settings are."""
-    figure = Figure(figsize=size, layout="constrained", facecolor=BACKGROUND)
-    axes = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+    figure = InlineFigure(figsize=size, layout="constrained", facecolor=BACKGROUND)
+    axes = list(figure.subplots(len(heights), 1, sharex=sharex, height_ratios=heights, squeeze=False)[:, 0])
     for one in axes:
         one.set_facecolor(BACKGROUND)
         one.tick_params(colors=FOREGROUND, labelsize=10)

@@ -154,6 +154,14 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             )
         return self._collector.posterior()
 
+    def __repr__(self) -> str:
+        """Settings, and how far the collection has come."""
+        state = "not begun"
+        if self._collector is not None:
+            state = f"{self.num_collected} snapshots, {'finished' if self._run is None else 'collecting'}"
+        name = "" if self.name == "default" else f", name={self.name!r}"
+        return f"SwagCallback({describe(self.schedule)}, rank={self.rank}, learning_rate={self.learning_rate!r}{name}: {state})"
+
     @property
     def num_collected(self) -> int:
         """How many weight vectors were collected so far; in a distributed run in the first process, and in all of them at the end."""

@@ -267,8 +267,10 @@ class SwagPosterior(WeightPosterior):
         return type(self)(layout, gaussian, record, self.collection, adapter, self.compression)
 
     def __repr__(self) -> str:
-        """Sizes, never tensors."""
+        """Sizes, how it was collected, and whether it was tuned; never tensors."""
+        steps = f"steps {self.collection.first_step} to {self.collection.last_step}"
+        tuned = "not tuned" if self.tuning is None else f"tuned on {self.tuning.dataset!r}"
         return (
-            f"SwagPosterior({len(self.layout.keys)} weights, P={self.layout.size}, num_collected={self.num_collected}, "
-            f"rank={self.rank}, scale={self.scale:g}, base_model={self.adapter.base_model!r})"
+            f"SwagPosterior({len(self.layout.keys)} weights, P={self.layout.size}, num_collected={self.num_collected} ({steps}), "
+            f"rank={self.rank}, scale={self.scale:g}, {tuned}, base_model={self.adapter.base_model!r})"
         )

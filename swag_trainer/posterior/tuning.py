@@ -98,7 +98,7 @@ class Candidate:
             raise ValueError(f"a candidate's scale and NLL must be finite, got {str((self.scale, self.nll))[:100]}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuning:
     """What `swag_trainer.tune` found. It holds for the posterior's scale at that time, `PosteriorRecord.scale`.
 
@@ -168,6 +168,28 @@ class Tuning:
     def center_name(self) -> str:
         """The centre in words."""
         return CENTER_NAMES[self.center]
+
+    def __repr__(self) -> str:
+        """What was chosen and what it came to; the lists are left out, see `__str__`."""
+        dropout = ", dropout" if self.dropout else ""
+        return (
+            f"Tuning(center={self.center!r}{dropout}, temperature={self.temperature:.3g}, nll={self.nll:.4g}, dataset={self.dataset!r}, "
+            f"num_calibration={self.num_calibration})"
+        )
+
+    def __str__(self) -> str:
+        """What was chosen, how it compares with the baselines, and what was calibrated, in lines."""
+        drawn = f"{self.num_samples} draws around the {self.center_name}" + (" with dropout" if self.dropout else "")
+        compared = "".join(f"; {name} {nll:.4f}" for name, nll in self.baselines.items())
+        lines = [
+            f"Tuning on {self.num_examples} examples of {self.dataset!r}: {drawn}, temperature {self.temperature:.3f}",
+            f"  NLL {self.nll:.4f}{' (cross-fitted)' if self.num_folds else ''}{compared}",
+        ]
+        for each in self.thresholds:
+            found = "no threshold" if each.threshold is None else f"score >= {each.threshold:.3f}, coverage {each.coverage:.2f}"
+            lines.append(f"  {each.goal} {each.target:g}: {found}")
+        lines += [f"  {each.method} sets for {each.level:g}: {each.mean_size:.2f} labels on average" for each in self.conformal]
+        return "\n".join(lines)
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:

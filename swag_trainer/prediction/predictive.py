@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swag_trainer.prediction.display import (
+    as_frame,
+    chosen,
+    class_rows,
+    class_text,
+    html_table,
+    regression_rows,
+    regression_text,
+)
 from swag_trainer.prediction.monte_carlo import standard_error, weighted_mean
 from swag_trainer.tasks.base import Link
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictive:
     """Averaged class probabilities and how uncertain they are. Entropies are in nats; all arrays are float64.
 
@@ -23,6 +35,9 @@ class Predictive:
 
     Total uncertainty splits into what the draws agree is unclear and what they disagree about (Depeweg et al. 2018,
     arXiv:1710.07283): ``entropy = aleatoric + mutual_information``.
+
+    ``predictive[3]`` is one event as a dictionary, with the keys of the pipeline's output; ``predictive[:5]`` and ``predictive[mask]`` are
+    some of the events as a `Predictive`.
 
     Attributes:
         probabilities: Mean over the draws of the probabilities, never of the logits. Shape (N, C). Rows sum to 1, unless the
@@ -44,6 +59,7 @@ class Predictive:
             posterior. Shape (N,).
         ood_score: How far the example lies from every class, as a fraction of held-out examples, in [0, 1): see
             `swag_trainer.posterior.features`. None where the posterior has none. Shape (N,).
+        labels: Names of the C classes; None where the posterior's record has none.
     """
 
     probabilities: np.ndarray
@@ -58,6 +74,7 @@ class Predictive:
     energy: np.ndarray | None = None
     ood_score: np.ndarray | None = None
     between_members: np.ndarray | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def within_members(self) -> np.ndarray | None:
@@ -65,8 +82,37 @@ class Predictive:
         return None if self.between_members is None else self.mutual_information - self.between_members
 
     def __len__(self) -> int:
-        """N, the number of examples."""
+        """N, the number of events."""
         return len(self.probabilities)
+
+    def __getitem__(self, events: Any) -> Any:
+        """Return one event as a dictionary, or, by a slice, a mask or a list of numbers, some of them as a `Predictive`."""
+        some = chosen(len(self), events)
+        return class_rows(self.select(some[None]))[0] if some.ndim == 0 else self.select(some)
+
+    def __repr__(self) -> str:
+        """Sizes and means, never arrays."""
+        return class_text(self)
+
+    def _repr_html_(self) -> str:
+        """The first events as a table, for notebooks."""
+        return html_table(class_text(self), class_rows(self))
+
+    def to_pandas(self, *, probabilities: bool = False) -> pandas.DataFrame:
+        """Return a table with a row for each event: label, score and uncertainties.
+
+        Args:
+            probabilities: Add a column for each class, with its probability.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        rows = class_rows(self)
+        if probabilities:
+            names = self.labels or [str(index) for index in range(self.probabilities.shape[1])]
+            own = ({f"p({name})": value for name, value in zip(names, each, strict=True)} for each in self.probabilities)
+            rows = [row | each for row, each in zip(rows, own, strict=True)]
+        return as_frame(rows)
 
     @classmethod
     def from_logits(
@@ -119,7 +165,7 @@ class Predictive:
         return type(self)(**_select(self, events, draws="draw_probabilities"))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegressionPredictive:
     """Averaged outputs of a regression model; float64.
 
@@ -138,8 +184,29 @@ class RegressionPredictive:
     draw_values: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """N, the number of examples."""
+        """N, the number of events."""
         return len(self.mean)
+
+    def __getitem__(self, events: Any) -> Any:
+        """Return one event as a dictionary, or, by a slice, a mask or a list of numbers, some of them as a `RegressionPredictive`."""
+        some = chosen(len(self), events)
+        return regression_rows(self.select(some[None]))[0] if some.ndim == 0 else self.select(some)
+
+    def __repr__(self) -> str:
+        """Sizes and means, never arrays."""
+        return regression_text(self)
+
+    def _repr_html_(self) -> str:
+        """The first events as a table, for notebooks."""
+        return html_table(regression_text(self), regression_rows(self))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with a row for each event: mean and standard deviation.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return as_frame(regression_rows(self))
 
     @classmethod
     def from_outputs(
@@ -231,21 +298,25 @@ def _variation_ratio(draws: Tensor, link: Link, weights: Tensor | None) -> Tenso
     return 1 - votes.amax(-1)
 
 
-def _put_together(
-    parts: Sequence[Predictive | RegressionPredictive], order: Sequence[int], *, draws: str
-) -> dict[str, np.ndarray | None]:
+def _put_together(parts: Sequence[Predictive | RegressionPredictive], order: Sequence[int], *, draws: str) -> dict[str, Any]:
     places = np.argsort(np.asarray(order))
-    result: dict[str, np.ndarray | None] = {}
+    result: dict[str, Any] = {}
     for item in fields(parts[0]):
+        if item.name == "labels":  # of all events
+            result[item.name] = getattr(parts[0], item.name)
+            continue
         values = [getattr(part, item.name) for part in parts]
         axis = 1 if item.name == draws else 0
         result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis).take(places, axis=axis)
     return result
 
 
-def _select(whole: Predictive | RegressionPredictive, events: np.ndarray, *, draws: str) -> dict[str, np.ndarray | None]:
-    result: dict[str, np.ndarray | None] = {}
+def _select(whole: Predictive | RegressionPredictive, events: np.ndarray, *, draws: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for item in fields(whole):
         value = getattr(whole, item.name)
-        result[item.name] = value if value is None else value[:, events] if item.name == draws else value[events]
+        if item.name == "labels" or value is None:  # of all events
+            result[item.name] = value
+        else:
+            result[item.name] = value[:, events] if item.name == draws else value[events]
     return result

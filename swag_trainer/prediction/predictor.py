@@ -185,7 +185,7 @@ class MonteCarloPredictor:
         if return_draws and self.max_error is not None:
             raise SwagError("return_draws needs as many draws for every row; leave max_error out, or return_draws.")
         if isinstance(data, Mapping):
-            return self._predict_batch(data, return_draws)[0]
+            return self._with_labels(self._predict_batch(data, return_draws)[0])
         processes = Processes.of_this_run() if self.across_processes else Processes()
         rows = processes.assert_identical(lambda: self._rows(data), self._digests, advice=_ADVICE)
         batches, _ = batches_of_one_length(rows, self.batch_size)
@@ -200,7 +200,7 @@ class MonteCarloPredictor:
         by_number = dict(itertools.chain.from_iterable(predicted))
         parts = [by_number[number][0] for number in range(len(batches))]
         places = [np.asarray(batch)[by_number[number][1]] for number, batch in enumerate(batches)]
-        return type(parts[0]).from_batches(parts, _event_order(places))
+        return self._with_labels(type(parts[0]).from_batches(parts, _event_order(places)))
 
     def predict_rows(self, batch: Mapping[str, Any]) -> list[Predictive | RegressionPredictive]:
         """Predict a batch, and return the prediction of each row (of all its events) as one of its own, as a pipeline needs it."""
@@ -226,6 +226,19 @@ class MonteCarloPredictor:
             SwagError: They are not finite, or not those of the task.
         """
         return self._logits(self._logits.tensors(batch))[0]
+
+    def __repr__(self) -> str:
+        """What is drawn from, and how."""
+        how = f"{self.sampling.num_samples} {self.sampling.design} draws, seed {self.sampling.seed}, scale {self.scale:g}"
+        how = "one pass" if self.scale == 0 and not self.sampling.dropout else how + ", dropout" * bool(self.sampling.dropout)
+        center, task = self.sampling.center or "mean", self.task.name
+        return f"MonteCarloPredictor({self._posterior.title}, {how}, around the {center}, temperature {self.temperature:.3g}, task {task!r})"
+
+    def _with_labels(self, predictive: Predictive | RegressionPredictive) -> Predictive | RegressionPredictive:
+        labels = self._posterior.record.labels
+        if labels is None or isinstance(predictive, RegressionPredictive) or len(labels) != predictive.probabilities.shape[1]:
+            return predictive
+        return replace(predictive, labels=tuple(labels))
 
     def _check_temperature(self) -> None:
         if self.link == "identity" and self.temperature != 1:

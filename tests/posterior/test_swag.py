@@ -362,7 +362,9 @@ def test_a_hub_that_does_not_answer_is_not_reported_as_a_missing_posterior(hub, 
 
 def test_the_representation_has_sizes_and_no_numbers_of_the_weights():
     # Red for: a dataclass that prints its tensors.
-    assert repr(a_posterior()) == "SwagPosterior(2 weights, P=12, num_collected=5, rank=3, scale=1, base_model='user/base')"
+    assert repr(a_posterior()) == (
+        "SwagPosterior(2 weights, P=12, num_collected=5 (steps 2 to 10), rank=3, scale=1, not tuned, base_model='user/base')"
+    )
 
 
 def test_the_collections_record_survives_json():
