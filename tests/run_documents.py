@@ -2,20 +2,23 @@
 
     python tests/run_documents.py README.md
     python tests/run_documents.py docs/tutorial.md docs/guides/abstain.md docs/guides/ood.md
+    python tests/run_documents.py examples/notebooks/language_model.ipynb
 
 All blocks of a document run in order, as they stand: only numbers of steps are made smaller. Each document after the first continues it, with
-its variables and in its folder. Nothing but an installed package is needed: `make release` runs it in an environment without pytest.
+its variables and in its folder; a notebook begins anew. Nothing but an installed package is needed: `make release` runs it in an environment without pytest.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
 import sys
 import tempfile
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ SHORTER = {"num_train_epochs=20": "max_steps=30"}
 # Documents that need a library which is in no environment of the tests.
 NEEDS = {"docs/guides/quantised.md": "bitsandbytes"}
 CLASSIFIER, LANGUAGE_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+SENTIMENT, SENTENCES = "distilbert/distilbert-base-uncased-finetuned-sst-2-english", "stanfordnlp/sst2"
 
 
 def words() -> list[str]:
@@ -35,7 +39,10 @@ def words() -> list[str]:
 
 
 def blocks(document: Path) -> str:
-    """Return the Python blocks of a Markdown file as one program, each line at its own number."""
+    """Return the Python blocks of a Markdown file as one program, each line at its own number; of a notebook, its cells of code."""
+    if document.suffix == ".ipynb":
+        cells = json.loads(document.read_text(encoding="utf-8"))["cells"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     lines, program, is_python = document.read_text(encoding="utf-8").splitlines(), [], False
     for line in lines:
         if line.startswith("```"):
@@ -59,7 +66,7 @@ def run(documents: list[str], folder: Path) -> list[str]:
         program = blocks(ROOT / name)
         for long, short in SHORTER.items():
             program = program.replace(long, short)
-        variables = first if number == 0 else dict(first)
+        variables = first if number == 0 else {"__name__": "__main__"} if name.endswith(".ipynb") else dict(first)
         try:
             exec(compile(program, name, "exec"), variables)
         except Exception:
@@ -69,17 +76,16 @@ def run(documents: list[str], folder: Path) -> list[str]:
     return failed
 
 
-def save_classifier(folder: Path) -> None:
-    """A tiny BERT without a head, and its tokenizer, as all-MiniLM-L6-v2 is one."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+def save_classifier(folder: Path, kind: str = "BertModel") -> None:
+    """A tiny BERT, and its tokenizer; without a head, as all-MiniLM-L6-v2 is one, unless another class is named."""
+    import transformers
 
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()])}
-    BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder)
+    transformers.BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder)
     # As wide as a block of 4-bit weights: bitsandbytes cannot repack narrower ones.
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    BertModel(
-        BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.3, **sizes)
-    ).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.3, **sizes)
+    getattr(transformers, kind)(config).save_pretrained(folder)
 
 
 def save_language_model(folder: Path) -> None:
@@ -97,6 +103,20 @@ def save_language_model(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=0, bos_token_id=0, **sizes)).save_pretrained(folder)
 
 
+def play_sentences() -> None:
+    """Let `datasets.load_dataset` return the demo's messages for the name of a data set on the Hub, with two classes."""
+    import datasets
+
+    load_dataset = datasets.load_dataset
+    rows = [json.loads(line) for line in (ROOT / "examples/data/support.jsonl").read_text(encoding="utf-8").splitlines()[:200]]
+    played = {"sentence": [row["text"] for row in rows], "label": [int("order" in row["intent"]) for row in rows]}
+
+    def load(name: str, *names: Any, **options: Any) -> Any:
+        return datasets.Dataset.from_dict(played) if name == SENTENCES else load_dataset(name, *names, **options)
+
+    datasets.load_dataset = load
+
+
 def main(documents: list[str]) -> int:
     """Run documents, and return how many failed."""
     with MiniHub() as server, tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as folder:
@@ -111,7 +131,13 @@ def main(documents: list[str]) -> int:
         logging.getLogger("torchao").setLevel(logging.ERROR)
         from huggingface_hub import HfApi
 
-        for number, (name, save) in enumerate({CLASSIFIER: save_classifier, LANGUAGE_MODEL: save_language_model}.items()):
+        played = {
+            CLASSIFIER: save_classifier,
+            LANGUAGE_MODEL: save_language_model,
+            SENTIMENT: partial(save_classifier, kind="BertForSequenceClassification"),
+        }
+        play_sentences()
+        for number, (name, save) in enumerate(played.items()):
             save(Path(home, f"base{number}"))
             HfApi().create_repo(f"user/base{number}")
             HfApi().upload_folder(repo_id=f"user/base{number}", folder_path=Path(home, f"base{number}"))

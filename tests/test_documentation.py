@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -26,6 +27,7 @@ MODULES = [
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 ]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 
 
@@ -39,16 +41,16 @@ def test_the_readme_runs_from_its_first_line_to_its_last():
 
 
 @pytest.mark.slow
-def test_the_pages_run_after_the_tutorial():
-    # Red for: a page that shows what the package does not do any more.
-    pages = [str(page.relative_to(ROOT)) for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
-    first = "docs/tutorial.md"
-    result = subprocess.run([*RUN, first, *(page for page in pages if page != first)], capture_output=True, text=True)
+def test_the_pages_run_after_the_tutorial_and_the_notebooks_alone():
+    # Red for: a page or a notebook that shows what the package does not do any more.
+    pages = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+    first, *others = sorted([*pages, *NOTEBOOKS], key=lambda page: page.stem != "tutorial")
+    result = subprocess.run([*RUN, *(str(page.relative_to(ROOT)) for page in (first, *others))], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count(": ran") >= 18
+    assert first.stem == "tutorial" and len(NOTEBOOKS) == 3 and result.stdout.count(": ran") > len(others) - 1
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_name_what_exists(page):
     # Red for: a page that imports what was renamed, or calls it with an argument that it does not take.
     names = {}
@@ -58,6 +60,8 @@ def test_the_blocks_of_a_page_name_what_exists(page):
             names |= {alias.name: getattr(module, alias.name) for alias in node.names}
     for node in ast.walk(ast.parse(blocks(page))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            if isinstance(names[node.func.id], type) and issubclass(names[node.func.id], Exception):
+                continue
             parameters = inspect.signature(names[node.func.id]).parameters
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
                 assert {keyword.arg for keyword in node.keywords} <= set(parameters), node.func.id
@@ -67,6 +71,13 @@ def test_the_blocks_of_a_page_name_what_exists(page):
 def test_the_examples_in_docstrings_hold(name):
     # Red for: an example that has drifted from its code.
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_notebooks_are_kept_without_outputs():
+    # Red for: pictures and paths of the machine that a notebook was last run on.
+    for notebook in NOTEBOOKS:
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None), notebook.name
 
 
 def test_links_paths_and_commands_of_the_documents_exist():
