@@ -34,12 +34,39 @@ def adapters_table() -> str:
     return "\n".join(lines)
 
 
+def architectures_table() -> str:
+    """Return the model types of transformers, by what became of them."""
+    measured = json.loads((DATA / "architectures.json").read_text())
+    lines = ["| kind | outcome | model types |", "|---|---|---|"]
+    for kind, rows in measured["kinds"].items():
+        groups: dict[str, list[str]] = {}
+        for name, row in rows.items():
+            groups.setdefault(_OUTCOMES[row["outcome"], row["fast_path"]], []).append(name)
+        for outcome in dict.fromkeys(_OUTCOMES.values()):
+            if names := sorted(groups.get(outcome, [])):
+                lines.append(f"| {kind} | {outcome} ({len(names)}) | {', '.join(names)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    return "\n".join([*lines, "", f"Measured with {versions}."])
+
+
 def with_tables(text: str) -> str:
     """Return the page with its tables written anew: each stands between two marks with its name."""
-    for name, table in {"adapters": adapters_table()}.items():
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        text = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
-    return text
+
+    def written(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n\n{_TABLES[found[1]]()}\n\n<!-- end of {found[1]} -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end of \1 -->", written, text, flags=re.DOTALL)
+
+
+_TABLES = {"adapters": adapters_table, "architectures": architectures_table}
+_OUTCOMES = {
+    ("predicts", True): "predicts, in one forward",
+    ("predicts", False): "predicts, one draw after another",
+    ("collects", None): "collects; not predicted with here",
+    ("PEFT refuses", None): "PEFT refuses",
+    ("not built", None): "not tried",
+    ("refused", None): "refused",
+}
 
 
 def main(arguments: list[str]) -> None:
