@@ -11,14 +11,13 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas
 
-    from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
-
+# Here a `Predictive` or a `RegressionPredictive` is anything with their attributes: their module imports this one.
 _SHOWN = 10
 _UNCERTAINTIES = ("entropy", "mutual_information", "between_members", "ood_score")
 
 
-def class_rows(predictive: Predictive) -> list[dict[str, Any]]:
-    """Return the likeliest label of every event, its score and its uncertainty, as the pipelines name them."""
+def class_rows(predictive: Any) -> list[dict[str, Any]]:
+    """Return the likeliest label of every event of a `Predictive`, its score and its uncertainty, as the pipelines name them."""
     best = predictive.probabilities.argmax(axis=1)
     labels = predictive.labels
     columns: dict[str, Sequence[Any]] = {
@@ -32,12 +31,12 @@ def class_rows(predictive: Predictive) -> list[dict[str, Any]]:
     return _rows(columns)
 
 
-def regression_rows(predictive: RegressionPredictive) -> list[dict[str, Any]]:
-    """Return mean and standard deviation of every event; lists of them where there are several outputs."""
+def regression_rows(predictive: Any) -> list[dict[str, Any]]:
+    """Return mean and standard deviation of every event of a `RegressionPredictive`; lists of them where there are several outputs."""
     return _rows({name: _plain(getattr(predictive, name)) for name in ("mean", "std")})
 
 
-def class_text(predictive: Predictive) -> str:
+def class_text(predictive: Any) -> str:
     """Return sizes and means, never arrays."""
     size, classes = predictive.probabilities.shape
     means = {
@@ -47,7 +46,7 @@ def class_text(predictive: Predictive) -> str:
     return f"Predictive({size} events, {classes} classes, {_draws(predictive)}; {_means(means)})"
 
 
-def regression_text(predictive: RegressionPredictive) -> str:
+def regression_text(predictive: Any) -> str:
     """Return sizes and means, never arrays."""
     size, outputs = predictive.mean.shape
     means = {"mean": predictive.mean, "std": predictive.std}
@@ -91,7 +90,7 @@ def _plain(values: np.ndarray) -> list[Any]:
     return (values[:, 0] if values.shape[1] == 1 else values).tolist()
 
 
-def _draws(predictive: Predictive | RegressionPredictive) -> str:
+def _draws(predictive: Any) -> str:
     fewest, most = int(predictive.num_draws.min(initial=2**31)), int(predictive.num_draws.max(initial=0))
     return f"{most} draws" if fewest >= most else f"{fewest} to {most} draws"
 
