@@ -19,6 +19,7 @@ from study.resampling import resampled_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import train_run
+from study.variational import VARIATIONAL
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.scores import brier_score, negative_log_likelihood
 
@@ -31,6 +32,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "smoothing": SMOOTHING,
     "distillation": DISTILLATION,
     "fits": FITS,
+    "variational": VARIATIONAL,
 }
 # The trainings that recipes need.
 SCHEDULES_OF = {"rates": ["halved", "floor"], "smoothing": ["smoothed"]}

@@ -82,15 +82,16 @@ class Run:
     @cached_property
     def weights(self) -> AdapterWeights:
         """The adapter's weights in the model that predicts."""
-        return self._new_weights()
+        return self.new_weights()
 
     @cached_property
     def dropping(self) -> tuple[AdapterWeights, DropoutMasks]:
         """The same weights in a second model, with the masks that `MonteCarloPredictor` has for draws with dropout."""
-        weights = self._new_weights()
+        weights = self.new_weights()
         return weights, DropoutMasks(weights, task=SequenceClassification(), seed=self.seed)
 
-    def _new_weights(self) -> AdapterWeights:
+    def new_weights(self) -> AdapterWeights:
+        """Return the weights of a new model, as training begins with them."""
         base, frozen_layers = self._model_of
         model = build_model(base, self.data.num_labels, seed=self.seed, frozen_layers=frozen_layers)
         return AdapterWeights(model.eval())
@@ -140,11 +141,11 @@ class Run:
 
     def logits(self, draw: Draw, split: str) -> np.ndarray:
         """Return the logits of a split's examples, from the folder where they are there. Shape (S, N, C)."""
-        return self._kept(f"{draw.name}.{split}", lambda: self.predict(draw, self.vectors(draw), split)[0])
+        return self.kept(f"{draw.name}.{split}", lambda: self.predict(draw, self.vectors(draw), split)[0])
 
     def features(self, draw: Draw, split: str) -> np.ndarray:
         """Return the input of the head at a center. Shape (N, h)."""
-        return self._kept(f"{draw.name}.{split}.features", lambda: self.predict(draw, self.vectors(draw), split)[1][0])
+        return self.kept(f"{draw.name}.{split}.features", lambda: self.predict(draw, self.vectors(draw), split)[1][0])
 
     def distilled(self, draw: Draw, split: str, temperature: float) -> np.ndarray:
         """Return the logits of one adapter that learns what the draws average to, see `study.distillation`. Shape (1, N, C)."""
@@ -156,11 +157,12 @@ class Run:
                 [self.predict(Draw("mean"), vector[None], name)[0] for name in ("validation", "test")], axis=1
             )
 
-        both = self._kept(f"{draw.name}.distilled", compute)
+        both = self.kept(f"{draw.name}.distilled", compute)
         first = len(self.data.splits["validation"].texts)
         return both[:, :first] if split == "validation" else both[:, first:]
 
-    def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    def kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an array of the folder "logits", computed when it is not there."""
         file = self.folder / "logits" / f"{name}.npy"
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
