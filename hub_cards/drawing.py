@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from swag_trainer.evaluation.colours import colour_of, has_temperature
+
 # An opaque light card: a transparent picture would lose its dark text on a dark page, and a picture for each page needs HTML.
 BACKGROUND = "#FFFFFF"
 FOREGROUND = "#222222"
 GREY = "#6B6B6B"
-
-# Okabe and Ito's palette as far as it stands out from BACKGROUND by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and
-# the light colours do not, so Paul Tol's wine red takes the fifth place. Colour is never the only difference: see `line_style`.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#882255")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":")
+# Colour is never the only difference: markers tell methods apart, and a dashed line has a temperature.
+_MARKERS = {"SWAG": "o", "SWA": "^", "MAP": "s", "MC dropout": "D"}
+_OTHER_MARKERS = ("v", "P", "X", "<", ">", "*", "d")
 
 
 class InlineFigure(Figure):
@@ -28,19 +27,37 @@ class InlineFigure(Figure):
         return as_png(self)
 
 
-def line_style(index: int) -> dict[str, Any]:
-    """Return colour, marker and line style of the method at this place; each of the three alone tells the first four apart."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
-    }
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and line style of each method, by its name; those of a name are the same in every plot.
+
+    Methods of other names than the package's own share a colour and differ by their markers, in the order of their first appearance.
+    """
+    styles: dict[str, dict[str, Any]] = {}
+    others: list[str] = []
+    for method in methods:
+        base = method.removesuffix(", temperature")
+        if base not in _MARKERS and base not in others:
+            others.append(base)
+        marker = _MARKERS.get(base) or _OTHER_MARKERS[others.index(base) % len(_OTHER_MARKERS)]
+        styles[method] = {"color": colour_of(method), "marker": marker, "linestyle": "--" if has_temperature(method) else "-"}
+    return styles
 
 
-def new_figure(heights: Sequence[float], *, size: tuple[float, float], sharex: bool = True) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of that size in inches and its axes, one below the other, whatever matplotlib's settings are."""
+def new_figure(
+    heights: Sequence[float], *, size: tuple[float, float], columns: int = 1, share_x: bool = True, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure and its axes, row by row, whatever matplotlib's settings are.
+
+    Args:
+        heights: Relative height of each row.
+        size: Of the figure, in inches.
+        columns: Axes in each row.
+        share_x, share_y: Whether all axes have one range of x, and of y.
+    """
     figure = InlineFigure(figsize=size, layout="constrained", facecolor=BACKGROUND)
-    axes = list(figure.subplots(len(heights), 1, sharex=sharex, height_ratios=heights, squeeze=False)[:, 0])
+    axes = list(
+        figure.subplots(len(heights), columns, sharex=share_x, sharey=share_y, height_ratios=heights, squeeze=False).flat
+    )
     for one in axes:
         one.set_facecolor(BACKGROUND)
         one.tick_params(colors=FOREGROUND, labelsize=10)
@@ -58,10 +75,15 @@ def label(axes: Axes, *, x: str | None = None, y: str | None = None, title: str 
             setter(text, color=FOREGROUND, fontsize=11, parse_math=False)
 
 
-def legend(axes: Axes, **place: Any) -> None:
-    """Add the legend, with the names letter for letter."""
-    box = axes.legend(
-        frameon=True, framealpha=0.85, facecolor=BACKGROUND, edgecolor="none", labelcolor=FOREGROUND, fontsize=10, **place
+def legend(figure: Figure, axes: Axes, *, columns: int = 3) -> None:
+    """Add the legend of some axes below the plot, where it covers no data, with the names letter for letter."""
+    box = figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        labelcolor=FOREGROUND,
+        fontsize=10,
     )
     for text in box.get_texts():
         text.set_parse_math(False)

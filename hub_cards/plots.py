@@ -6,35 +6,21 @@ alternative text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from hub_cards.drawing import COLOURS, FOREGROUND, GREY, label, legend, line_style, new_figure
+from hub_cards.drawing import FOREGROUND, GREY, label, legend, method_styles, new_figure
 from swag_trainer import SwagError, WeightPosterior
+from swag_trainer.evaluation.colours import BLUE, COLOURS
+from swag_trainer.evaluation.reliability import FEWEST, Bins, merged
 
 _BARS = 30
+_PANELS_IN_A_ROW = 3
 _GROUPS = {"in_distribution": "in distribution", "ood": "out of distribution"}
-
-
-class Bins(Protocol):
-    """What a reliability diagram needs; `swag_trainer.metrics.calibration.ReliabilityBins` has it.
-
-    Where the bins also have ``accuracy_low`` and ``accuracy_high``, of the same shape, these are drawn as confidence intervals.
-
-    Attributes:
-        edges: Borders of the bins. Shape (B + 1,).
-        counts: Examples in each bin. Shape (B,).
-        confidence: Mean probability of the predicted class. Shape (B,).
-        accuracy: Fraction of correct predictions. Shape (B,).
-    """
-
-    edges: np.ndarray
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
 
 
 class Curve(Protocol):
@@ -50,9 +36,11 @@ class Curve(Protocol):
 
 
 def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None) -> Figure:
-    """Plot accuracy against confidence, a line for each method, and below it the number of examples in each bin.
+    """Plot accuracy against confidence, a panel for each method, with 95 % confidence intervals of the accuracies.
 
-    On the dotted diagonal a model is perfectly calibrated; below it it is overconfident.
+    On the dotted diagonal a model is perfectly calibrated; below it it is overconfident. Bins of equal mass show most: see
+    ``reliability_bins(..., scheme="quantile")``. Neighbouring bins are joined until each has ten examples; the intervals are Wilson's score
+    intervals (Wilson 1927).
 
     Args:
         methods: Bins of each method, by its name.
@@ -66,28 +54,41 @@ def reliability_diagram(methods: Mapping[str, Bins], *, title: str | None = None
     """
     if not methods:
         raise ValueError("reliability_diagram() needs the bins of at least one method.")
-    figure, (curve, histogram) = new_figure((3, 1), size=(6.5, 6.5))
-    curve.plot([0, 1], [0, 1], linestyle=(0, (1, 2)), color=GREY, linewidth=1.5, label="perfectly calibrated")
+    drawn, styles = {name: merged(bins) for name, bins in methods.items()}, method_styles(methods)
+    columns = min(len(methods), _PANELS_IN_A_ROW)
+    rows = math.ceil(len(methods) / columns)
+    size = (max(4.5, 2.7 * columns), 0.9 + 2.7 * rows)
+    figure, axes = new_figure([1] * rows, size=size, columns=columns, share_y=True)
+    confidences = np.concatenate([bins.confidence for bins in drawn.values()])
+    lowest = math.floor(10 * confidences.min()) / 10 if len(confidences) else 0.0
     parts = []
-    for index, (name, bins) in enumerate(methods.items()):
-        style = line_style(index)
-        filled = bins.counts > 0
-        confidence, accuracy, counts = bins.confidence[filled], bins.accuracy[filled], bins.counts[filled]
-        curve.plot(confidence, accuracy, label=name, linewidth=1.7, markersize=6, **style)
-        if getattr(bins, "accuracy_low", None) is not None and getattr(bins, "accuracy_high", None) is not None:
-            low, high = bins.accuracy_low[filled], bins.accuracy_high[filled]
-            curve.vlines(confidence, low, high, color=style["color"], linestyle=style["linestyle"], linewidth=1.3)
-        histogram.stairs(bins.counts, bins.edges, color=style["color"], linestyle=style["linestyle"], linewidth=1.5)
-        parts.append(
-            f"{name}: mean confidence {np.average(confidence, weights=counts):.3f}, accuracy "
-            f"{np.average(accuracy, weights=counts):.3f}, N = {int(counts.sum())}"
+    for panel, (name, bins) in zip(axes, drawn.items(), strict=False):
+        panel.plot([0, 1], [0, 1], linestyle=(0, (1, 2)), color=GREY, linewidth=1.5, label="perfectly calibrated")
+        style = styles[name]
+        panel.vlines(bins.confidence, bins.accuracy_low, bins.accuracy_high, color=style["color"], linewidth=1.5, alpha=0.5)
+        panel.plot(bins.confidence, bins.accuracy, linewidth=1.5, markersize=5, **style)
+        label(panel, title=name)
+        counts = methods[name].counts
+        filled = counts > 0
+        confidence, accuracy = (
+            np.average(values[filled], weights=counts[filled]) for values in (methods[name].confidence, methods[name].accuracy)
         )
-    curve.set(ylim=(-0.02, 1.02), xlim=(0, 1))
-    label(curve, y="fraction of correct predictions", title=title)
-    legend(curve, loc="best")
-    histogram.set_yscale("symlog")
-    histogram.set_ylim(bottom=0)
-    label(histogram, x="probability of the predicted class", y="examples")
+        parts.append(f"{name}: mean confidence {confidence:.3f}, accuracy {accuracy:.3f}, N = {int(counts.sum())}")
+        if not len(bins.counts):
+            panel.text(0.5, 0.5, f"fewer than {FEWEST} examples", transform=panel.transAxes, ha="center", color=FOREGROUND)
+    for place, panel in enumerate(axes):
+        if place >= len(methods):
+            panel.set_axis_off()
+        elif place + columns >= len(methods):  # nothing below it
+            panel.tick_params(labelbottom=True)
+            label(panel, x="predicted probability")
+        if place % columns == 0:
+            label(panel, y="fraction of correct predictions" if rows == 1 else "fraction correct")
+    axes[0].set(ylim=(-0.03, 1.03), xlim=(lowest, 1.02))
+    axes[0].vlines([], [], [], color=FOREGROUND, alpha=0.5, label="95 % interval of a bin's accuracy")
+    legend(figure, axes[0], columns=1 if columns == 1 else 2)
+    if title is not None:
+        figure.suptitle(title, color=FOREGROUND, fontsize=11, parse_math=False)
     figure.set_label(f"Reliability diagram, accuracy against confidence. {'; '.join(parts)}.")
     return figure
 
@@ -106,18 +107,18 @@ def risk_coverage_plot(methods: Mapping[str, Curve], *, title: str | None = None
     """
     if not methods:
         raise ValueError("risk_coverage_plot() needs the curve of at least one method.")
-    figure, (axes,) = new_figure((1,), size=(6.5, 4.5))
-    parts = []
+    figure, (axes,) = new_figure((1,), size=(6.5, 5))
+    parts, styles = [], method_styles(methods)
     for index, (name, curve) in enumerate(methods.items()):
         coverage, risk = np.asarray(curve.coverage), np.asarray(curve.risk)
         # Ten markers, not one for each example; shifted, so that those of methods on one line do not cover each other.
-        axes.plot(coverage, risk, label=name, linewidth=1.7, markersize=6, markevery=(0.02 * index, 0.1), **line_style(index))
+        axes.plot(coverage, risk, label=name, linewidth=1.7, markersize=6, markevery=(0.02 * index, 0.1), **styles[name])
         half = np.searchsorted(coverage, 0.5 * coverage[-1])
         parts.append(f"{name}: {risk[-1]:.3f} at coverage {coverage[-1]:.2f}, {risk[half]:.3f} at {coverage[half]:.2f}")
     axes.set_xlim(0, 1.01)
     axes.set_ylim(bottom=0)
     label(axes, x="coverage (fraction of examples accepted)", y="risk (fraction of wrong predictions)", title=title)
-    legend(axes, loc="best")
+    legend(figure, axes, columns=2)
     figure.set_label(f"Risk-coverage curve, the fraction of wrong predictions. {'; '.join(parts)}.")
     return figure
 
@@ -159,7 +160,7 @@ def uncertainty_histogram(
             f"{title_of}, N = {len(values)}: median {np.median(values):.3g}, 95th percentile {np.quantile(values, 0.95):.3g}"
         )
     label(axes, x=f"{name} in nats; the thin lines are the medians", y="fraction of the examples", title=title)
-    legend(axes, loc="best")
+    legend(figure, axes, columns=2)
     figure.set_label(f"Histogram of the {name} in nats. {'; '.join(parts)}.")
     return figure
 
@@ -184,21 +185,17 @@ def trajectory_plot(posterior: WeightPosterior, *, title: str | None = None) -> 
         )
     rates = [(step, rate) for step, rate in zip(all_steps, all_rates, strict=False) if rate is not None]
     figure, axes = new_figure((2, 1) if rates else (1,), size=(6.5, 5) if rates else (6.5, 4))
-    axes[0].plot(steps, norms, linewidth=1.5, markersize=4, **line_style(0))
+    axes[0].plot(steps, norms, linewidth=1.5, markersize=4, marker="o", color=BLUE)
     axes[0].set_ylim(0, 1.1 * norms.max() or 1)
     label(axes[0], y="distance from the mean so far", title=title)
     diagnostics = ", ".join(
         f"{name.replace('_', ' ')} {value:.2f}" for name, value in sorted(record.get("diagnostics", {}).items())
     )
-    if diagnostics:
-        axes[0].text(
-            0.99, 0.02, diagnostics, transform=axes[0].transAxes, ha="right", color=FOREGROUND, fontsize=10, parse_math=False
-        )
     if rates:
         axes[1].plot(*zip(*rates, strict=True), drawstyle="steps-post", linewidth=1.5, color=COLOURS[1])
         axes[1].set_ylim(0, 1.15 * max(rate for _, rate in rates) or 1)
         label(axes[1], y="learning rate")
-    label(axes[-1], x="optimizer step")
+    label(axes[-1], x="optimizer step" + (f"\n{diagnostics}" if diagnostics else ""))
     figure.set_label(
         f"Trajectory of {len(all_steps)} snapshots, from step {all_steps[0]} to {all_steps[-1]}. Distance from the mean so "
         f"far: {norms[0]:.3g} at the second snapshot, {norms[-1]:.3g} at the last, {norms.max():.3g} at most"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from hub_cards.drawing import COLOURS, FOREGROUND, label, new_figure
+from hub_cards.drawing import FOREGROUND, label, new_figure
 from swag_trainer import Predictive
+from swag_trainer.evaluation.colours import BLUE, colour_of
 
 _CLASSES = 8
 _BARS = 20
+_COLOUR = colour_of("SWAG")  # of averaged draws, as in the plots that compare methods
 
 
 def plot_predictive(predictive: Predictive, *, title: str | None = None) -> Figure:
@@ -37,11 +39,11 @@ def _one(predictive: Predictive, title: str | None) -> Figure:
     names = [str(index) if predictive.labels is None else predictive.labels[index] for index in order]
     figure, (axes,) = new_figure((1,), size=(6.5, 1.2 + 0.4 * len(order)))
     places = np.arange(len(order))[::-1]
-    axes.barh(places, probabilities[order], xerr=spread[order], color=COLOURS[0], ecolor=FOREGROUND, height=0.6, alpha=0.8)
+    axes.barh(places, probabilities[order], xerr=spread[order], color=_COLOUR, ecolor=FOREGROUND, height=0.6, alpha=0.8)
     if predictive.draw_probabilities is not None:
         for place, index in zip(places, order, strict=True):
             draws = predictive.draw_probabilities[:, 0, index]
-            axes.plot(draws, np.full(len(draws), place), linestyle="none", marker="|", markersize=9, color=COLOURS[1])
+            axes.plot(draws, np.full(len(draws), place), linestyle="none", marker="|", markersize=9, color=BLUE)
     axes.set_yticks(places, [name if len(name) <= 30 else name[:14] + "…" + name[-15:] for name in names])
     for tick in axes.get_yticklabels():
         tick.set_parse_math(False)
@@ -56,8 +58,8 @@ def _one(predictive: Predictive, title: str | None) -> Figure:
 
 def _many(predictive: Predictive, title: str | None) -> Figure:
     scores = predictive.probabilities.max(axis=1)
-    figure, (histogram, scatter) = new_figure((1, 1), size=(6.5, 6.5), sharex=False)
-    histogram.hist(scores, bins=np.linspace(0, 1, _BARS + 1), color=COLOURS[0], alpha=0.8)
+    figure, (histogram, scatter) = new_figure((1, 1), size=(6.5, 6.5), share_x=False)
+    histogram.hist(scores, bins=np.linspace(0, 1, _BARS + 1), color=_COLOUR, alpha=0.8)
     label(histogram, x="score (averaged probability of the likeliest class)", y="events", title=title)
     scatter.plot(
         predictive.entropy,
@@ -66,7 +68,7 @@ def _many(predictive: Predictive, title: str | None) -> Figure:
         marker="o",
         markersize=4,
         alpha=0.5,
-        color=COLOURS[1],
+        color=_COLOUR,
     )
     scatter.set_xlim(left=0)
     scatter.set_ylim(bottom=0)

@@ -15,8 +15,9 @@ from swag_trainer.evaluation.comparison import compare, compare_ood_detection
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.evaluation.record import Measurement, MethodMetrics
+from swag_trainer.evaluation.reliability import diagram_bins
 from swag_trainer.metrics.bootstrap import Interval, bootstrap_interval
-from swag_trainer.metrics.calibration import expected_calibration_error, reliability_bins
+from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.checks import checked
 from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.scores import accuracy, brier_score, macro_f1, negative_log_likelihood
@@ -30,7 +31,6 @@ __all__ = ["Measurement", "MethodMetrics", "measure"]
 _OOD_METRICS: dict[str, Callable[..., float]] = {"auroc": auroc, "aupr": aupr, "fpr95": fpr_at_tpr}
 _BOUNDS = {"nll": (0, math.inf), "brier": (0, 2)}  # of other metrics (0, 1)
 _SHOWN_UNCERTAINTIES = ("entropy", "mutual_information")
-_EXAMPLES_PER_BIN = 15
 
 
 def measure(
@@ -88,9 +88,7 @@ def measure(
             metrics=metrics | _ood_metrics(predictions, options),
             num_draws=predictions.num_draws,
             seconds_per_example=predictions.seconds_per_example,
-            bins=reliability_bins(
-                probabilities, checked_labels, num_bins=_bins_of_the_diagram(len(checked_labels), num_bins), scheme="quantile"
-            ),
+            bins=diagram_bins(probabilities, checked_labels, most=num_bins),
             curve=risk_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == checked_labels),
         )
     own = "SWAG" if posterior is None else posterior.title
@@ -121,11 +119,6 @@ def measure(
         comparisons=comparisons,
         versions={"swag_trainer": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
     )
-
-
-def _bins_of_the_diagram(num_examples: int, num_bins: int) -> int:
-    """Return how many bins of equal mass the reliability diagram has: few enough that each holds some fifteen examples."""
-    return max(1, min(num_bins, num_examples // _EXAMPLES_PER_BIN))
 
 
 def _metrics(num_bins: int) -> dict[str, Callable[..., float]]:

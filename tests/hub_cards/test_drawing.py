@@ -7,7 +7,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from hub_cards.drawing import BACKGROUND, COLOURS, FOREGROUND, GREY, LINES, MARKERS, label, legend, line_style, new_figure
+from hub_cards.drawing import BACKGROUND, FOREGROUND, GREY, label, legend, method_styles, new_figure
+from swag_trainer.evaluation.colours import COLOURS, colour_of
+from swag_trainer.evaluation.methods import METHODS
 
 # Severity 1.0 of Machado, Oliveira and Fernandes 2009, "A physiologically-based model for simulation of color vision deficiency",
 # on linear RGB.
@@ -59,16 +61,24 @@ def test_no_two_colours_look_alike_to_a_colour_blind_reader(kind):
 
 def test_methods_are_told_apart_without_any_colour():
     # Red for: marker and line style that repeat together.
-    styles = [line_style(index) for index in range(20)]
+    styles = method_styles([*METHODS, "best MAP, temperature", "ensemble", "ensemble, temperature", "Laplace"]).values()
     assert len({(one["marker"], one["linestyle"]) for one in styles}) == len(styles)
-    assert len(set(COLOURS)) == 5 and len(set(MARKERS)) == 7 and len(set(LINES)) == 4
+    assert len(set(COLOURS)) == 5
+
+
+def test_a_method_has_one_colour_and_one_marker_whatever_stands_beside_it():
+    # Red for: styles by the place in the figure, which give SWAG the colour of MAP where MAP was left out.
+    everything = method_styles(METHODS)
+    assert {name: method_styles([name])[name] for name in METHODS} == everything
+    assert [everything[name]["color"] for name in METHODS] == [colour_of(name) for name in METHODS]
+    assert len({colour_of(name) for name in ("MAP", "SWA", "SWAG", "MC dropout", "ensemble")}) == 5
 
 
 def test_a_figure_is_opaque_light_and_the_same_whatever_style_the_user_has_chosen():
     # Red for: a transparent background, on which dark text is lost on a dark page; or colours taken from rcParams.
     def picture():
         figure, (axes,) = new_figure((1,), size=(2, 2))
-        axes.plot([0, 1], [0, 1], **line_style(0))
+        axes.plot([0, 1], [0, 1], **method_styles(["SWAG"])["SWAG"])
         label(axes, x="x", y="y", title="title")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=50)
@@ -87,6 +97,6 @@ def test_dollar_signs_in_names_are_dollar_signs():
     figure, (axes,) = new_figure((1,), size=(2, 2))
     axes.plot([0, 1], [0, 1], label=r"$\frac{$")
     label(axes, x="$\\bad{$", y="$_$", title="$\\x$")
-    legend(axes)
+    legend(figure, axes)
     figure.savefig(io.BytesIO(), format="png")
-    assert axes.get_legend().get_texts()[0].get_text() == r"$\frac{$"
+    assert figure.legends[0].get_texts()[0].get_text() == r"$\frac{$"
