@@ -191,7 +191,9 @@ def show_sentences(folder: Path, *, ask_demo_questions: bool, task: TextTask) ->
     """Reload everything through the pipeline, as a user who only has the folder does."""
     sentences = SHOWN if ask_demo_questions else (*task.texts["test"][:4], *task.ood[:1])
     classify = pipeline("swag-text-classification", model=str(folder), num_samples=NUM_SAMPLES, seed=0)
-    table = Table("message", "label", "probability", "entropy", "mutual information", title="Five messages (nats)")
+    table = Table(title="Five messages (nats)")
+    for column in ("message", "label", "probability", "entropy", "mutual information"):
+        table.add_column(column, overflow="fold")  # a long label is broken, not cut
     for sentence, prediction in zip(sentences, classify(list(sentences)), strict=True):
         numbers = (f"{prediction[name]:.3f}" for name in ("score", "entropy", "mutual_information"))
         table.add_row(sentence, prediction["label"], *numbers)
@@ -199,7 +201,10 @@ def show_sentences(folder: Path, *, ask_demo_questions: bool, task: TextTask) ->
 
 
 def as_table(metrics: dict[str, dict[str, str]], title: str) -> Table:
-    table = Table("method", *next(iter(metrics.values())), title=title)
+    table = Table(title=title)
+    table.add_column("method", overflow="fold", min_width=len("temperature"))
+    for column in next(iter(metrics.values())):
+        table.add_column(column)
     for name, row in metrics.items():
         table.add_row(name, *row.values())
     return table
@@ -226,7 +231,7 @@ def over_seeds(runs: list[Measurement]) -> dict[str, dict[str, str]]:
             if name in figures:
                 values = np.array([run.metrics[method][name].value for run in runs])
                 half = quantile * values.std(ddof=1) / len(values) ** 0.5
-                table.setdefault(method, {})[shown] = f"{values.mean():.3f} ± {half:.3f}"
+                table.setdefault(method, {})[shown] = f"{values.mean():.3f}\n± {half:.3f}"
     return table
 
 

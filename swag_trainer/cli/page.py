@@ -16,15 +16,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from swag_trainer.cli.files import require
-from swag_trainer.cli.page_predictions import (
-    MOST_CHARACTERS,
-    PagePredictions,
-    TextPredictions,
-    circumstances,
-    uncertainty,
-    verdict,
-)
+from swag_trainer.cli.page_predictions import MOST_CHARACTERS, PagePredictions, TextPredictions
+from swag_trainer.cli.page_sentences import circumstances, uncertainty, verdict
+from swag_trainer.cli.page_thresholds import OWN
 from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.colours import colour_of
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -33,9 +29,11 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 SHOWN_CLASSES = 5
-_AXIS_CHARACTERS = 20  # of a class's name below the plot, where five stand side by side
+_AXIS_CHARACTERS = 16  # of a class's name below the plot, where five stand side by side, on a phone too
+_DRAWS_COLOUR = "#8A8A8A"  # stands out from both backgrounds by 3 : 1, as the colour of SWAG does
 # A name without spaces would push the probability after it out of its box.
-_CSS = "#averaged dt, #mean dt, #trained dt { overflow-wrap: anywhere; }"
+_CSS = "#averaged dt, #mean dt, #trained dt { overflow-wrap: anywhere; font-size: 0.9em; }"
+_OUTPUTS = ("verdict", "averaged", "mean", "trained", "uncertainty", "points", "table")
 # Typed texts are kept private: no history in the browser, no public link, no second server process, no external links.
 LAUNCH: dict[str, Any] = {"share": False, "run_history": False, "ssr_mode": False, "footer_links": [], "css": _CSS}
 
@@ -59,10 +57,12 @@ def build_page(
     predict = PagePredictions(classify)
     name = name or str(getattr(classify.model, "name_or_path", "")) or "The model"
     about = circumstances(predict, name)
-    threshold = round(predict.first_decision.threshold, 3)
+    thresholds = [each.name for each in predict.thresholds.offered]
+    threshold = round(predict.thresholds.first.threshold, 3)
+    chosen = thresholds[0] if thresholds else OWN
     # Predicted here, not on the browser's first request: the page opens with everything in place.
-    values = _shown(predict, text, threshold) if text else ["", None, None, None, "", None, None]
-    first = dict(zip(("verdict", "averaged", "mean", "trained", "uncertainty", "points", "table"), values, strict=True))
+    values = _values(predict, text, threshold, chosen) if text else {}
+    first: dict[str, Any] = dict.fromkeys(_OUTPUTS) | values
     with _environment_as_it_was():
         page = gr.Blocks(title=title, analytics_enabled=False)
     with page:
@@ -71,16 +71,18 @@ def build_page(
             with gr.Column(scale=3):
                 box = gr.Textbox(text, label="Text", lines=3, max_length=MOST_CHARACTERS, autofocus=True)
             with gr.Column(scale=2):
-                slider = gr.Slider(
-                    0,
-                    1,
-                    value=threshold,
-                    step=0.001,
-                    label="Defer to a human below this score",
+                goals = gr.Dropdown(
+                    [*thresholds, OWN],
+                    value=chosen,
+                    label="Calibrated threshold",
+                    visible=bool(thresholds),
+                    elem_id="goals",
                 )
+                slider = gr.Slider(0, 1, value=threshold, step=0.001, label="Defer to a human below this score")
         button = gr.Button("Classify", variant="primary")
-        decision = gr.Textbox(first["verdict"], label="Decision", lines=2, interactive=False, elem_id="verdict")
-        with gr.Row():
+        decision = gr.Textbox(first["verdict"] or "", label="Decision", lines=2, interactive=False, elem_id="verdict")
+        results = gr.Column(visible=bool(values.get("averaged")), elem_id="results")
+        with results, gr.Row():
             averaged = gr.Label(
                 first["averaged"],
                 label=f"SWAG: {_count(predict)} averaged, temperature {predict.sampling.temperature:.3g}",
@@ -106,51 +108,77 @@ def build_page(
                 visible=predict.has_trained_weights,
                 elem_id="trained",
             )
-        description = gr.Textbox(first["uncertainty"], label="Uncertainty", lines=3, interactive=False, elem_id="uncertainty")
-        plot = gr.ScatterPlot(
-            first["points"],
-            x="class",
-            y="probability",
-            color="by",
-            color_title=" ",
-            color_map={"one draw": "#3B8FD6", "average": "#E0701A"},  # for colour-blind people too; 3:1 on both backgrounds
-            y_lim=[0, 1],
-            sort=None,
-            tooltip="all",
-            height=360,
-            label="How the draws disagree: a blue ring for each draw, an orange one for their average",
-        )
-        table = gr.Dataframe(
-            first["table"], interactive=False, label="The same in numbers", wrap=True, datatype="str", elem_id="table"
-        )
+        with results:
+            description = gr.Textbox(
+                first["uncertainty"] or "", label="Uncertainty", lines=3, interactive=False, elem_id="uncertainty"
+            )
+            plot = gr.ScatterPlot(
+                first["points"],
+                x="class",
+                y="probability",
+                color="by",
+                color_title=" ",
+                colors_in_legend=[],  # the label says which is which
+                color_map={"one draw": _DRAWS_COLOUR, "average": colour_of("SWAG")},
+                y_lim=[0, 1],
+                x_title=" ",
+                x_label_angle=-40,
+                sort=None,
+                tooltip="all",
+                height=400,
+                label="How the draws disagree: a grey ring for each draw, an orange one for their average",
+                elem_id="plot",
+            )
+            table = gr.Dataframe(
+                first["table"],
+                interactive=False,
+                label="The same in numbers",
+                wrap=True,
+                datatype="str",
+                column_widths=[f"{width}px" for width in (170, *[84] * (1 + predict.num_predictions))],
+                pinned_columns=1,
+                elem_id="table",
+            )
         gr.Textbox(about, label="Model, draws and tuning", lines=about.count("\n") + 1, interactive=False, elem_id="about")
 
-        shown = [decision, averaged, mean, trained, description, plot, table]
+        shown = [results, decision, averaged, mean, trained, description, plot, table]
 
-        def show(typed: str, threshold: float) -> list[Any]:
-            return _shown(predict, typed, threshold)
+        def show(typed: str, score: float, goal: str) -> list[Any]:
+            found = _values(predict, typed, score, goal)
+            return [gr.Column(visible="averaged" in found), *(dict.fromkeys(_OUTPUTS) | found).values()]
 
-        for trigger in (button.click, box.submit, slider.release):
-            trigger(show, [box, slider], shown, api_name=False)
+        def choose(typed: str, score: float, goal: str) -> list[Any]:
+            for each in predict.thresholds.offered:
+                if each.name == goal:
+                    score = round(each.decision.threshold, 3)
+            return [score, *show(typed, score, goal)]
+
+        def slide(typed: str, score: float) -> list[Any]:
+            return [OWN, *show(typed, score, OWN)]
+
+        for trigger in (button.click, box.submit):
+            trigger(show, [box, slider, goals], shown, api_name=False)
+        goals.input(choose, [box, slider, goals], [slider, *shown], api_name=False)
+        slider.release(slide, [box, slider], [goals, *shown], api_name=False)
     return page
 
 
-def _shown(predict: PagePredictions, text: str, threshold: float) -> list[Any]:
-    """Return the values of verdict, three labels, description, plot and table."""
+def _values(predict: PagePredictions, text: str, threshold: float, goal: str) -> dict[str, Any]:
+    """Return the values of the outputs by their names; of a text that cannot be classified the verdict alone."""
     try:
         predictions = predict(text or "")
     except SwagError as error:
-        return [str(error), None, None, None, "", None, None]
-    trained = None if predictions.trained is None else predictions.by_name(predictions.trained)
-    return [
-        verdict(predictions, predict.decision(threshold)),
-        predictions.by_name(predictions.probabilities),
-        predictions.by_name(predictions.mean),
-        trained,
-        uncertainty(predictions),
-        points(predictions),
-        table_of_draws(predictions),
-    ]
+        return {"verdict": str(error)}
+    trained = None if predictions.trained is None else _breakable(predictions.by_name(predictions.trained))
+    return {
+        "verdict": verdict(predictions, predict.thresholds.decision(threshold, goal)),
+        "averaged": _breakable(predictions.by_name(predictions.probabilities)),
+        "mean": _breakable(predictions.by_name(predictions.mean)),
+        "trained": trained,
+        "uncertainty": uncertainty(predictions),
+        "points": points(predictions),
+        "table": table_of_draws(predictions),
+    }
 
 
 def points(predictions: TextPredictions) -> pd.DataFrame:
@@ -166,13 +194,27 @@ def points(predictions: TextPredictions) -> pd.DataFrame:
 
 
 def table_of_draws(predictions: TextPredictions) -> pd.DataFrame:
-    """Return the table: the average, first, and a row for each draw; a column for each likely class."""
+    """Return the table: a row for each likely class; its name, the average, and a column for each draw."""
     import pandas as pd
 
-    top = predictions.likeliest(SHOWN_CLASSES)
-    rows = [["average", *(f"{value:.3f}" for value in predictions.probabilities[top])]]
-    rows += [[str(number + 1), *(f"{value:.3f}" for value in draw[top])] for number, draw in enumerate(predictions.draws)]
-    return pd.DataFrame(rows, columns=["draw", *(predictions.labels[index] for index in top)])
+    rows = [
+        [
+            breakable(predictions.labels[index]),
+            f"{predictions.probabilities[index]:.3f}",
+            *(f"{value:.3f}" for value in predictions.draws[:, index]),
+        ]
+        for index in predictions.likeliest(SHOWN_CLASSES)
+    ]
+    return pd.DataFrame(rows, columns=["class", "average", *(f"draw {number + 1}" for number in range(len(predictions.draws)))])
+
+
+def breakable(name: str) -> str:
+    """Let a long name be broken after an underscore, by a space of no width, rather than in the middle of a word."""
+    return name.replace("_", "_\u200b")
+
+
+def _breakable(probabilities: dict[str, float]) -> dict[str, float]:
+    return {breakable(name): value for name, value in probabilities.items()}
 
 
 def _shortened(name: str) -> str:
@@ -182,9 +224,9 @@ def _shortened(name: str) -> str:
 
 
 def _count(predict: PagePredictions) -> str:
-    if predict.sampling.scale == 0:
+    if predict.num_predictions == 1:
         return "scale 0, one prediction, nothing"
-    return f"{predict.sampling.num_samples} draws"
+    return f"{predict.num_predictions} draws"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Predictions that the page of `swag-trainer serve` shows: those of the pipeline, each draw's beside them, and a description of both."""
+"""Predictions that the page of `swag-trainer serve` shows: those of the pipeline, each draw's beside them, and thresholds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.cli.page_thresholds import offered_thresholds
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.point import PointPosterior
-from swag_trainer.posterior.tuning import CENTER_NAMES
-from swag_trainer.prediction.decisions import Decision, PredictionOptions, confidence, decide
 from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 
 MOST_CHARACTERS = 20_000
-_DEFAULT_GOALS = (("risk", 0.05), ("coverage", 0.9))  # the slider starts at the tuned level nearest to the first of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ class PagePredictions:
 
     def __init__(self, classify: SwagTextClassificationPipeline) -> None:
         model, self.posterior = classify.model, classify.posterior
-        self.first_decision = _first_decision(classify.options, self.posterior)
+        self.thresholds = offered_thresholds(classify.options, self.posterior)
         self.sampling = classify.options.resolved(self.posterior)
         self._swag = MonteCarloPredictor(model, self.posterior, self.sampling, progress=False)
         if self._swag.link != "softmax":
@@ -88,6 +86,11 @@ class PagePredictions:
         self._trained = (
             None if self.posterior.adapter_holds_mean else _at(model, self.posterior, _adapter_vector(self.posterior))
         )
+
+    @property
+    def num_predictions(self) -> int:
+        """S, how many sets of weights predict each text: one where the scale is 0 and nothing drops out."""
+        return self.sampling.num_samples if self.sampling.scale > 0 or self.sampling.dropout else 1
 
     @property
     def has_trained_weights(self) -> bool:
@@ -117,95 +120,6 @@ class PagePredictions:
             trained=None if self._trained is None else self._trained.predict(inputs).probabilities[0],
         )
 
-    def decision(self, threshold: float) -> Decision:
-        """Return the decision at a threshold of the slider; the slider rounds, so one near the first threshold is the first."""
-        first = self.first_decision
-        if math.isclose(threshold, first.threshold, abs_tol=5e-4):
-            return first
-        return Decision(threshold, "the threshold set on this page")
-
-
-def verdict(predictions: TextPredictions, decision: Decision) -> str:
-    """Describe whether the label is given or the text is deferred to a human, and why."""
-    names = dict(enumerate(predictions.labels))
-    best = predictions.likeliest(1)[0]
-    score = float(confidence(predictions.probabilities[None])[0])
-    row = decision.apply([{"label": names[best], "score": score}], predictions.probabilities, names)[0]
-    if row["label"] is None:
-        return f"Defer to a human. {row['reason']} (The likeliest label is {row['top_label']}.)"
-    if not decision:
-        return f"Label: {row['label']}. Its score is {score:.3f}; with a threshold of 0 every text gets a label."
-    return f"Label: {row['label']}. Its score {score:.3f} is not below {decision.threshold:.3f}, {decision.reason}."
-
-
-def uncertainty(predictions: TextPredictions) -> str:
-    """Describe entropy and mutual information, with their values in nats."""
-    entropy, information = float(predictions.averaged.entropy[0]), float(predictions.averaged.mutual_information[0])
-    most, count = math.log(len(predictions.labels)), len(predictions.draws)
-    how = _phrase(entropy / most, (0.1, "certain"), (0.35, "fairly certain"), (0.7, "uncertain"), (2, "close to guessing"))
-    lines = [f"Entropy {entropy:.3f} nats, of {most:.3f} at most for {len(predictions.labels)} classes: {how}."]
-    if count == 1:
-        return lines[0] + "\nThis is the prediction of a single set of weights (scale 0): there is no disagreement to measure."
-    fraction = information / entropy if entropy > 0 else 0.0
-    why = _phrase(
-        fraction,
-        (0.05, "the draws agree; the uncertainty lies in the text"),
-        (0.2, "the draws differ a little"),
-        (2, "the draws disagree: more training data could reduce the uncertainty"),
-    )
-    votes = int((predictions.draws.argmax(axis=1) != predictions.likeliest(1)[0]).sum())
-    lines.append(f"Mutual information {information:.3f} nats, {fraction:.0%} of the entropy: {why}.")
-    lines.append(f"{votes} of {count} draws put another class first.")
-    return "\n".join(lines)
-
-
-def circumstances(page: PagePredictions, name: str) -> str:
-    """Describe what the predictions come from: the model, the draws, and the data of the tuning."""
-    posterior, sampling = page.posterior, page.sampling
-    lines = [
-        f"{name}, on {posterior.adapter.base_model or 'a base model without a name'}",
-        f"{sampling.num_samples} draws (seed {sampling.seed}) of {_source(posterior)}; "
-        f"around the {CENTER_NAMES[sampling.center or 'mean']}{', with dropout' if sampling.dropout else ''}; scale {sampling.scale:g}, "
-        f"temperature {sampling.temperature:.3g}",
-    ]
-    tuning = posterior.tuning
-    if tuning is None:
-        lines.append("Not tuned on held-out data: scores are not calibrated, and a threshold guarantees nothing.")
-    else:
-        data = " ".join(filter(None, [repr(tuning.dataset), tuning.split]))
-        others = "by cross-fitting" if tuning.num_folds else f"on {tuning.num_calibration} others"
-        lines.append(f"Tuned on {tuning.num_examples} examples of {data}, thresholds {others}.")
-    if not page.first_decision:
-        lines.append("No calibrated threshold applies to these predictions: the slider starts at 0, and nothing is deferred.")
-    return "\n".join(lines)
-
-
-def _source(posterior: WeightPosterior) -> str:
-    snapshots, rank = posterior.metadata().get("num_collected"), getattr(posterior, "rank", None)
-    if snapshots is None or rank is None:
-        return f"a posterior of kind {posterior.kind!r}"
-    return f"{snapshots} snapshots, rank {rank}"
-
-
-def _first_decision(options: PredictionOptions, posterior: WeightPosterior) -> Decision:
-    """Return the decision that the pipeline was given.
-
-    Without one it is a threshold that `swag_trainer.tune` calibrated: for a risk near 5 %, where one could be guaranteed, else for a
-    coverage near 90 %. None applies where there is none for these draws.
-    """
-    given = decide(options, posterior)
-    if given.threshold > 0 or posterior.tuning is None:
-        return Decision(given.threshold, given.reason)
-    for goal, wanted in _DEFAULT_GOALS:
-        records = [each for each in posterior.tuning.thresholds if each.goal == goal and each.threshold is not None]
-        if records:
-            nearest = min(records, key=lambda each: abs(each.target - wanted))
-            try:
-                return decide(options.updated({goal: nearest.target, "prediction_set": None}), posterior)
-            except SwagError:  # calibrated for other draws, another scale or temperature
-                return Decision()
-    return Decision()
-
 
 def _adapter_vector(posterior: WeightPosterior) -> torch.Tensor:
     """Return the weights in the adapter's file. Shape (P,)."""
@@ -214,10 +128,6 @@ def _adapter_vector(posterior: WeightPosterior) -> torch.Tensor:
 
 def _at(model: torch.nn.Module, posterior: WeightPosterior, vector: torch.Tensor) -> MonteCarloPredictor:
     return MonteCarloPredictor(model, PointPosterior.at(vector, posterior), progress=False)
-
-
-def _phrase(value: float, *steps: tuple[float, str]) -> str:
-    return next(phrase for limit, phrase in steps if value < limit)
 
 
 def _distinct(labels: list[str]) -> list[str]:

@@ -49,12 +49,13 @@ class ServeOptions(ClassifierOptions):
         super().__post_init__()
 
 
-def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
+def serve(options: ServeOptions, *, block: bool = True, out: TextIO | None = None) -> gr.Blocks:
     """Load a model and serve its page until interrupted.
 
     Args:
         options: What to serve, and where.
         block: Return only when the server is interrupted. Otherwise the page comes back while it is served; its ``close()`` ends that.
+        out: Where the address is written once the page is served; None for nowhere.
 
     Raises:
         SwagError: No posterior there, no gradio, or the port is taken.
@@ -68,11 +69,16 @@ def serve(options: ServeOptions, *, block: bool = True) -> gr.Blocks:
             **{**LAUNCH, "share": options.share},
             server_name=options.host,
             server_port=options.port or None,
-            prevent_thread_lock=not block,
-            quiet=not block,
+            prevent_thread_lock=True,
+            quiet=True,  # gradio would advise a public link, of which it writes the address itself where one was asked for
         )
     except OSError as error:
         raise _refusal(options, error) from error
+    if out is not None:
+        out.write(f"The page is at {page.local_url} until Ctrl-C.\n")
+        out.flush()
+    if block:
+        page.block_thread()
     return page
 
 
@@ -98,4 +104,4 @@ Options = ServeOptions
 
 def run(options: ServeOptions, out: TextIO) -> None:
     """Serve until interrupted."""
-    serve(options)
+    serve(options, out=out)

@@ -19,7 +19,9 @@ def show(table: Any, out: TextIO) -> None:
 def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:
     """Return a table of texts as they are: untrusted input is escaped, not read as markup."""
     escape = require("rich.markup").escape
-    table = require("rich.table").Table(*columns, title=escape(title))
+    table = require("rich.table").Table(title=escape(title))
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a long name is broken, not cut
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     return table

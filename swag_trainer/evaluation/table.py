@@ -54,7 +54,7 @@ def as_table(measurement: Measured) -> Table:
     differences = {each.other: each for each in measurement.comparisons if each.metric == NLL}
     if differences:
         own = next(iter(differences.values())).method
-        second[f"NLL less that of {own}"] = [
+        second[f"NLL minus that of {own}"] = [
             shown(differences[method].difference) if method in differences else "-" for method in methods
         ]
     times = [method.seconds_per_example for method in measurement.methods.values()]

@@ -1,22 +1,20 @@
 import os
-import re
-import shutil
 import socket
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
-from lively import short_run
-from playwright.sync_api import expect, sync_playwright
+from lively import short_run, tuning_of
 from transformers import HfArgumentParser, pipeline
 
-from swag_trainer import SwagError
+from swag_trainer import SwagError, SwagPosterior
 from swag_trainer.cli.main import main
-from swag_trainer.cli.page import LAUNCH, build_page, points, table_of_draws
+from swag_trainer.cli.page import LAUNCH, breakable, build_page, points, table_of_draws
 from swag_trainer.cli.page_predictions import PagePredictions
+from swag_trainer.cli.page_thresholds import OWN
 from swag_trainer.cli.serve import ServeOptions, serve
+from swag_trainer.posterior.tuning import CalibratedThreshold
 
 HOSTILE = """<img src=x onerror="document.title='owned'"> **bold** ${1+1}"""
 TEXT = "<script>document.title='owned'</script> a very funny film"
@@ -38,15 +36,13 @@ def classify(folder):
     return pipeline("swag-text-classification", model=str(folder), num_samples=5, device="cpu")
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 def shown_by(page):
     """Values of the page's components by elem_id."""
-    return {block.elem_id: block.value for block in page.blocks.values() if getattr(block, "elem_id", None)}
+    return {
+        block.elem_id: block.value
+        for block in page.blocks.values()
+        if getattr(block, "elem_id", None) and hasattr(block, "value")
+    }
 
 
 def test_the_page_shows_what_the_pipeline_predicts(classify):
@@ -65,14 +61,49 @@ def test_the_button_predicts_anew_and_the_slider_defers(classify):
     # Red for: a button that is not wired to the text and the slider, an error page in place of a sentence.
     page = build_page(classify, text=TEXT)
     functions = [dependency.fn for dependency in page.fns.values()]
-    assert len(functions) == 3  # button, Enter, slider
-    for show in functions:
-        shown, averaged, *_ = show("a bad film", 1.0)
-        (best,) = classify("a bad film")
+    button, enter, goals, slider = functions
+    (best,) = classify("a bad film")
+    for show, before in (
+        (lambda text, score: button(text, score, OWN), []),
+        (lambda text, score: enter(text, score, OWN), []),
+        (lambda text, score: goals(text, score, OWN), [0.0]),  # a threshold of one's own leaves the slider where it is
+        (slider, [OWN]),
+    ):
+        *first, results, shown, averaged = show("a bad film", 1.0)[: 3 + len(before)]
+        assert first == ([1.0] if before == [0.0] else before)
         assert shown.startswith("Defer to a human.") and best["label"] in shown
-        assert averaged[best["label"]] == best["score"]
-        assert show("a bad film", 0.0)[0].startswith("Label:")
-        assert show("", 0.0)[:3] == ["There is nothing to classify: type a text.", None, None]
+        assert averaged[best["label"]] == best["score"] and results.visible
+        assert show("a bad film", 0.0)[1 + len(before)].startswith("Label:")
+        *_, results, shown, averaged = show("", 0.0)[: 3 + len(before)]
+        assert (shown, averaged, results.visible) == ("There is nothing to classify: type a text.", None, False)
+
+
+def test_an_empty_page_shows_no_empty_results_and_a_page_with_a_text_does(classify):
+    # Red for: a table of three columns without a name, a plot without points.
+    for text in ("", TEXT):
+        (results,) = [block for block in build_page(classify, text=text).blocks.values() if block.elem_id == "results"]
+        assert results.visible == bool(text)
+        inside = {type(child).__name__ for child in results.children}
+        assert {"ScatterPlot", "Dataframe"} <= inside
+
+
+def test_calibrated_thresholds_are_offered_and_move_the_slider(folder):
+    # Red for: a list without the coverages, a choice that leaves the slider or the decision as it was.
+    tuned = SwagPosterior.from_pretrained(folder)
+    records = [
+        CalibratedThreshold("coverage", 0.9, 0.36, 0.9, 0.1),
+        CalibratedThreshold("risk", 0.05, 0.0, 1.0, 0.0, level=0.9),
+    ]
+    tuned = replace(tuned, record=replace(tuned.record, tuning=tuning_of(thresholds=records)))
+    page = build_page(pipeline("swag-text-classification", model=str(folder), posterior=tuned, device="cpu"), text=TEXT)
+    (goals,) = [block for block in page.blocks.values() if block.elem_id == "goals"]
+    names = [name for name, _ in goals.choices]
+    assert names == ["at most 5 % wrong (score 0.000)", "at least 90 % labelled (score 0.360)", OWN]
+    assert goals.value == names[0] and goals.visible
+    choose = [dependency.fn for dependency in page.fns.values()][2]
+    moved, _, shown, *_ = choose("a bad film", 0.0, names[1])
+    assert moved == 0.36 and "at least 0.9 of" in shown
+    assert "at most 0.05 of" in choose("a bad film", 0.2, names[0])[2]
 
 
 def test_plot_and_table_have_every_draw_of_the_likeliest_classes(classify):
@@ -81,15 +112,16 @@ def test_plot_and_table_have_every_draw_of_the_likeliest_classes(classify):
     predictions = PagePredictions(classify)(TEXT)
     order = np.argsort(-predictions.probabilities)
     table = table_of_draws(predictions)
-    assert list(table.columns) == ["draw", *(predictions.labels[index] for index in order)]
-    assert table["draw"].tolist() == ["average", "1", "2", "3", "4", "5"]
-    np.testing.assert_allclose(table.iloc[0, 1:].astype(float), predictions.probabilities[order], atol=5e-4)
-    np.testing.assert_allclose(table.iloc[1:, 1:].astype(float), predictions.draws[:, order], atol=5e-4)
+    assert list(table.columns) == ["class", "average", "draw 1", "draw 2", "draw 3", "draw 4", "draw 5"]
+    assert table["class"].tolist() == [predictions.labels[index] for index in order]
+    np.testing.assert_allclose(table["average"].astype(float), predictions.probabilities[order], atol=5e-4)
+    np.testing.assert_allclose(table.iloc[:, 2:].astype(float), predictions.draws[:, order].T, atol=5e-4)
     plotted = points(predictions)
     best = plotted[plotted["class"].str.startswith("1. ")]
     assert best[best["by"] == "one draw"]["probability"].tolist() == predictions.draws[:, order[0]].tolist()
     assert best[best["by"] == "average"]["probability"].tolist() == [predictions.probabilities.max()]
-    names = {HOSTILE: "<img src=…d** ${1+1}", "neutral": "neutral", "positive": "positive"}
+    assert breakable("lost_or_stolen card") == "lost_\u200bor_\u200bstolen card"
+    names = {HOSTILE: "<img sr…* ${1+1}", "neutral": "neutral", "positive": "positive"}
     assert list(dict.fromkeys(plotted["class"])) == [
         f"{place + 1}. {names[predictions.labels[index]]}" for place, index in enumerate(order)
     ]
@@ -134,66 +166,3 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence(folder):
         listening.listen()
         with pytest.raises(SwagError, match="Choose another --port"):
             serve(ServeOptions(model=str(folder), port=listening.getsockname()[1]), block=False)
-
-
-@pytest.fixture
-def browser_page():
-    """A page of headless Chromium: the system's, else the one that playwright installed."""
-    with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        executable = found or playwright.chromium.executable_path
-        if not Path(executable).exists():
-            pytest.skip("no Chromium here: install the system's, or run `playwright install chromium`")
-        browser = playwright.chromium.launch(
-            executable_path=executable,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 1400})
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def served(folder):
-    """The address of the page."""
-    page = serve(ServeOptions(model=str(folder), port=free_port(), num_samples=5, text=TEXT), block=False)
-    yield page.local_url
-    page.close()
-
-
-@pytest.mark.slow
-def test_a_browser_shows_the_served_page_and_runs_nothing_of_what_was_typed(served, browser_page):
-    # Red for: a page that does not load, a prediction that is not in it, markup of labels or texts that became elements or scripts.
-    browser_page.goto(served)
-    expect(browser_page.locator("#verdict textarea")).not_to_be_empty()
-    expect(browser_page).to_have_title("How certain is it?")
-    for shown in (
-        "SWAG: 5 draws averaged, temperature 1",
-        "Posterior mean (SWA): one prediction, temperature 1",
-        "Classify",
-        "Defer to a human below this score",
-    ):
-        expect(browser_page.get_by_text(shown, exact=True).first).to_be_visible()
-    expect(browser_page.locator("#averaged dt")).to_have_count(3)
-    assert HOSTILE in browser_page.locator("#averaged").inner_text()
-    assert browser_page.locator("img[src=x], strong").count() == 0
-    assert TEXT in [box.input_value() for box in browser_page.locator("textarea").all()]
-    assert len(browser_page.screenshot()) > 30_000
-
-
-@pytest.mark.slow
-def test_a_typed_text_is_classified_after_a_click_and_every_probability_is_in_its_box(served, classify, browser_page):
-    # Red for: a button that reaches no function, a prediction that reaches no box, a long name that pushes its probability out.
-    (best,) = classify("a bad film")
-    browser_page.goto(served)
-    expect(browser_page.locator("#averaged dd")).to_have_count(3)
-    right = browser_page.locator("#averaged").bounding_box()
-    for probability in browser_page.locator("#averaged dd").all():
-        box = probability.bounding_box()
-        assert box["x"] + box["width"] < right["x"] + right["width"]
-    browser_page.get_by_label("Text", exact=True).fill("a bad film")
-    browser_page.get_by_role("button", name="Classify").click()
-    expect(browser_page.locator("#verdict textarea")).to_have_value(
-        re.compile(rf"^Label: {re.escape(best['label'])}\. Its score is {best['score']:.3f};"), timeout=60_000
-    )

