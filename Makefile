@@ -44,7 +44,7 @@ release: .venv/.dev  ## Build wheel and sdist, and run the README with the wheel
 	$(PYTHON) -m venv .venv-release
 	.venv-release/bin/python $(PIP) install --constraint constraints.txt pip setuptools
 	.venv-release/bin/python $(PIP) install --constraint constraints.txt "$$(ls dist/*.whl)[cli]"
-	.venv-release/bin/python -P tests/run_documents.py README.md
+	.venv-release/bin/python tests/run_documents.py README.md
 	ls -l dist
 
 style: .venv/.dev  ## Put the code into shape
