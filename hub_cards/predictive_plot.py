@@ -37,7 +37,7 @@ def _one(predictive: Predictive, title: str | None) -> Figure:
     probabilities, spread = predictive.probabilities[0], predictive.std[0]
     order = np.argsort(-probabilities, kind="stable")[:_CLASSES]
     names = [str(index) if predictive.labels is None else predictive.labels[index] for index in order]
-    figure, (axes,) = new_figure((1,), size=(6.5, 1.2 + 0.4 * len(order)))
+    figure, (axes,) = new_figure((1,), size=(6.5, 1.4 + 0.4 * len(order)))
     places = np.arange(len(order))[::-1]
     axes.barh(places, probabilities[order], xerr=spread[order], color=_COLOUR, ecolor=FOREGROUND, height=0.6, alpha=0.8)
     if predictive.draw_probabilities is not None:
@@ -49,8 +49,8 @@ def _one(predictive: Predictive, title: str | None) -> Figure:
         tick.set_parse_math(False)
     axes.set_xlim(0, 1)
     uncertainty = f"entropy {predictive.entropy[0]:.3f}, mutual information {predictive.mutual_information[0]:.3f} nats"
-    label(axes, x=f"averaged probability; the lines are one standard deviation over the draws; {uncertainty}", title=title)
-    axes.xaxis.label.set_fontsize(9)
+    marks = "" if predictive.draw_probabilities is None else " (marks)"
+    label(axes, x=f"averaged probability ± one standard deviation over the draws{marks}\n{uncertainty}", title=title)
     described = ", ".join(f"{name} {probabilities[index]:.3f}" for name, index in zip(names, order, strict=True))
     figure.set_label(f"Averaged probabilities: {described}; {uncertainty}.")
     return figure

@@ -26,7 +26,7 @@ from minihub import MiniHub
 
 ROOT = Path(__file__).parents[1]
 # Numbers in the documents that take minutes: what they are replaced with.
-SHORTER = {"num_train_epochs=20": "max_steps=30"}
+SHORTER = {"num_train_epochs=20": "max_steps=60"}
 # Documents that need a library which is in no environment of the tests.
 NEEDS = {"docs/guides/quantised.md": "bitsandbytes"}
 CLASSIFIER, LANGUAGE_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -68,7 +68,7 @@ def run(documents: list[str], folder: Path) -> list[str]:
             program = program.replace(long, short)
         variables = first if number == 0 else {"__name__": "__main__"} if name.endswith(".ipynb") else dict(first)
         try:
-            exec(compile(program, name, "exec"), variables)
+            exec(compile(program, name, "exec", dont_inherit=True), variables)
         except Exception:
             traceback.print_exc()
             failed.append(name)

@@ -179,7 +179,11 @@ class Tuning:
 
     def __str__(self) -> str:
         """What was chosen, how it compares with the baselines, and what was calibrated, in lines."""
-        drawn = f"{self.num_samples} draws around the {self.center_name}" + (" with dropout" if self.dropout else "")
+        is_one_pass = self.relative_energy == 0 and not self.dropout
+        drawn = (
+            f"one pass at the {self.center_name}" if is_one_pass else f"{self.num_samples} draws around the {self.center_name}"
+        )
+        drawn += " with dropout" if self.dropout else ""
         compared = "".join(f"; {name} {nll:.4f}" for name, nll in self.baselines.items())
         lines = [
             f"Tuning on {self.num_examples} examples of {self.dataset!r}: {drawn}, temperature {self.temperature:.3f}",

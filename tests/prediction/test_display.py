@@ -102,3 +102,4 @@ def test_a_tuning_prints_its_choice_in_a_line_and_its_calibration_in_lines():
         "  coverage 0.9: score >= 0.400, coverage 0.90",
         "  lac sets for 0.9: 1.25 labels on average",
     ]
+    assert "60 examples of 'me/questions': one pass at the mean, " in str(replace(tuning, relative_energy=0.0))
