@@ -38,6 +38,7 @@ def run_study(task, base_folder, folder, *more):
     return json.loads((folder / "results.json").read_text())["results"]["made-up"]
 
 
+@pytest.mark.slow
 def test_the_study_trains_predicts_and_compares_and_computes_nothing_twice(task, base_folder, tmp_path, capsys, monkeypatch):
     # Red for: a recipe left out, a seed left out, results that depend on when the study was interrupted, pieces computed again.
     found = run_study(task, base_folder, tmp_path)

@@ -45,6 +45,7 @@ def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
     assert "known" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_each_pipeline_can_be_imported_first():
     # Red for: a module whose import makes transformers import it, and the others, once more while it is half done.
     code = "from swag_trainer import SwagMultipleChoicePipeline as p; print(p.swag_task)"

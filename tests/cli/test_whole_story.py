@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from command_line import DEMO, demo_base
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, metadata_load
@@ -35,6 +36,7 @@ def tables_of_metrics(card):
     ]
 
 
+@pytest.mark.slow
 def test_train_tune_evaluate_card_push_and_predict_from_an_empty_folder(hub, tmp_path, monkeypatch, capsys):
     # Red for: a command that does not take what the one before it left, a figure of the card that was not measured, a card whose
     # example does not run or whose metadata the Hub refuses, more than one commit, a prediction that is not the pipeline's.

@@ -86,13 +86,17 @@ def uninterrupted(base_folder, texts, tmp_path_factory):
 @pytest.mark.parametrize(
     ("event", "step", "checkpoint", "exact"),
     [
-        ("on_optimizer_step", 14, 15, True),  # served in on_step_end of step 15, before its collection
+        pytest.param(
+            "on_optimizer_step", 14, 15, True, marks=pytest.mark.slow
+        ),  # served in on_step_end of step 15, before its collection
         ("on_step_end", 15, 15, True),  # in on_step_begin of the next step
         pytest.param("on_step_end", 16, 16, True, marks=pytest.mark.slow),  # likewise, between two collections
         ("on_optimizer_step", 17, 18, True),  # in on_step_end of the last step of an epoch, before its collection
-        ("on_step_end", 18, 18, True),  # in on_epoch_end
+        pytest.param("on_step_end", 18, 18, True, marks=pytest.mark.slow),  # in on_epoch_end
         ("on_step_begin", 15, 15, False),  # in on_pre_optimizer_step: the Trainer has drawn the dropout of step 16
-        ("on_epoch_begin", 18, 18, False),  # in the first on_step_begin of an epoch: it has shuffled the data
+        pytest.param(
+            "on_epoch_begin", 18, 18, False, marks=pytest.mark.slow
+        ),  # in the first on_step_begin of an epoch: it has shuffled the data
     ],
 )
 def test_a_checkpoint_made_on_sigterm_loses_no_snapshot(

@@ -79,8 +79,8 @@ def wide_base(tmp_path, tokenizer):
     [
         (torch.bfloat16, {}),
         (torch.bfloat16, {"bf16": True}),
-        (torch.bfloat16, {"gradient_accumulation_steps": 2}),
-        (torch.float16, {}),
+        pytest.param(torch.bfloat16, {"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
+        pytest.param(torch.float16, {}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -186,7 +186,7 @@ def test_a_smaller_batch_size_after_running_out_of_memory_starts_the_posterior_a
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"torch_compile": True, "torch_compile_backend": "eager"},
+        pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow),
         {"gradient_checkpointing": True},  # "activation_checkpointing" from transformers 5.23 on, which takes both until 6
         pytest.param(
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
@@ -329,7 +329,9 @@ class Trials(TrainerCallback):
         self.ended.append((self.swag.posterior, seen))
 
 
-@pytest.mark.parametrize("save_steps", [None, 8], ids=["without-checkpoints", "with-checkpoints"])
+@pytest.mark.parametrize(
+    "save_steps", [pytest.param(None, marks=pytest.mark.slow), 8], ids=["without-checkpoints", "with-checkpoints"]
+)
 def test_every_trial_of_a_hyperparameter_search_keeps_its_own_posterior(base_folder, rows, tokenizer, tmp_path, save_steps):
     # Red for: one trial's posterior in another's folder, or all of them in one; moments in no checkpoint, or in another trial's; a
     # trial that begins with the snapshots of one that was pruned.

@@ -43,6 +43,7 @@ def test_importing_hub_cards_without_its_extra_says_what_to_install(package):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_is_pushed_without_matplotlib_and_a_plot_says_what_it_needs(tmp_path):
     # Red for: a push that ends because of plots that nothing asks for, or a plot that ends with "No module named".
     code = f"""

@@ -73,6 +73,7 @@ def test_a_repository_answers_with_its_own_tokenizer_of_the_same_commit_also_off
     assert len(hub.hub.log) == requests
 
 
+@pytest.mark.slow
 def test_offline_nobody_guesses_whether_a_repository_has_a_tokenizer(run, base_folder, tmp_path):
     # Red for: the base's tokenizer, in silence, for a repository whose own was never fetched.
     SwagPosterior.from_pretrained(run).push_to_hub("user/half-cached")
