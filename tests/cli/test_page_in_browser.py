@@ -72,6 +72,7 @@ def browser():
             executable_path=executable,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         )
+        expect.set_options(timeout=60_000)
         yield browser
         browser.close()
 
@@ -155,7 +156,7 @@ def test_a_typed_text_is_classified_after_a_click_and_every_probability_is_in_it
     page.get_by_label("Text", exact=True).fill("a bad film")
     page.get_by_role("button", name="Classify").click()
     expect(page.locator("#verdict textarea")).to_have_value(
-        re.compile(rf"^Label: {re.escape(best['label'])}\. Its score is {best['score']:.3f};"), timeout=60_000
+        re.compile(rf"^Label: {re.escape(best['label'])}\. Its score is {best['score']:.3f};")
     )
     expect(page.locator("#averaged dd")).to_have_count(3)
     right = page.locator("#averaged").bounding_box()
