@@ -38,30 +38,6 @@ class OtherShape(NamedTuple):
     is_embedding: bool
 
 
-def find_unsaved_modules(model: nn.Module, adapter_name: str) -> list[str]:
-    """Return the modules whose weights are neither in the base checkpoint nor in the adapter's file: random at every load.
-
-    transformers initialises a pooler or pre-classifier that the checkpoint lacks at random. PEFT saves only the last layer of a head
-    unless ``modules_to_save`` names more. Two loads of such an adapter then predict differently. A module counts as missing when a
-    part of its name occurs nowhere in the checkpoint, so that weights which transformers renames while loading do not count.
-
-    Returns:
-        Names of modules in the base model; empty too where the base checkpoint is not on this machine as safetensors.
-    """
-    shapes = _checkpoint_shapes(model, adapter_name)
-    if shapes is None:
-        return []
-    found = {part for key in shapes for part in key.split(".")}
-    found |= {_prefix(model)}
-    missing: list[str] = []
-    for name in base_parameters(model):
-        parts = base_name(name).split(".")[:-1]
-        absent = next((index for index, part in enumerate(parts) if not part.isdigit() and part not in found), None)
-        if absent is not None and (module := ".".join(parts[: absent + 1])) not in missing:
-            missing.append(module)
-    return missing
-
-
 def save_embedding_layers(model: nn.Module, adapter_name: str) -> bool | Literal["auto"]:
     """Return whether the embeddings of tokens belong into an adapter's file; "auto" where PEFT has to find out.
 
@@ -83,7 +59,7 @@ def find_other_shapes(model: nn.Module, adapter_name: str) -> list[OtherShape] |
     Returns:
         None where the base checkpoint is not on this machine as safetensors.
     """
-    shapes = _checkpoint_shapes(model, adapter_name)
+    shapes = checkpoint_shapes(model, adapter_name)
     if shapes is None:
         return None
     parameters = dict(model.named_parameters())
@@ -119,16 +95,23 @@ def _spellings(model: nn.Module, name: str) -> Iterator[str]:
     yield from (name, name.removeprefix(prefix), prefix + name)
 
 
-def _checkpoint_shapes(model: nn.Module, adapter_name: str) -> dict[str, tuple[int, ...] | None] | None:
-    """Shapes of the weights in the base model's checkpoint, None in a part that is not on this machine; None where nothing of it is."""
+def checkpoint_shapes(model: nn.Module, adapter_name: str) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of the weights in the base model's checkpoint, by their names there.
+
+    Returns:
+        None where a part of the checkpoint is not on this machine as safetensors.
+    """
     config = model.peft_config[adapter_name]
     index, whole = (checkpoint_file(config, filename) for filename in _CHECKPOINT_FILES)
     if index is None:
         return None if whole is None else _shapes_in(whole)
-    shapes: dict[str, tuple[int, ...] | None] = dict(json.loads(index.read_bytes())["weight_map"])
-    for shard in {checkpoint_file(config, filename) for filename in shapes.values()}:
-        shapes |= {} if shard is None else _shapes_in(shard)
-    return {key: shape if isinstance(shape, tuple) else None for key, shape in shapes.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for filename in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
+        shard = checkpoint_file(config, filename)
+        if shard is None:
+            return None
+        shapes |= _shapes_in(shard)
+    return shapes
 
 
 def checkpoint_file(config: PeftConfig, filename: str) -> Path | None:

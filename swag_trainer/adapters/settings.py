@@ -72,7 +72,8 @@ def loadable_settings(adapter: SavedAdapter, *, name: str) -> dict[str, Any]:
         config |= _ranks_and_alphas(config, adapter.tensors, where)
     for setting, value in config.items():
         pattern = next((text for text in _texts(value) if _is_pattern(text)), None)
-        if pattern is not None and setting not in _FREE_TEXT and setting not in ("rank_pattern", "alpha_pattern"):
+        written_anew = setting in ("rank_pattern", "alpha_pattern") and not config.get("target_parameters")
+        if pattern is not None and setting not in _FREE_TEXT and not written_anew:
             raise _refusal(where, setting, pattern)
     return config
 
@@ -94,7 +95,7 @@ def without_patterns(config: Mapping[str, Any], model: nn.Module, adapter_name: 
             written[setting] = sorted(name for name, layer in layers.items() if getattr(layer, "is_feedforward", False))
         elif setting.endswith("_pattern") and isinstance(value, dict) and any(map(_is_pattern, value)):
             if names is None:
-                names = sorted({_module(name) for name, _ in adapter_layers(model)})
+                names = sorted({_adapted_name(name, layer) for name, layer in adapter_layers(model)})
             # As PEFT compares them: the first that matches counts.
             first = {name: next((key for key in value if re.match(rf"(.*\.)?({key})$", name)), None) for name in names}
             written[setting] = {name: value[key] for name, key in first.items() if key is not None}
@@ -219,6 +220,12 @@ def _adapted_module(key: str, prefix: str) -> str | None:
 
 def _module(name: str) -> str:
     return ".".join(part for part in name.removeprefix(_FILE_PREFIX).split(".") if part != "base_layer")
+
+
+def _adapted_name(name: str, layer: nn.Module) -> str:
+    """Return what PEFT compares ``rank_pattern`` with: the name of a module, or of the single parameter that is adapted in it."""
+    parameter = getattr(layer, "parameter_name", None)
+    return _module(name) if parameter is None else f"{_module(name)}.{parameter}"
 
 
 def _refusal(where: str, setting: str, pattern: str) -> PosteriorFormatError:

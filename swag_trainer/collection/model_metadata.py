@@ -7,11 +7,12 @@ from typing import Any
 
 from peft import PeftModel
 
-from swag_trainer.adapters.base_checkpoint import find_other_shapes, find_unsaved_modules
+from swag_trainer.adapters.base_checkpoint import find_other_shapes
 from swag_trainer.adapters.gguf import gguf_file
 from swag_trainer.adapters.initialisation import base_changing_initialisation, base_fingerprint
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.collection.base_loading import find_unsaved_modules, names_for_modules_to_save
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks import settings_of, task_of
 from swag_trainer.version import __version__
@@ -28,10 +29,10 @@ def check_saved_modules(weights: AdapterWeights) -> None:
     """
     unsaved = find_unsaved_modules(weights.model, weights.adapter_name)
     if unsaved:
-        heads = [*(name.rpartition(".")[2] for name in unsaved), "classifier"]
+        names = names_for_modules_to_save(weights.model, weights.adapter_name, unsaved)
         raise SwagError(
             f"The module {unsaved[0]!r} is in neither the base model's checkpoint nor the adapter's file, so it is random at every "
-            f"load and no saved adapter gives this model's predictions. Train and save it: LoraConfig(modules_to_save={heads!r})."
+            f"load and no saved adapter gives this model's predictions. Train and save it: LoraConfig(modules_to_save={names!r})."
         )
     for weight in find_other_shapes(weights.model, weights.adapter_name) or []:
         if weight.is_embedding and isinstance(weights.model, PeftModel) and not weights.is_sharded:

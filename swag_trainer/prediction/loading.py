@@ -19,6 +19,7 @@ from swag_trainer.adapters.loading import load_adapter
 from swag_trainer.adapters.plain_lora import is_reproducible
 from swag_trainer.adapters.settings import loadable_settings
 from swag_trainer.errors import AdapterMismatchError, SwagError, shortened
+from swag_trainer.load_reports import load_reports_held_back
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -239,9 +240,10 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
     if record.problem_type:
         kwargs["problem_type"] = record.problem_type
     try:
-        base, info = task.auto_model.from_pretrained(
-            name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with load_reports_held_back():  # the head comes from the adapter; what neither has is refused below
+            base, info = task.auto_model.from_pretrained(
+                name, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
     except (OSError, ValueError) as error:
         raise SwagError(
             f"The base model {name!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} If it lies elsewhere, pass "

@@ -4,8 +4,8 @@ import pytest
 import torch
 from quantised_bases import BITSANDBYTES, QUANTISED, load_base, low_model, write_wide_base
 
-from swag_trainer.adapters.base_checkpoint import find_unsaved_modules
 from swag_trainer.adapters.weights import AdapterWeights, private_copy
+from swag_trainer.collection.base_loading import find_unsaved_modules
 
 
 @pytest.fixture
