@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from swag_trainer.adapters.initialisation import initial_lora_if_needed
-from swag_trainer.adapters.keys import adapted_model
+from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.precision import low_precision_warning, upcast_to_float32
 from swag_trainer.adapters.rank_allocation import keep_every_rank
 from swag_trainer.adapters.read_back import check_loadable
@@ -23,6 +23,7 @@ from swag_trainer.collection.acceptance import Adaptive, propose
 from swag_trainer.collection.checkpoints import adapters_digest
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.collection.diagnostics import warning
+from swag_trainer.collection.final_weights import check_evaluates, compare_with_mean, evaluates
 from swag_trainer.collection.learning_rate import CollectionRate, apply_collection_rate
 from swag_trainer.collection.log_metrics import CollectionMetrics
 from swag_trainer.collection.ood import check_ood_features, with_ood_features
@@ -31,6 +32,7 @@ from swag_trainer.collection.rank_budget import steps_with_final_ranks
 from swag_trainer.collection.records import moments_file, register, store
 from swag_trainer.collection.resume import TrainingRun, steps_per_epoch
 from swag_trainer.collection.schedule import Evenly, Schedule, collection_steps, describe, steps_digest
+from swag_trainer.collection.snapshot_count import collected_too_few, planned_too_few
 from swag_trainer.collection.trainer_access import (
     TrainerAware,
     TrainerLogMetrics,
@@ -46,6 +48,7 @@ from swag_trainer.distributed import count_processes, is_first
 from swag_trainer.errors import SwagError, TooFewCollectionsError
 from swag_trainer.posterior.saved_adapter import InitialWeights
 from swag_trainer.posterior.swag import SwagPosterior
+from swag_trainer.tasks.by_hand import limits_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +78,10 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         learning_rate: The rate while collecting. "hold" keeps the one that the Trainer's schedule has reached at the first
             collection; a number is approached linearly and then held; None keeps the Trainer's schedule, and warns if it falls by
             more than half meanwhile.
-        final_weights: What the adapter holds after training: the posterior "mean", or what the Trainer left ("trained": the last
-            iterate, or the best one under ``load_best_model_at_end``).
+        final_weights: What the adapter holds after training: the posterior "mean"; what the Trainer left ("trained": the last iterate, or
+            the best one under ``load_best_model_at_end``); or the "better" of the two on the Trainer's own evaluation. The posterior
+            is the same. The mean is the default, as it is where predictions are averaged around, and as the choice of "better" is
+            made on the data that the Trainer evaluates on. A mean that is worse there is reported, with both numbers.
         acceptance: `Adaptive` lets the evaluations decide which weights are collected (ASWA): the schedule then says only when this
             begins, and every evaluation from there on proposes the weights that it evaluated.
         low_precision: Treatment of trained weights below float32, a head on a bfloat16 base for instance: "warn", or "upcast" to
@@ -98,7 +103,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         rank: int = 20,
         learning_rate: CollectionRate = "hold",
         acceptance: Adaptive | None = None,
-        final_weights: Literal["mean", "trained"] = "mean",
+        final_weights: Literal["mean", "trained", "better"] = "mean",
         low_precision: Literal["warn", "upcast"] = "warn",
         ood_features: bool = False,
         adapter_name: str | None = None,
@@ -112,8 +117,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             raise ValueError(
                 f'SwagCallback(learning_rate=...) must be "hold", None or a number above 0, got {learning_rate!r}.'
             )
-        if final_weights not in ("mean", "trained"):
-            raise ValueError(f'SwagCallback(final_weights=...) must be "mean" or "trained", got {final_weights!r}.')
+        if final_weights not in ("mean", "trained", "better"):
+            raise ValueError(f'SwagCallback(final_weights=...) must be "mean", "trained" or "better", got {final_weights!r}.')
         if low_precision not in ("warn", "upcast"):
             raise ValueError(f'SwagCallback(low_precision=...) must be "warn" or "upcast", got {low_precision!r}.')
         self.moments_file = moments_file(name)  # checks the name
@@ -187,8 +192,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             model, rank=self.rank, adapter_name=self.adapter_name, device=self.device, initial=self._initial, **choice
         )
         low = low_precision_warning(self._collector.weights.named_parameters(), stay=self._stay_low)
-        if low and is_first():
-            logger.warning("%s", low)
+        if is_first():
+            _warn(low)
         epoch = steps_per_epoch(kwargs.get("train_dataloader"), args)
         steps = collection_steps(self.schedule, max_steps=state.max_steps, steps_per_epoch=epoch)
         if len(steps) < 2:
@@ -198,8 +203,13 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             )
         steps = steps_with_final_ranks(steps, self._collector.weights, max_steps=state.max_steps)
         trainer = self.find_trainer(state)
+        if is_first():
+            _warn(None if self.acceptance is not None else planned_too_few(len(steps), self.schedule))
+            _warn(limits_of(base_model(self._collector.weights.model)))
         if self.acceptance is not None:
             self.acceptance.check(args, trainer)
+        if self.final_weights == "better":
+            check_evaluates(args, trainer)
         if self.ood_features:
             check_ood_features(self._collector.weights, trainer)
         if trainer is None and is_first():
@@ -309,31 +319,35 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
                         other.on_train_end(args, state, control, **kwargs)
         if self.name == "default":
             keep_every_rank(self._collector.weights.model, self._collector.weights.adapter_name)
-        into_model = self.final_weights == "mean" and self.name == "default"
-        posterior = self._collector.finish(into_model=into_model)
+        is_default, takes_mean = self.name == "default", self.final_weights == "mean"
+        compares = (takes_mean and is_default) or self.final_weights == "better"
+        compares = compares and evaluates(args, trainer)
+        posterior = self._collector.finish(into_model=takes_mean and is_default and not compares)
+        if is_first():
+            planned = len(run.collection_steps) if self.acceptance is None else None
+            steps = {"first_step": min(run.collection_steps), "last_step": state.global_step, "max_steps": state.max_steps}
+            _warn(collected_too_few(self.num_collected, planned=planned, **steps))
         if posterior is None:
-            # Not raised here: the trained model must reach the lines after trainer.train(). `posterior` raises when it is asked for.
-            logger.warning(
-                "No SWAG posterior: the run ended at step %d with %d collections; %s collects at %d steps, the first is step %d.",
-                state.global_step,
-                self.num_collected,
-                self.schedule,
-                len(run.collection_steps),
-                min(run.collection_steps),
-            )
-            return
+            return  # not raised: the trained model must reach the lines after trainer.train(); `posterior` raises when it is asked for
+        if compares:
+            found = compare_with_mean(trainer, args, state, self._collector.weights, posterior.mean)
+            takes_mean = takes_mean or found is None or not found.mean_is_worse
+            if found is not None:
+                found.log(mean_is_used=takes_mean)
+            if takes_mean and is_default:
+                posterior = self._collector.finish(into_model=True)
         rates = run.group_rates(posterior.collection.last_step)
         if len(set(rates)) > 1:
             posterior = replace(posterior, collection=replace(posterior.collection, group_learning_rates=rates))
-        if self.final_weights == "mean" and not into_model:
+        if takes_mean and not is_default:
             posterior = replace(posterior, adapter=posterior.adapter.with_weights(posterior.mean))
         self._posterior = posterior
         if self.ood_features:
             self._posterior = posterior = with_ood_features(posterior, self._collector.weights, trainer)
         rates = [] if self._rate_falls else posterior.collection.learning_rates  # a warning was logged at the beginning
         concern = warning(posterior.collection.diagnostics, rates)
-        if concern and is_first():
-            logger.warning("%s", concern)
+        if is_first():
+            _warn(concern)
         check_loadable(self._collector.weights, posterior.adapter)
         if args.should_save:
             save_portable(posterior, self._folder_in(run.output))
@@ -349,3 +363,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
 
     def _folder_in(self, output: Path) -> Path:
         return output / (self._collector.weights.subfolder if self.name == "default" else self.name)
+
+
+def _warn(concern: str | None) -> None:
+    if concern:
+        logger.warning("%s", concern)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.distributed import Processes, digest
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
@@ -26,6 +27,7 @@ from swag_trainer.prediction.predictive import Predictive, RegressionPredictive,
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.tasks import task_for
 from swag_trainer.tasks.base import Link, Task
+from swag_trainer.tasks.by_hand import refuse_without_predictor
 
 _MOST_BLOCKS = 10
 _ADVICE = (
@@ -79,7 +81,8 @@ class MonteCarloPredictor:
 
     Raises:
         AdapterMismatchError: The posterior has other weights than the adapter.
-        SwagError: A setting is unknown or out of range, or does not go with the method; the adapter is merged, switched off or not active.
+        SwagError: A setting is unknown or out of range, or does not go with the method; the adapter is merged, switched off or not active;
+            the model is for a task without a predictor.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class MonteCarloPredictor:
         in_blocks = max_error is not None or num_blocks not in (None, 1)
         check_method(method, posterior, self.sampling, compile=compile, in_blocks=in_blocks)
         self.method = method
+        if task is None and posterior.record.task is None:
+            refuse_without_predictor(base_model(adapted_model(model)))
         self.task = task or task_for(posterior.record)
         self.batch_size = batch_size
         self.progress = progress

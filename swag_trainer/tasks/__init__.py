@@ -25,8 +25,13 @@ def task_named(name: str | None) -> Task:
     tasks = _tasks()
     name = name or "swag-text-classification"
     if name not in tasks:
-        raise SwagError(f"The posterior is for the task {name!r}; known tasks: {', '.join(map(repr, sorted(tasks)))}.")
+        raise SwagError(f"The posterior is for the task {name!r}; known tasks: {task_names()}.")
     return tasks[name]
+
+
+def task_names() -> str:
+    """Return the names of the tasks that have a predictor, for a message."""
+    return ", ".join(map(repr, sorted(_tasks())))
 
 
 def task_for(record: PosteriorRecord) -> Task:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertTokenizerFast, EarlyStoppingCallback, TrainerCallback
 
 from swag_trainer import Every, SwagCallback, SwagError, SwagPosterior, TooFewCollectionsError
+from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.records import MOMENTS_FILE
 from swag_trainer.collection.schedule import Evenly
 from swag_trainer.posterior.folder import POSTERIOR_FILE
@@ -110,9 +111,12 @@ def test_the_trained_weights_stay_when_asked_for_and_the_posterior_belongs_to_th
     assert same(SwagPosterior.from_pretrained(tmp_path), swag.posterior.stored_as("bfloat16"))
 
 
-@pytest.mark.parametrize("final_weights", ["mean", "trained"])
-def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(base_folder, rows, tokenizer, tmp_path, final_weights):
-    # Red for: a collection in on_train_end, which sees the best checkpoint's weights.
+@pytest.mark.parametrize("final_weights", ["mean", "trained", "better"])
+def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(
+    base_folder, rows, tokenizer, tmp_path, final_weights, caplog
+):
+    # Red for: a collection in on_train_end, which sees the best checkpoint's weights; a mean that replaces better weights unreported,
+    # or with numbers of other weights.
     def run(folder, **arguments):
         swag = SwagCallback(final_weights=final_weights, schedule=Every(steps=2, start=0.5))
         trainer = trainer_for(
@@ -138,13 +142,25 @@ def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(base_fo
         "eval_on_start": False,
     }
     plain, _ = run(tmp_path / "plain", save_strategy="no")
-    best, trainer = run(tmp_path / "best", load_best_model_at_end=True, **arguments)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        best, trainer = run(tmp_path / "best", load_best_model_at_end=True, **arguments)
     assert trainer.state.best_global_step < 24
     assert same(plain.posterior, best.posterior)
     assert same(SwagPosterior.from_pretrained(tmp_path / "best"), best.posterior.stored_as("bfloat16"))
     stored = load_file(tmp_path / "best" / "adapter_model.safetensors")
     is_mean = all(torch.equal(stored[key], mean) for key, mean in best.posterior.mean.items())
     assert is_mean == (final_weights == "mean")
+    # The greatest loss was asked for: that of the mean is smaller, and so worse.
+    reported = [record.getMessage() for record in caplog.records if "eval_loss is" in record.getMessage()]
+    if final_weights == "trained":
+        assert reported == []
+        return
+    AdapterWeights(trainer.model).write(best.posterior.mean)
+    mean_loss = trainer.evaluate()["eval_loss"]
+    numbers = f"eval_loss is {mean_loss:.4g} at the posterior mean and {trainer.state.best_metric:.4g} at the weights of step "
+    assert len(reported) == 1 and reported[0].startswith(f"{numbers}{trainer.state.best_global_step}")
+    assert ("keeps the trained weights" in reported[0]) == (final_weights == "better")
 
 
 @pytest.mark.parametrize("schedule", [Every(steps=3, start=0.3), Every(epochs=0.5, start=0.3), SwagCallback().schedule])
@@ -348,7 +364,8 @@ def test_early_stopping_before_the_first_collection_keeps_the_model_and_explains
     )
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "No SWAG posterior" in caplog.text and "first is step 22" in caplog.text
+    assert "This run will take 2 snapshots" in caplog.text
+    assert "No SWAG posterior: Training stopped at step" in caplog.text and "first was due at step 22" in caplog.text
     assert not (tmp_path / POSTERIOR_FILE).exists()
     with pytest.raises(TooFewCollectionsError, match="this run made 0"):
         _ = swag.posterior

@@ -76,8 +76,9 @@ def words_tokenizer():
     )
 
 
-def test_a_seq2seq_trainer_that_generates_while_it_evaluates_collects_its_own_steps(words_tokenizer, texts, tmp_path):
-    # Red for: an event of the generation taken for one of the training, or a base model of two stacks misread.
+def test_a_seq2seq_trainer_that_generates_while_it_evaluates_collects_its_own_steps(words_tokenizer, texts, tmp_path, caplog):
+    # Red for: an event of the generation taken for one of the training, a base model of two stacks misread, or a posterior that nothing
+    # predicts with, collected without a word.
     base = tmp_path / "tiny-t5"
     set_seed(0)
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
@@ -109,6 +110,9 @@ def test_a_seq2seq_trainer_that_generates_while_it_evaluates_collects_its_own_st
 
     trainer, swag = collect_and_resume(make_trainer, tmp_path / "run")
     assert any("eval_length" in entry for entry in trainer.state.log_history)
+    assert (
+        caplog.text.count("T5ForConditionalGeneration is for text generation, which has no predictor") == 2
+    )  # one in each run
     plain = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "run").eval()
     batch = words_tokenizer(texts[:4], padding=True, return_tensors="pt")
     with torch.no_grad():
