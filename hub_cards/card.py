@@ -13,10 +13,12 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from hub_cards.glossary import methods_explained, metrics_explained
 from hub_cards.identity import identity, risk_to_show
 from hub_cards.markdown import description, inline_markdown, listed
 from hub_cards.marks import marked
 from hub_cards.metadata import given_metadata, is_hub_id, metadata
+from hub_cards.plain_peft import plain_peft_example
 from swag_trainer import WeightPosterior
 from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.evaluation.comparison import NLL, OOD_DETECTION, strongest
@@ -26,6 +28,7 @@ from swag_trainer.tasks import task_named
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PROJECT = "https://pypi.org/project/swag-trainer/"
 _PLOT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.png")
 
 
@@ -90,6 +93,9 @@ def build_card(
         record=record,
         kind=posterior.kind,
         method=posterior.title,
+        project=Markup(_PROJECT),
+        plain_example=plain_peft_example(posterior, repo_id=repo_id or "user/repo", base_model=base_model),
+        explained=_explained(results),
         task=Markup(task.name),
         task_tag=Markup(task.hub_tag),
         summary=summary,
@@ -144,6 +150,14 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     return environment.from_string(files("hub_cards").joinpath("template.md").read_text(encoding="utf-8"))
+
+
+def _explained(results: CardResults | None) -> list[tuple[str, Markup]]:
+    """Return the names in the table that need a word of explanation, with their meaning."""
+    if results is None:
+        return []
+    explained = methods_explained(results.metrics) | metrics_explained(next(iter(results.metrics.values())))
+    return [(name, Markup(meaning)) for name, meaning in explained.items()]
 
 
 def _code(number: float | None) -> Markup | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from swag_trainer.cli.adapter_head import classes_of_head
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.text_data import LabelledText
@@ -57,6 +57,13 @@ class AnyClassifier:
             if len(labels) != len(self.classes) or len(set(labels)) != len(labels):
                 raise SwagError(
                     f"--labels names each of the model's {len(self.classes)} classes once, in the order of its logits; it got {list(labels)}."
+                )
+            recorded = [] if self.posterior is None else [name.casefold() for name in self.posterior.record.labels or []]
+            asked = [name.casefold() for name in labels]
+            if asked != recorded and sorted(asked) == sorted(recorded):
+                raise SwagError(
+                    f"--labels has the classes in the order {list(labels)}; that of the logits, in the posterior's record, is "
+                    f"{self.posterior.record.labels}. Every class would be taken for another one: leave --labels out."
                 )
             return replace(self, classes=list(labels))
         used = {label for part in data for label in part.labels}
@@ -131,16 +138,8 @@ def _point(adapter: SavedAdapter, base_model: str | None) -> PointPosterior:
     """Return the point estimate at an adapter's weights, with as many labels as its head has: its file has no place for their names."""
     if not base_model:
         raise SwagError("adapter_config.json names no base model: name one with --base-model.")
-    config = AutoConfig.from_pretrained(base_model, trust_remote_code=False)
-    with torch.device("meta"):
-        base = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    keys = [
-        f"base_model.model.{name}.weight"
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == config.num_labels
-    ]
-    sizes = [adapter.tensors[key].shape[0] for key in keys if key in adapter.tensors]
-    labels = [f"LABEL_{index}" for index in range(sizes[-1])] if sizes and sizes[-1] != config.num_labels else None
+    size, own = classes_of_head(adapter, base_model)
+    labels = [f"LABEL_{index}" for index in range(size)] if size != len(own) else None
     layout = WeightLayout.of(adapter.tensors)
     return PointPosterior(layout, layout.flatten(adapter.tensors), PosteriorRecord(scale=0.0, labels=labels), adapter)
 

@@ -88,6 +88,10 @@ class CardOptions(PosteriorOptions):
     license: str | None = field(default=None, metadata={"help": "of the adapter, as the Hub spells it, such as apache-2.0"})
     language: list[str] | None = field(default=None, metadata={"help": "of the texts: ISO 639 codes such as en"})
     datasets: list[str] | None = field(default=None, metadata={"help": "ids on the Hub of the data that it was trained on"})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "id of the base model on the Hub, where adapter_config.json names a folder of this machine"},
+    )
 
     def given(self) -> dict[str, Any]:
         """Return what was given, by the argument of `hub_cards.build_card`."""

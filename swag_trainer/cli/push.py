@@ -60,6 +60,7 @@ def run(options: Options, out: TextIO) -> None:
         raise SwagError(f"--repo {options.repo!r} is not the id of a repository on the Hub: {error}") from error
     results = None if options.results is None else Measurement.read(options.results)
     posterior = load_posterior(folder, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
+    posterior = _with_published_base(posterior, options.base_model)
     card, plots = _card(options, folder, posterior, results)
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
         posterior.save_pretrained(place)  # adapter and posterior that belong together, whatever else lies in the folder
@@ -81,6 +82,28 @@ def run(options: Options, out: TextIO) -> None:
             f"{options.repo!r} had a README.md already, which was kept outside the card: the text of {str(folder / 'README.md')!r} there "
             "was not pushed. Add it by hand.\n"
         )
+
+
+def _with_published_base(posterior: WeightPosterior, base_model: str | None) -> WeightPosterior:
+    """Return the posterior with a base model that others can load: the one that was given, else its own.
+
+    Raises:
+        SwagError: It is named by a folder, and none was given; or what was given is not the id of a repository.
+    """
+    own = posterior.adapter.base_model
+    if base_model is None:
+        if own is None or posterior.adapter.base_is_folder:
+            named = "no base model" if own is None else f"its base model by a folder of this machine, {own!r}"
+            raise SwagError(
+                f"The adapter names {named}: whoever loads the repository would not find it. Name it as it is on the Hub: --base-model "
+                "user/base. A base of your own has to be pushed first."
+            )
+        return posterior
+    try:
+        validate_repo_id(base_model)
+    except HFValidationError as error:
+        raise SwagError(f"--base-model {base_model!r} is not the id of a repository on the Hub: {error}") from error
+    return posterior if own == base_model else posterior.with_base_model(base_model)
 
 
 def _card(
@@ -113,6 +136,11 @@ def _card(
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise SwagError(f"The card in {str(readme)!r} links to {missing[0]!r}, which is not there.")
+    if options.base_model is not None and f'"{options.base_model}"' not in marked.block:
+        raise SwagError(
+            f"The card in {str(readme)!r} does not name the base model {options.base_model!r}: write it again with swag-trainer card "
+            "--base-model, or pass --results."
+        )
     card = ModelCard(text)
     for name, value in given_metadata(**options.given()).items():
         card.data[name] = value

@@ -6,6 +6,7 @@ abstract here. Predictor, pipeline, storage, Hub and model card know nothing els
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from abc import ABC, abstractmethod
@@ -29,6 +30,8 @@ from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.tuning import Center, Tuning
+
+logger = logging.getLogger(__name__)
 
 KINDS: dict[str, type[WeightPosterior]] = {}
 StorageDtype = Literal["bfloat16", "float32"]
@@ -253,6 +256,11 @@ class WeightPosterior(ABC):
         """Class means and covariance of the features at the mean weights, which give the OOD score; None where they were not fitted."""
         return self.record.features
 
+    def with_base_model(self, name: str) -> Self:
+        """Return the same posterior whose files name another base model: its id on the Hub in the place of a folder, for instance."""
+        record = replace(self.record, base_model=name, base_revision=None)
+        return replace(self, record=record, adapter=self.adapter.with_base_model(name))
+
     def with_features(self, features: FeatureDistribution | None) -> Self:
         """Return the same posterior with other features, or with none. They must be those at its mean."""
         return replace(self, record=replace(self.record, features=features))
@@ -375,6 +383,9 @@ class WeightPosterior(ABC):
     ) -> CommitInfo:
         """Put adapter and posterior (and the card, if there is one) on the Hub in one commit.
 
+        A base model that is named by a folder of this machine is nowhere for others: it is warned about. Push
+        ``posterior.with_base_model("user/base")``.
+
         Args:
             repo_id: "user/name"; created if needed.
             commit_message: First line of the commit; default: "Upload SWAG posterior", with the posterior's own kind.
@@ -392,6 +403,13 @@ class WeightPosterior(ABC):
             SwagError: Nothing was committed.
         """
         kind = self.kind.upper() if self.kind == "swag" else self.kind
+        if self.adapter.base_is_folder:
+            logger.warning(
+                "The adapter names its base model by the path %r, which nobody else has: what is pushed to %r loads only with base_model=... "
+                'Push posterior.with_base_model("user/base"), with the id of the base model on the Hub.',
+                self.adapter.base_model,
+                repo_id,
+            )
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
             self.save_pretrained(folder, dtype=dtype)
             saved = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())

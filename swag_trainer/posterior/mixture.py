@@ -208,6 +208,10 @@ class PosteriorMixture(WeightPosterior):
         known = {"num_collected": sum(collected)} if all(isinstance(number, int) for number in collected) else {}
         return {"members": len(self.members), "member_weights": list(self.member_weights)} | known
 
+    def with_base_model(self, name: str) -> Self:
+        """Return the same mixture whose files, those of its members too, name another base model."""
+        return replace(super().with_base_model(name), members=tuple(member.with_base_model(name) for member in self.members))
+
     def plain_adapters(self) -> dict[str, SavedAdapter]:
         """Return every member's adapter, for plain PEFT, by its folder."""
         return {folder: member.adapter for folder, member in self._by_folder().items()}

@@ -98,6 +98,18 @@ class SavedAdapter:
         """Hub id or folder of the base model."""
         return self.config.get("base_model_name_or_path")
 
+    @property
+    def base_is_folder(self) -> bool:
+        """Whether the base model is named by a folder of this machine, or by a path that no repository on the Hub can have."""
+        named = self.base_model
+        return named is not None and (
+            Path(named).is_absolute() or named.startswith(".") or Path(named).is_dir() or named.count("/") > 1
+        )
+
+    def with_base_model(self, name: str) -> SavedAdapter:
+        """Return the same adapter whose settings name another base model: its id on the Hub in the place of a folder, for instance."""
+        return replace(self, config={**self.config, "base_model_name_or_path": name, "revision": None})
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> SavedAdapter:
         """Return the same adapter with other values for some of its weights, cast to the file's own dtypes."""
         changed = {key: weight.to(self.tensors[key].dtype) for key, weight in weights.items()}

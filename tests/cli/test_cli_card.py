@@ -102,6 +102,27 @@ def test_a_card_that_would_be_wrong_in_the_repository_is_not_pushed(measured, fo
     assert main(["push", "user/no-folder", "--repo", "user/cli-lies"]) == 1
 
 
+def test_a_base_that_is_a_folder_of_this_machine_is_not_published(measured, folder, hub, capsys, tmp_path):
+    # Red for: a path of this machine in adapter_config.json on the Hub, in the posterior's record or in the card.
+    posterior = SwagPosterior.from_pretrained(folder)
+    published = posterior.adapter.base_model
+    (tmp_path / "base").mkdir()
+    posterior.with_base_model(str(tmp_path / "base")).save_pretrained(folder)
+    assert main(["push", str(folder), "--repo", "user/cli-path"]) == 1
+    assert "by a folder of this machine" in capsys.readouterr().err and not HfApi().repo_exists("user/cli-path")
+    assert main(["push", str(folder), "--repo", "user/cli-path", "--base-model", str(tmp_path)]) == 1
+    assert main(["card", str(folder), "--repo", "user/cli-path", "--results", measured[1]]) == 0
+    assert main(["push", str(folder), "--repo", "user/cli-path", "--base-model", published]) == 1
+    assert "does not name the base model" in capsys.readouterr().err
+    options = ["--repo", "user/cli-path", "--base-model", published]
+    assert main(["card", str(folder), *options, "--results", measured[1]]) == 0
+    assert main(["push", str(folder), *options]) == 0
+    pushed = SwagPosterior.from_pretrained("user/cli-path")
+    assert pushed.adapter.base_model == pushed.record.base_model == published and pushed.digest == posterior.digest
+    card = ModelCard.load("user/cli-path")
+    assert card.data.base_model == published and str(tmp_path) not in str(card)
+
+
 def test_inspect_shows_the_metadata_of_the_file(measured, capsys):
     # Red for: a field that is left out, a label that is taken for markup, invalid JSON.
     posterior = SwagPosterior.from_pretrained(measured[0])

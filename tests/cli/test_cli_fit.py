@@ -33,3 +33,21 @@ def test_a_plain_adapter_gets_a_posterior_that_answers_with_the_names_it_was_giv
     assert answer["label"] in labels and answer["mutual_information"] > 0
     assert main(["fit", str(adapter), *options, "--output", str(tmp_path / "fitted")]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_labels_in_another_order_than_that_of_the_record_are_refused(tmp_path, capsys):
+    # Red for: a posterior fitted to exchanged classes.
+    labels = SwagPosterior.from_pretrained(trained_folder()).record.labels
+    options = [
+        "--dataset",
+        str(DEMO),
+        "--split",
+        "validation",
+        "--labels",
+        *reversed(labels),
+        "--output",
+        str(tmp_path / "fitted"),
+    ]
+    assert main(["fit", str(trained_folder()), *options]) == 1
+    assert "Every class would be taken for another one" in capsys.readouterr().err
+    assert not (tmp_path / "fitted").exists()

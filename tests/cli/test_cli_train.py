@@ -103,7 +103,8 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path
 
 
 def test_checkpoints_of_a_run_become_a_posterior_that_predicts(tmp_path, capsys):
-    # Red for: labels, checkpoints or the tokenizer lost on the way from a finished run.
+    # Red for: labels, checkpoints or the tokenizer lost on the way from a finished run; a posterior that cannot be loaded, as the
+    # number of its classes is nowhere.
     train(tmp_path / "run", "--steps", "12", "--train-rows", "20", "--snapshots", "2", "--save-steps", "4")
     labels = SwagPosterior.from_pretrained(tmp_path / "run").record.labels
     assert main(["collect", str(tmp_path / "run"), "--output", str(tmp_path / "late"), "--labels", *labels]) == 0
@@ -118,7 +119,13 @@ def test_checkpoints_of_a_run_become_a_posterior_that_predicts(tmp_path, capsys)
     names = ["run1", "run2", "last²"]
     for name, step in zip(names, (4, 8, 12), strict=True):
         (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / name)
-    assert main(["collect", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "named")]) == 0
+    command = ["collect", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "named")]
+    for options, wrong in (([], "config of 'user/demo-tiny-bert' has 2"), (["--labels", *labels[1:]], "--labels gives")):
+        assert main([*command, *options]) == 1
+        error = capsys.readouterr().err
+        assert f"head has {len(labels)} classes" in error and wrong in error
+    assert not (tmp_path / "named").exists()
+    assert main([*command, "--labels", *labels]) == 0
     assert f"tokenizer of {tmp_path / names[-1]}" in capsys.readouterr().out
     named = SwagPosterior.from_pretrained(tmp_path / "named")
     assert torch.equal(named.gaussian.mean, posterior.gaussian.mean)

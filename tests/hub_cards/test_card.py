@@ -364,6 +364,33 @@ def test_the_example_is_python_that_asks_for_this_repository_as_it_was_measured(
     assert ast.unparse(call) == "pipeline('swag-text-classification', model='me/sst2-swag', num_samples=30, seed=7)"
 
 
+def test_the_example_for_plain_peft_writes_the_labels_out_and_nothing_in_them_ends_the_code():
+    # Red for: labels that end the fence, a string or a comment; label2id in another order; more of them than a card can hold.
+    labels = ['say "no"', "```\nimport os", "<!-- swag_trainer card ends -->", "Grün\u202e"]
+    card = build_card(some_posterior(labels=labels), repo_id="me/sst2-swag")
+    _, code = (token.content for token in tokens(card) if token.type == "fence")
+    call = next(
+        n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("from_pretrained")
+    )
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg != "revision"}
+    assert given["num_labels"] == 4 and given["id2label"] == dict(enumerate(labels))
+    assert given["label2id"] == {label: index for index, label in enumerate(labels)}
+    many = build_card(some_posterior(labels=[f"label {index}" for index in range(101)]))
+    assert "num_labels=101" in str(many) and "id2label={" not in str(many)
+
+
+def test_the_card_explains_its_metrics_and_methods_in_plain_words():
+    # Red for: "MAP", "SWA" and "ece" without a word for readers who know none of them; an explanation of what is not in the table.
+    metrics = {
+        "MAP": {"accuracy": 0.9, "ece": 0.1},
+        "MAP, temperature": {"accuracy": 0.9, "ece": 0.1},
+        "other": {"accuracy": 1.0, "ece": 0.0},
+    }
+    text = shown(build_card(some_posterior(), some_results(metrics=metrics)))
+    assert "MAP: one pass with the weights that training ended with" in text and "temperature: the same as MAP" in text
+    assert "ECE: expected calibration error" in text and "SWA: " not in text and "other: " not in text
+
+
 def test_the_card_says_what_plain_peft_gets():
     # Red for: the mean promised although SwagCallback(final_weights="trained") left other weights in the adapter.
     mean, other = (
@@ -568,7 +595,7 @@ def test_the_example_asks_for_a_risk_that_a_threshold_was_found_for():
 
 @pytest.mark.parametrize("abstains", [False, True])
 def test_the_example_runs_as_it_stands(trained, hub, base_folder, tokenizer, capsys, abstains):
-    # Red for: a name, an argument or a key that the example shows and the package does not have.
+    # Red for: a name, an argument or a key that an example shows and the packages do not have; a head of two labels for plain PEFT.
     trainer, swag = trained
     repo_id = f"user/card-runs-{abstains}".lower()
     HfApi().create_repo("user/card-base", exist_ok=True)
@@ -582,7 +609,15 @@ def test_the_example_runs_as_it_stands(trained, hub, base_folder, tokenizer, cap
     posterior.push_to_hub(repo_id)
     tokenizer.push_to_hub(repo_id)
     publish_card(repo_id, build_card(SwagPosterior.from_pretrained(repo_id), some_results(), repo_id=repo_id))
-    exec(code_of(ModelCard.load(repo_id)), {})
+    example, plain = (token.content for token in tokens(ModelCard.load(repo_id)) if token.type == "fence")
+    if not abstains:
+        exec(plain, names := {})
+        told = ast.literal_eval(capsys.readouterr().out.strip().splitlines()[-1])
+        assert names["base"].num_labels == 3 and told[0]["label"] in posterior.record.labels
+        with torch.no_grad():
+            batch = tokenizer(["good film"], return_tensors="pt")
+            torch.testing.assert_close(names["model"](**batch).logits, trainer.model.eval()(**batch).logits)
+    exec(example, {})
     answers = [ast.literal_eval(line)[0] for line in capsys.readouterr().out.strip().splitlines()[-1 - abstains :]]
     assert set(answers[0]) == {"label", "score", "entropy", "mutual_information"}
     assert [answer["label"] is None for answer in answers] == [False, True][: 1 + abstains]

@@ -1,0 +1,55 @@
+"""Plain names of the metrics and methods in a model card's table, for readers who know neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from swag_trainer.evaluation.names import DETECTION_METRICS, METRIC_NAMES, detection
+
+_METRICS = {
+    "accuracy": "fraction of right labels",
+    "macro_f1": "F1 score, averaged over the classes",
+    "nll": "negative log-likelihood of the true label in nats, lower is better; it punishes confident mistakes most",
+    "ece": "expected calibration error: how far scores lie from the fraction that is right, in bins of equal width, lower is better",
+    "ece_quantile": "the same in bins of equally many examples",
+    "brier": "Brier score: squared distance between probabilities and truth, lower is better",
+    "aurc": "area under the risk-coverage curve: mean fraction of wrong labels when the least certain examples are left out first, lower is better",
+}
+_DETECTION = {
+    "auroc": "how well a score tells out-of-distribution examples from others: 1 is perfect, 0.5 is chance",
+    "aupr": "area under the precision-recall curve of the same",
+    "fpr95": "fraction of ordinary examples flagged where 95 % of the out-of-distribution ones are, lower is better",
+}
+_METHODS = {
+    "MAP": "one pass with the weights that training ended with, or with those in the adapter's file (maximum a posteriori: no draws)",
+    "SWA": "one pass with the posterior mean (stochastic weight averaging)",
+    "SWAG": "averaged predictions of draws from the posterior",
+    "MC dropout": "averaged predictions of passes with dropout",
+}
+_SCALED = ", temperature"
+
+
+def metrics_explained(metrics: Iterable[str]) -> dict[str, str]:
+    """Return what the metrics of a table mean, by the names that the table shows; those that are not known are left out."""
+    explained: dict[str, str] = {}
+    for metric in metrics:
+        detected = detection(metric)
+        if detected is not None:
+            explained[DETECTION_METRICS[detected[0]]] = _DETECTION[detected[0]]
+        elif metric.lower() in _METRICS:
+            explained[METRIC_NAMES.get(metric, metric)] = _METRICS[metric.lower()]
+    return explained
+
+
+def methods_explained(names: Iterable[str]) -> dict[str, str]:
+    """Return what the methods of a table are, by their names there; those that are not known are left out."""
+    explained: dict[str, str] = {}
+    for name in names:
+        meaning = _METHODS.get(name.removesuffix(_SCALED))
+        if meaning is not None:
+            explained[name] = (
+                f"the same as {name.removesuffix(_SCALED)}, its logits divided by one temperature"
+                if name.endswith(_SCALED)
+                else meaning
+            )
+    return explained
