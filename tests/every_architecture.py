@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 from transformers.models.auto import modeling_auto
@@ -79,6 +80,7 @@ _STAGES: tuple[tuple[str, int], ...] = (
 
 # model type: settings that its class checks against each other, or that its defaults leave out
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_SWIN = {"window_size": 4, "depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16}
 SPECIAL: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_size": [3]},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
@@ -96,9 +98,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "attn_layers": ["local", "lsh"]},
     "roc_bert": {"shape_vocab_size": 99, "pronunciation_vocab_size": 99},
-    "swin": {"window_size": 4},
-    "swinv2": {"window_size": 4},
-    "donut-swin": {"window_size": 4},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "donut-swin": _SWIN,
     "zamba": {"layers_block_type": ["mamba", "hybrid"]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
 }
@@ -163,7 +165,17 @@ def examine(kind: str, model_type: str, class_name: str, folder: Path) -> Outcom
     model_class = getattr(transformers, class_name)
     try:
         model_class(shrunk(CONFIG_MAPPING[model_type], SPECIAL.get(model_type, {}))).save_pretrained(folder)
-    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        StrictDataclassError,
+    ) as error:
         return Outcome("not built", reason=_first_line(error))
     try:
         model = adapted(model_class.from_pretrained(folder), kind)
@@ -174,8 +186,9 @@ def examine(kind: str, model_type: str, class_name: str, folder: Path) -> Outcom
     except SwagError as error:
         return Outcome("refused", reason=_first_line(error))
     batch = {} if kind == "causal language model" else inputs_of(model)
-    if not batch or not _has_logits(model, batch):
-        return Outcome("collects")
+    obstacle = _forward_fails(model, batch) if batch else ""
+    if not batch or obstacle:
+        return Outcome("collects", reason=obstacle)
     predictor = MonteCarloPredictor(model, posterior, num_samples=2, scale=0.5)
     try:
         predictor.predict(batch)
@@ -185,15 +198,17 @@ def examine(kind: str, model_type: str, class_name: str, folder: Path) -> Outcom
 
 
 def adapted(model: PreTrainedModel, kind: str) -> PeftModel:
-    """Return the model with LoRA on the layers that PEFT chooses for the architecture, else on all linear layers but routers.
+    """Return the model with LoRA on the layers that PEFT chooses for the architecture, else on all linear layers but two.
 
-    A router of experts returns several tensors, which LoRA does not add to.
+    A router of experts returns several tensors, which LoRA does not add to; a pre-classifier is saved as a whole, as part of the head.
     """
     settings = {"task_type": KINDS[kind][1], "r": 2}
     try:
         return get_peft_model(model, LoraConfig(**settings))
     except ValueError:  # PEFT has no choice for it
-        return get_peft_model(model, LoraConfig(**settings, target_modules="all-linear", exclude_modules=r".*\.router"))
+        return get_peft_model(
+            model, LoraConfig(**settings, target_modules="all-linear", exclude_modules=["router", "pre_classifier"])
+        )
 
 
 def collected(model: PeftModel) -> SwagPosterior:
@@ -214,6 +229,7 @@ def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
     name, config = base.main_input_name, base.config
     if name == "input_ids":
         ids = torch.randint(3, 99, (2, 8), generator=generator)
+        ids[:, -1] = 1  # the end of a text, which BART and T5 classify by
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if name == "pixel_values":
         size = getattr(config, "image_size", 32)
@@ -227,19 +243,19 @@ def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _has_logits(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> bool:
-    """Does the model take such inputs? Some need a layout, a sampling rate or images beside a text."""
+def _forward_fails(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> str:
+    """Return why the model does not take such inputs, if it does not: some need a layout, a sampling rate or images beside a text."""
     try:
         with torch.inference_mode():
             model.eval()(**batch)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return False
-    return True
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return _first_line(error)
+    return ""
 
 
 def _first_line(error: Exception) -> str:
     line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {line[:160]}"
+    return f"{type(error).__name__}: {re.sub(r'/[^ ]*/', '', line)[:160]}"
 
 
 def table(folder: Path, kind: str) -> dict[str, dict[str, Any]]:

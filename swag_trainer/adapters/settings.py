@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swag_trainer.adapters.peft_layers import adapter_layers, config_class, is_prompt_learning, weight_prefix
+from swag_trainer.adapters.peft_layers import adapter_layers, config_class, is_prompt_learning, lora_layers, weight_prefix
 from swag_trainer.adapters.plain_lora import base_changed_by
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG
@@ -89,6 +89,16 @@ def without_patterns(config: Mapping[str, Any], model: nn.Module, adapter_name: 
         adapter_name: Which adapter.
     """
     written, names = dict(config), None
+    if config.get("target_parameters") and any(_is_pattern(text) for name in _PATTERNS for text in _texts(config.get(name))):
+        # The tensors do not tell a module that is adapted from one of which single parameters are.
+        found = lora_layers(model, adapter_name)
+        layers = {_module(name) for name, layer in found if not hasattr(layer, "parameter_name")}
+        written |= {
+            "target_modules": sorted(layers),
+            "exclude_modules": None,
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
     for setting, value in config.items():
         if setting == "feedforward_modules" and isinstance(value, str) and _is_pattern(value):
             layers = {_module(name): layer for name, layer in adapter_layers(model)}

@@ -9,6 +9,7 @@ from transformers import pipeline
 
 from swag_trainer import MonteCarloPredictor, SwagCallback
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.collection.collector import SwagCollector
 
 
 def test_an_adapter_of_single_parameters_answers_in_memory_and_after_loading(base_folder, texts, tokenizer, tmp_path):
@@ -31,3 +32,12 @@ def test_an_adapter_of_single_parameters_answers_in_memory_and_after_loading(bas
     served = pipeline("swag-text-classification", model=str(tmp_path / "saved"), device="cpu", num_samples=3)
     (answer,) = served(texts[0])
     assert answer["score"] == pytest.approx(draws[0].mean(0)[0].max(), abs=1e-5)
+
+
+def test_patterns_beside_single_parameters_are_written_out_by_name(base_folder):
+    # Red for: the rank of a parameter looked for under the name of its module (mixtures of experts with PEFT's own choice of layers were
+    # refused), or a module of adapted parameters taken for an adapted module.
+    patterns = {"target_modules": r".*\.key", "target_parameters": ["query.weight"], "rank_pattern": {r".*\.query\.weight": 2}}
+    adapter = SwagCollector(lora_model(base_folder, lora_dropout=0.0, **patterns)).weights.saved()
+    assert adapter.config["rank_pattern"] == {f"bert.encoder.layer.{n}.attention.self.query.weight": 2 for n in range(2)}
+    assert adapter.config["target_modules"] == [f"bert.encoder.layer.{n}.attention.self.key" for n in range(2)]
