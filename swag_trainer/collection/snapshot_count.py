@@ -17,7 +17,7 @@ def planned_too_few(planned: int, schedule: Schedule) -> str | None:
     if planned >= FEW:
         return None
     return (
-        f"This run will take {planned} snapshots ({schedule}). {_narrow(planned)} At least {FEW} are needed for uncertainty worth "
+        f"This run will take {planned} snapshots ({schedule}). {_narrow(planned)} At least 10 are needed for uncertainty worth "
         f"trusting. {_ADVICE}"
     )
 
