@@ -9,16 +9,16 @@ from swag_trainer.evaluation.names import DETECTION_METRICS, METRIC_NAMES, detec
 _METRICS = {
     "accuracy": "fraction of right labels",
     "macro_f1": "F1 score, averaged over the classes",
-    "nll": "negative log-likelihood of the true label in nats, lower is better; it punishes confident mistakes most",
-    "ece": "expected calibration error: how far scores lie from the fraction that is right, in bins of equal width, lower is better",
+    "nll": "negative log-likelihood of the true label in nats, the lower the better; it punishes confident mistakes most",
+    "ece": "expected calibration error: how far scores lie from the fraction that is right, in bins of equal width, the lower the better",
     "ece_quantile": "the same in bins of equally many examples",
-    "brier": "Brier score: squared distance between probabilities and truth, lower is better",
-    "aurc": "area under the risk-coverage curve: mean fraction of wrong labels when the least certain examples are left out first, lower is better",
+    "brier": "Brier score: squared distance between probabilities and truth, the lower the better",
+    "aurc": "area under the risk-coverage curve: mean fraction of wrong labels when the least certain examples are left out first, the lower the better",
 }
 _DETECTION = {
     "auroc": "how well a score tells out-of-distribution examples from others: 1 is perfect, 0.5 is chance",
     "aupr": "area under the precision-recall curve of the same",
-    "fpr95": "fraction of ordinary examples flagged where 95 % of the out-of-distribution ones are, lower is better",
+    "fpr95": "fraction of ordinary examples flagged where 95 % of the out-of-distribution ones are, the lower the better",
 }
 _METHODS = {
     "MAP": "one pass with the weights that training ended with, or with those in the adapter's file (maximum a posteriori: no draws)",
