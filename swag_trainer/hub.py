@@ -94,7 +94,8 @@ def download(
         raise PosteriorNotFoundError(f"Access to {where} is gated: ask for it on the Hub and pass token=...") from error
     except RepositoryNotFoundError as error:
         raise PosteriorNotFoundError(
-            f"There is no repository {repo_id!r} on the Hub, or it is private and the token is missing or of another account."
+            f"There is no repository {repo_id!r} on the Hub and no folder of that name here; or the repository is private, and the token is "
+            "missing or of another account."
         ) from error
     except RevisionNotFoundError as error:
         raise PosteriorNotFoundError(f"The repository {repo_id!r} has no revision {str(revision)!r}.") from error
@@ -104,7 +105,9 @@ def download(
             f"Load it once while online. {_short(error)}"
         ) from error
     except (HTTPError, OSError) as error:
-        raise SwagError(f"Loading {where} failed before anything could be read: {_short(error)}") from error
+        raise SwagError(
+            f"{repo_id!r} is not a folder here, and loading {where} from the Hub failed before anything could be read: {_short(error)}"
+        ) from error
     return Path(paths[0]).parent
 
 

@@ -97,15 +97,15 @@ def load_any_classifier(options: ClassifierOptions, *, device: str | None = None
     posterior: WeightPosterior | None
     name = options.model
     try:
-        posterior = load_posterior(name, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
+        posterior = load_posterior(name, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
     except PosteriorNotFoundError as error:
         if not _is_absent(name, error):
             raise
         posterior = None
     if posterior is None:
-        adapter = _adapter(name)
+        adapter = _adapter(name, options.revision)
         if adapter is None:
-            return _plain_model(name, device)
+            return _plain_model(name, options.revision, device)
         classifier = load_classifier(
             options, posterior=_point(adapter, options.base_model or adapter.base_model), device=device
         )
@@ -120,18 +120,18 @@ def _is_absent(name: str, error: PosteriorNotFoundError) -> bool:
     return Path(name).is_dir() or (isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError))
 
 
-def _adapter(name: str) -> SavedAdapter | None:
+def _adapter(name: str, revision: str | None) -> SavedAdapter | None:
     """Return the adapter of a folder or a repository, None where there is none."""
     folder = Path(name)
     if folder.is_dir():
         return SavedAdapter.read(folder) if (folder / ADAPTER_CONFIG).is_file() else None
     try:
-        folder = download(name, (ADAPTER_CONFIG,))
+        folder = download(name, (ADAPTER_CONFIG,), revision=revision)
     except PosteriorNotFoundError as error:
         if not _is_absent(name, error):
             raise
         return None
-    return SavedAdapter.read(download(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS)))
+    return SavedAdapter.read(download(name, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), revision=revision))
 
 
 def _point(adapter: SavedAdapter, base_model: str | None) -> PointPosterior:
@@ -144,12 +144,12 @@ def _point(adapter: SavedAdapter, base_model: str | None) -> PointPosterior:
     return PointPosterior(layout, layout.flatten(adapter.tensors), PosteriorRecord(scale=0.0, labels=labels), adapter)
 
 
-def _plain_model(name: str, device: str | None) -> AnyClassifier:
+def _plain_model(name: str, revision: str | None, device: str | None) -> AnyClassifier:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype="auto", trust_remote_code=False, output_loading_info=True
+            name, revision=revision or "main", dtype="auto", trust_remote_code=False, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SwagError(
             f"{name!r} has no posterior and no adapter, and cannot be loaded as a text classifier: {str(error)[:300]}"

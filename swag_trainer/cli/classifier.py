@@ -39,6 +39,7 @@ def load_classifier(
         options.model,
         posterior=posterior,
         base_model=options.base_model,
+        revision=options.revision,
         ignore_mismatched_adapter=options.ignore_mismatched_adapter,
         dtype="auto",
     )

@@ -23,6 +23,7 @@ class Options(CommonOptions):
     """As `swag_trainer.posterior_from_checkpoints`."""
 
     positionals: ClassVar[tuple[str, ...]] = ("checkpoints",)
+    sources: ClassVar[tuple[str, ...]] = ("checkpoints", "tokenizer")
 
     checkpoints: list[str] = field(
         metadata={

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TextIO
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.cli.any_classifier import AnyClassifier, load_any_classifier
 from swag_trainer.cli.classifier import tokenised
+from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show
@@ -28,10 +29,12 @@ _PLAIN_METHODS = ("MAP, temperature", "MC dropout", "MAP")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ClassifierOptions, TextOptions):
+class Options(ClassifierOptions, TextOptions, DeviceOptions):
     """Options of `swag-trainer evaluate`."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_samples", "num_bins", "num_resamples", "batch_size")
+
+    sources: ClassVar[tuple[str, ...]] = ("ood",)
 
     model: str = field(
         metadata={"help": "a folder or a repository on the Hub: with a posterior, a PEFT adapter or a whole text classifier"}
@@ -67,10 +70,9 @@ class Options(ClassifierOptions, TextOptions):
     num_bins: int = field(default=15, metadata={"help": "of the calibration errors"})
     num_resamples: int = field(default=1000, metadata={"help": "of the bootstrap"})
     batch_size: int = field(default=32, metadata={"help": "examples per forward"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
     output: str | None = field(default=None, metadata={"help": "a .json file for all metrics, which 'card' reads"})
     rows: str | None = field(
-        default=None, metadata={"help": "a .parquet file for the predictions of each method for each example"}
+        default=None, metadata={"help": "a .parquet file for each example: its text, and the predictions of each method"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace --output and --rows"})
 
@@ -192,7 +194,8 @@ def _measured(options: Options, data: _Data, classifier: AnyClassifier, sampling
     )
     methods = {**predictions, **data.others}
     if options.rows is not None:
-        predictions_to_parquet(options.rows, methods, labels)
+        ood_texts = None if data.ood is None else data.ood.ood
+        predictions_to_parquet(options.rows, methods, labels, texts=data.examples.texts, ood_texts=ood_texts)
     plain = next((name for name in _PLAIN_METHODS if name in methods), None)
     return measure(
         methods,

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TextIO
 
 from swag_trainer.cli.any_classifier import load_any_classifier
 from swag_trainer.cli.classifier import tokenised
+from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.text_data import read_text
@@ -18,7 +19,7 @@ from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ClassifierOptions, TextOptions):
+class Options(ClassifierOptions, TextOptions, DeviceOptions):
     """As `swag_trainer.fit_posterior`."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_samples", "batch_size")
@@ -36,7 +37,6 @@ class Options(ClassifierOptions, TextOptions):
     num_samples: int = field(default=10, metadata={"help": "draws by which 'tfb' estimates the NLL"})
     seed: int = field(default=0, metadata={"help": "of these draws"})
     batch_size: int = field(default=32, metadata={"help": "examples per forward"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
     overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
 
 

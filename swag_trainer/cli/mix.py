@@ -18,6 +18,7 @@ class Options(CommonOptions):
     """As `swag_trainer.PosteriorMixture.from_pretrained`."""
 
     positionals: ClassVar[tuple[str, ...]] = ("members",)
+    sources: ClassVar[tuple[str, ...]] = ("members",)
 
     members: list[str] = field(metadata={"help": "two or more folders or repositories with posteriors of the same adapter"})
     output: str = field(metadata={"help": "folder for the mixture and, where a member's folder has one, the tokenizer"})

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from transformers import HfArgumentParser
 
+from swag_trainer.cli.paths import refuse_missing
 from swag_trainer.errors import SwagError
 
 OptionsT = TypeVar("OptionsT", bound="CommonOptions")
@@ -24,14 +25,16 @@ class CommonOptions:
         positionals: Names of the options that may be given without ``--name``, in this order; one that is a list takes all the rest.
         mappings: Names of the options that are a JSON object, which a YAML file may spell out.
         counts: Names of the options that are whole numbers of at least 1.
+        sources: Names of the options of this class that are files, folders or names on the Hub, or lists of those.
 
     Raises:
-        SwagError: A count is below 1.
+        SwagError: A count is below 1, or a source is a path where nothing is.
     """
 
     positionals: ClassVar[tuple[str, ...]] = ("model",)
     mappings: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[tuple[str, ...]] = ()
+    sources: ClassVar[tuple[str, ...]] = ()
 
     config: str | None = field(default=None, metadata={"help": "a YAML file of options; the command line overrides it"})
     debug: bool = field(default=False, metadata={"help": "show the traceback of an error"})
@@ -40,11 +43,18 @@ class CommonOptions:
         for name in self.counts:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SwagError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        # Every class says which of its own options are sources.
+        for name in dict.fromkeys(name for kind in type(self).__mro__ for name in vars(kind).get("sources", ())):
+            value = getattr(self, name) or []
+            for source in [value] if isinstance(value, str) else value:
+                refuse_missing(source, name.upper() if name in self.positionals else f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorOptions(CommonOptions):
     """Options that name an adapter with its posterior."""
+
+    sources: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = field(metadata={"help": "a folder with a posterior, or a repository on the Hub"})
     ignore_mismatched_adapter: bool = field(
@@ -57,17 +67,33 @@ class PosteriorOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptions(PosteriorOptions):
-    """Options that name a classifier to predict with."""
+    """Options that name a classifier to predict with.
+
+    Raises:
+        SwagError: A revision of a folder.
+    """
+
+    sources: ClassVar[tuple[str, ...]] = ("base_model",)
 
     base_model: str | None = field(
         default=None,
         metadata={"help": "folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says"},
     )
+    revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of MODEL on the Hub"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.revision is not None and Path(self.model).exists():
+            raise SwagError(
+                f"--revision is that of a repository on the Hub, and {self.model!r} is a folder here: leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(CommonOptions):
     """Options that name labelled text."""
+
+    sources: ClassVar[tuple[str, ...]] = ("dataset",)
 
     dataset: str = field(
         metadata={

@@ -7,11 +7,11 @@ from typing import Any, TextIO
 
 from swag_trainer.cli.files import require
 
-_WIDTH_OF_A_FILE = 200
+_WIDTH_OF_A_FILE = 100
 
 
 def show(table: Any, out: TextIO) -> None:
-    """Print a rich table; into a file or a pipe, which has no width, it is not wrapped at 80 letters."""
+    """Print a rich table; into a file or a pipe, which has no width, with at most 100 columns."""
     console = require("rich.console").Console(file=out, width=None if out.isatty() else _WIDTH_OF_A_FILE)
     console.print(table)
 

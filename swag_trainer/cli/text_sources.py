@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from swag_trainer.cli.files import require
+from swag_trainer.cli.paths import neighbour_hint
 from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines, read_records
 from swag_trainer.errors import SwagError
 
@@ -22,6 +24,7 @@ SPLIT_NAMES = {
 }
 _OWN_SPLITS = {"train", "validation", "test", *SPLIT_NAMES}
 _TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "content")
+_SCALARS = (str, bool, int, float, type(None))
 _LABEL_COLUMNS = ("intent", "label_text", "category", "label", "labels")
 
 
@@ -34,6 +37,7 @@ class Example(NamedTuple):
         where: The file and the line, or the data set and the number.
         line: Number of its first line in a file, None elsewhere.
         problem: Why there is no text; None where there is one.
+        others: The other columns, the label's among them, as JSON values; of a data set on the Hub those of numbers and texts.
     """
 
     text: str
@@ -41,6 +45,7 @@ class Example(NamedTuple):
     where: str
     line: int | None = None
     problem: str | None = None
+    others: Mapping[str, Any] = MappingProxyType({})
 
 
 def examples_by_split(
@@ -108,7 +113,7 @@ def _of_record(file: Path, record: Record, columns: Columns, needs_labels: bool)
 def _of_hub(source: str, columns: Columns, needs_labels: bool) -> tuple[dict[str, Iterable[Example]], str | None]:
     datasets = require("datasets")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
     name, _, config = source.partition(":")
     try:
@@ -117,15 +122,25 @@ def _of_hub(source: str, columns: Columns, needs_labels: bool) -> tuple[dict[str
         revision = None  # from the cache, whose commit is not known
     except HFValidationError as error:
         raise SwagError(f"{source!r} is neither a file or folder that exists nor the name of a data set on the Hub.") from error
-    except HfHubHTTPError as error:
-        raise SwagError(f"The data set {name!r} cannot be loaded from the Hub: {str(error)[:300]}") from error
-    loaded = datasets.load_dataset(name, config or None, revision=revision)
+    except (HTTPError, OSError) as error:
+        raise SwagError(_not_loaded(name, error)) from error
+    try:
+        loaded = datasets.load_dataset(name, config or None, revision=revision)
+    except (HTTPError, OSError) as error:
+        raise SwagError(_not_loaded(name, error)) from error
     splits: dict[str, Iterable[Example]] = {}
     for split, dataset in loaded.items():
         key = SPLIT_NAMES.get(split, split)
         rows = _HubRows(dataset, columns, needs_labels, f"the split {split!r} of {source!r}")
         splits[key] = [*splits[key], *rows] if key in splits else rows
     return splits, revision
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    return (
+        f"There is no file or folder {name!r} here, and a data set of that name cannot be loaded from the Hub.{neighbour_hint(name)} "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,9 @@ def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, wh
         problem = "its text is empty."
     elif not is_unicode(text):
         problem = "its text holds half of a surrogate pair, such as half an emoji, which no encoding has."
-    return Example("" if problem else str(text), label, where, line, problem)
+    is_file = line is not None
+    others = {name: value for name, value in record.items() if name != names[0] and (is_file or isinstance(value, _SCALARS))}
+    return Example("" if problem else str(text), label, where, line, problem, others)
 
 
 def _column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TextIO
@@ -10,6 +11,7 @@ from swag_trainer.calibration.cross_fitting import DEFAULT_SCALE
 from swag_trainer.calibration.thresholds import holds_every_label
 from swag_trainer.calibration.tune import tune
 from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
+from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs, require
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show, table_of
@@ -23,7 +25,7 @@ from swag_trainer.prediction.sampler import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ClassifierOptions, TextOptions):
+class Options(ClassifierOptions, TextOptions, DeviceOptions):
     """As `swag_trainer.tune`."""
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
@@ -41,9 +43,33 @@ class Options(ClassifierOptions, TextOptions):
     num_samples: int = field(default=10, metadata={"help": "draws; the pipeline takes as many from then on"})
     seed: int = field(default=0, metadata={"help": "of the draws and of the folds of cross-fitting"})
     scales: list[float] = field(default_factory=lambda: [DEFAULT_SCALE], metadata={"help": "factors of the covariance to try"})
+    risks: list[float] = field(
+        default_factory=lambda: [0.01, 0.02, 0.05, 0.1], metadata={"help": "fractions of wrong labels to find thresholds for"}
+    )
+    confidence: float = field(
+        default=0.9, metadata={"help": "probability with which each of these thresholds keeps the true risk"}
+    )
+    coverages: list[float] = field(
+        default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95],
+        metadata={"help": "fractions of texts that get a label, to find thresholds for"},
+    )
+    levels: list[float] = field(
+        default_factory=lambda: [0.8, 0.9, 0.95],
+        metadata={"help": "probabilities with which prediction sets shall hold the true label"},
+    )
     batch_size: int = field(default=32, metadata={"help": "examples per forward"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier tuning, or what is in --output"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("risks", "confidence", "coverages", "levels"):
+            given = getattr(self, name)
+            for value in given if isinstance(given, list) else [given]:
+                if not 0 < value < 1:
+                    raise SwagError(f"--{name} must lie between 0 and 1, got {value:g}.")
+        for value in self.scales:
+            if not 0 < value < math.inf:
+                raise SwagError(f"--scales are factors above 0, got {value:g}.")
 
 
 def run(options: Options, out: TextIO) -> None:
@@ -62,7 +88,9 @@ def run(options: Options, out: TextIO) -> None:
         )
     folder = Path(options.model if options.output is None else options.output)
     with prepared_outputs(posteriors=[folder], overwrite=options.overwrite or in_place):
-        posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
+        posterior = load_posterior(
+            options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
+        )
         if in_place and posterior.tuning is not None and not options.overwrite:
             raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces that tuning.")
         tuned, classifier = _tuned(options, posterior, sampling)
@@ -87,6 +115,10 @@ def _tuned(
         tokenised(classifier.tokenizer, classifier.model, data.texts, data.numbers(classes)),
         sampling=sampling,
         scales=options.scales,
+        risks=options.risks,
+        confidence=options.confidence,
+        coverages=options.coverages,
+        levels=options.levels,
         name=data.name,
         split=data.split,
         revision=data.revision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,26 @@ from swag_trainer.metrics.ood import uncertainty_scores
 from swag_trainer.posterior.atomic import write_bytes
 
 
-def predictions_to_parquet(path: str | Path, methods: Mapping[str, MethodPredictions], labels: ArrayLike) -> None:
+def predictions_to_parquet(
+    path: str | Path,
+    methods: Mapping[str, MethodPredictions],
+    labels: ArrayLike,
+    *,
+    texts: Sequence[str] | None = None,
+    ood_texts: Sequence[str] | None = None,
+) -> None:
     """Write the predictions of each method for each example, whole or not at all.
 
     Columns: method, row, is_ood, label, prediction, correct, confidence (the largest probability), entropy (nats), mutual_information
-    (nats), energy, ood_score, probabilities (a list). Out-of-distribution (OOD) examples have no label and are neither right nor wrong; a
-    single draw has no mutual information; a method without an energy or an OOD score has none in its rows.
+    (nats), energy, ood_score, probabilities (a list), text (where texts are given). Out-of-distribution (OOD) examples have no label and
+    are neither right nor wrong; a single draw has no mutual information; a method without an energy or an OOD score has none in its rows.
 
     Args:
         path: The file.
         methods: Predictions by the name of the method, all for the same examples.
         labels: True classes of the in-distribution examples. Shape (N,).
+        texts: Their texts. N of them.
+        ood_texts: Those of the out-of-distribution examples. M of them.
 
     Raises:
         ImportError: The pyarrow library is not installed.
@@ -40,11 +49,15 @@ def predictions_to_parquet(path: str | Path, methods: Mapping[str, MethodPredict
     for name, predictions in methods.items():
         scores = predictions.ood_scores
         inside = {score: values for score, (values, _) in scores.items()}
-        parts.append(_rows(name, predictions.probabilities, predictions.mutual_information, inside, np.asarray(labels)))
+        rows = _rows(name, predictions.probabilities, predictions.mutual_information, inside, np.asarray(labels), texts)
+        parts.append(rows)
         if predictions.ood_probabilities is not None:
             outside = {score: values for score, (_, values) in scores.items()}
-            parts.append(_rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, outside, None))
+            rows = _rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, outside, None, ood_texts)
+            parts.append(rows)
     table = pa.concat_tables(pa.table(part, schema=_schema(pa)) for part in parts)
+    if texts is None and ood_texts is None:
+        table = table.drop_columns(["text"])
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(Path(path), buffer.getvalue())
@@ -56,6 +69,7 @@ def _rows(
     information: np.ndarray | None,
     scores: Mapping[str, np.ndarray | None],
     labels: np.ndarray | None,
+    texts: Sequence[str] | None,
 ) -> dict[str, Any]:
     predictions = probabilities.argmax(axis=1)
     count = len(probabilities)
@@ -73,6 +87,7 @@ def _rows(
         "energy": scores.get("energy", absent),
         "ood_score": scores.get("ood_score", absent),
         "probabilities": list(probabilities),
+        "text": absent if texts is None else texts,
     }
 
 
@@ -91,5 +106,6 @@ def _schema(pa: Any) -> Any:
             "energy": pa.float64(),
             "ood_score": pa.float64(),
             "probabilities": pa.list_(pa.float64()),
+            "text": pa.string(),
         }
     )

@@ -105,7 +105,7 @@ def test_results_are_not_overwritten_unasked(model, tmp_path, capsys):
     # Red for: minutes of measuring before the refusal, or yesterday's metrics gone.
     for option in ("--output", "--rows"):
         (tmp_path / "mine").write_text("mine")
-        assert main(["evaluate", model, "--dataset", "missing.jsonl", option, str(tmp_path / "mine")]) == 1
+        assert main(["evaluate", model, "--dataset", "no/data", option, str(tmp_path / "mine")]) == 1
         assert "--overwrite replaces it" in capsys.readouterr().err
 
 

@@ -105,7 +105,7 @@ def test_data_that_cannot_be_read_is_refused_with_the_reason(tmp_path, hub):
     (tmp_path / "null.jsonl").write_text('{"text": null, "label": "a"}\n')
     with pytest.raises(SwagError, match="line 1 of .*its text is None"):
         read_text(options(str(tmp_path / "null.jsonl")), "null")
-    with pytest.raises(SwagError, match="neither a file or folder"):
+    with pytest.raises(SwagError, match="There is no file or folder 'no such/folder/here'"):
         read_text(options("no such/folder/here"), "train")
     with pytest.raises(SwagError, match="user/no-such-data"):
         read_text(options("user/no-such-data"), "train")

@@ -156,7 +156,7 @@ def test_the_options_are_read_as_transformers_reads_its_own(tmp_path):
 def test_a_folder_that_does_not_exist_is_refused_as_in_every_command(tmp_path, capsys):
     # Red for: transformers' own error, which takes the path for the id of a repository.
     assert main(["serve", str(tmp_path / "nowhere")]) == 1
-    assert "is neither a folder that exists nor the id of a repository" in capsys.readouterr().err
+    assert "There is no file or folder" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_refused_in_a_sentence(folder):
