@@ -74,8 +74,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return FINE
     except SystemExit as stop:  # of argparse: 0 after --help, 2 after what it could not read
         return stop.code if isinstance(stop.code, int) else FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted.\n")
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"\n{_interruption(stop, name, arguments)}\n")
         return INTERRUPTED
     except Exception as error:  # outermost frame: every error becomes a message, none is repaired
         if debug:
@@ -83,6 +83,14 @@ def _run(name: str, arguments: list[str]) -> int:
         else:
             sys.stderr.write(f"swag-trainer {name}: {_message(error)}\n")
         return FAILED
+
+
+def _interruption(stop: KeyboardInterrupt, name: str, arguments: list[str]) -> str:
+    from swag_trainer.cli.resumable import ResumableInterrupt, resuming_command
+
+    if isinstance(stop, ResumableInterrupt):
+        return f"{stop} This continues it:\n  {resuming_command(name, arguments)}"
+    return "Interrupted."
 
 
 def _message(error: Exception) -> str:

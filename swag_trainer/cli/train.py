@@ -2,211 +2,202 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TextIO
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TextIO
 
+import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.cli.class_weights import balanced_weights, weighted_loss
 from swag_trainer.cli.classifier import tokenised
+from swag_trainer.cli.early_stopping import ResumableEarlyStopping
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.lora import lora_config
-from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.paths import neighbour_hint
+from swag_trainer.cli.resumable import ResumableInterrupt
 from swag_trainer.cli.splits import balanced
-from swag_trainer.cli.text_data import read_text
+from swag_trainer.cli.text_data import LabelledText, read_text
+from swag_trainer.cli.training_arguments import swag_callback, training_arguments
+from swag_trainer.cli.training_interruption import SaveOnInterrupt
+from swag_trainer.cli.training_options import TrainOptions
+from swag_trainer.cli.training_order import ResumableOrder
+from swag_trainer.cli.training_progress import TrainingProgress
+from swag_trainer.cli.unfinished_run import PlannedRun, mark_finished, marked_unfinished, plan
 from swag_trainer.collection.callback import SwagCallback
-from swag_trainer.collection.schedule import Evenly, Every, Schedule
 from swag_trainer.errors import SwagError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TextOptions):
-    """The training recipe; its defaults are those of the demo."""
-
-    mappings: ClassVar[tuple[str, ...]] = ("training",)
-    counts: ClassVar[tuple[str, ...]] = (
-        "train_rows",
-        "steps",
-        "batch_size",
-        "max_length",
-        "lora_r",
-        "snapshots",
-        "every_steps",
-        "save_steps",
-    )
-
-    model: str = field(metadata={"help": "the base model: a name on the Hub or a folder"})
-    output: str = field(
-        metadata={"help": "folder for adapter, posterior and tokenizer; with several seeds, for a folder of each"}
-    )
-    split: str = field(default="train", metadata={"help": "examples to train on"})
-    train_rows: int | None = field(default=None, metadata={"help": "train on that many examples, balanced over the classes"})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "train once with each of these seeds"})
-    steps: int = field(default=400, metadata={"help": "optimizer steps"})
-    learning_rate: float = field(default=5e-3, metadata={"help": "peak learning rate"})
-    batch_size: int = field(default=16, metadata={"help": "examples per step"})
-    max_length: int = field(
-        default=128, metadata={"help": "tokens of a text; longer ones are truncated, also in every later command"}
-    )
-    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=16, metadata={"help": "their factor is alpha / r"})
-    lora_dropout: float = field(default=0.1, metadata={"help": "dropout before the LoRA matrices"})
-    target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "layers that get LoRA, or 'all-linear'; default: PEFT's choice for the architecture, else query and value of the "
-            "attention"
-        },
-    )
-    modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "modules that train and are saved as a whole, beside the classifier; default: those that the checkpoint lacks"
-        },
-    )
-    snapshots: int = field(default=30, metadata={"help": "weight vectors to collect, spread evenly"})
-    every_steps: int | None = field(default=None, metadata={"help": "collect every so many steps instead"})
-    every_epochs: float | None = field(default=None, metadata={"help": "collect every so many epochs instead"})
-    start: float = field(default=0.3, metadata={"help": "fraction of the run before the first snapshot"})
-    rank: int = field(default=20, metadata={"help": "deviations to keep; 0 for a diagonal covariance"})
-    collection_learning_rate: str = field(
-        default="hold",
-        metadata={"help": "learning rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"},
-    )
-    final_weights: Literal["mean", "trained"] = field(default="mean", metadata={"help": "weights in the adapter's file"})
-    dtype: str | None = field(
-        default=None, metadata={"help": "precision of the base model, such as bfloat16; default: that of its checkpoint"}
-    )
-    training: str | None = field(
-        default=None,
-        metadata={
-            "help": 'more of transformers\' TrainingArguments, as JSON: \'{"bf16": true, "gradient_accumulation_steps": 4}\''
-        },
-    )
-    save_steps: int | None = field(default=None, metadata={"help": "save a checkpoint every so many steps"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
+Options = TrainOptions
 
 
 def run(options: Options, out: TextIO) -> None:
     """Train once for each seed.
 
     Raises:
-        SwagError: The data or the model cannot be used, or a folder has a posterior already.
+        SwagError: The data or the model cannot be used, or a folder has a posterior or an interrupted run already.
+        ResumableInterrupt: Ctrl-C was pressed, and the run is saved.
     """
-    seeds = options.seeds
-    folders = [Path(options.output) if len(seeds) == 1 else Path(options.output) / f"seed-{seed}" for seed in seeds]
-    callbacks = [_callback(options) for _ in seeds]  # checks its numbers before anything is loaded
-    arguments = [_training_arguments(options, folder, seed) for seed, folder in zip(seeds, folders, strict=True)]
-    with prepared_outputs(posteriors=folders, overwrite=options.overwrite):
-        for seed, folder, swag, num_examples, num_classes in _trained(options, folders, callbacks, arguments):
+    callbacks = [swag_callback(options) for _ in options.seeds]  # checks its numbers before anything is loaded
+    runs = plan(options.seeds, options.output, options.of_the_run(), resume=options.resume, overwrite=options.overwrite)
+    arguments = [training_arguments(options, each.folder, each.seed) for each in runs]
+    for each in runs:
+        if each.is_finished:
+            sys.stderr.write(f"{each.folder}: finished already.\n")
+    due = [(each, swag, args) for each, swag, args in zip(runs, callbacks, arguments, strict=True) if not each.is_finished]
+    if not due:
+        return
+    with ExitStack() as outputs:
+        for continued in (False, True):
+            folders = [each.folder for each, _, _ in due if each.is_continued is continued]
+            outputs.enter_context(prepared_outputs(posteriors=folders, overwrite=options.overwrite or continued))
+        data = _Data.read(options)
+        outputs.enter_context(marked_unfinished([each for each, _, _ in due], options.of_the_run()))
+        interrupt = SaveOnInterrupt()
+        for each, swag, args in due:
+            if interrupt.requested:
+                raise ResumableInterrupt(f"Interrupted before the run in {str(each.folder)!r} began.")
+            examples = data.training_examples(options, each.seed)
+            _train(options, data, examples, args, each, swag, interrupt)
+            swag.posterior.save_pretrained(each.folder)
+            data.tokenizer.save_pretrained(each.folder)
+            mark_finished(each.folder)
             out.write(
-                f"{folder}: {swag.num_collected} snapshots of {swag.posterior.layout.size} weights, trained on {num_examples} examples "
-                f"of {num_classes} classes with seed {seed}\n"
+                f"{each.folder}: {swag.num_collected} snapshots of {swag.posterior.layout.size} weights, trained on {len(examples)} "
+                f"examples of {len(data.classes)} classes with seed {each.seed}\n"
             )
 
 
-def _trained(
-    options: Options, folders: list[Path], callbacks: list[SwagCallback], arguments: list[TrainingArguments]
-) -> Iterator[tuple[int, Path, SwagCallback, int, int]]:
-    """Train and save for each seed; yields the seed, its folder and callback, and how many examples and classes there were."""
-    data = read_text(options, options.split)
-    classes = sorted(set(data.labels))
-    if len(classes) < 2:
-        raise SwagError(f"{data.name!r} ({data.split}) has {len(classes)} class(es); a classifier needs at least two.")
-    targets = data.numbers(classes)
-    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """Text to train on and to evaluate on, and what it takes to tokenise it.
+
+    Attributes:
+        text: To train on.
+        evaluation: To evaluate on while training; None where that was not asked for.
+        classes: Their names, in the order of the logits.
+        targets: Class numbers of the training text. Shape (N,).
+        tokenizer: It truncates at the length of training, also in later commands, as it is saved with the adapter.
+        shapes: The model without weights, for the number of its positions.
+    """
+
+    text: LabelledText
+    evaluation: LabelledText | None
+    classes: list[str]
+    targets: np.ndarray
+    tokenizer: Any
+    shapes: nn.Module
+
+    @classmethod
+    def read(cls, options: Options) -> _Data:
+        """Read the text, and the tokenizer of the base model.
+
+        Raises:
+            SwagError: One of them cannot be read, there are fewer than two classes, or the evaluation text has others.
+        """
+        text = read_text(options, options.split)
+        classes = sorted(set(text.labels))
+        if len(classes) < 2:
+            raise SwagError(f"{text.name!r} ({text.split}) has {len(classes)} class(es); a classifier needs at least two.")
+        evaluation = None if options.eval is None else read_text(options, options.eval)
+        if evaluation is not None:
+            evaluation.numbers(classes)
+        tokenizer, shapes = _tokenizer_and_shapes(options.model)
+        tokenizer.model_max_length = min(longest_input(tokenizer, shapes) or options.max_length, options.max_length)
+        return cls(text, evaluation, classes, text.numbers(classes), tokenizer, shapes)
+
+    def training_examples(self, options: Options, seed: int) -> list[dict[str, Any]]:
+        """Return the examples to train on, or as many of them as were asked for, chosen by the seed."""
+        chosen = range(len(self.targets))
+        if options.train_rows is not None and options.train_rows < len(self.targets):
+            chosen = balanced(self.targets, options.train_rows, seed).tolist()
+        return tokenised(self.tokenizer, self.shapes, [self.text.texts[index] for index in chosen], self.targets[list(chosen)])
+
+    def evaluation_examples(self) -> list[dict[str, Any]] | None:
+        """Return the examples to evaluate on while training, if there are any."""
+        if self.evaluation is None:
+            return None
+        return tokenised(self.tokenizer, self.shapes, self.evaluation.texts, self.evaluation.numbers(self.classes))
+
+
+def _tokenizer_and_shapes(model: str) -> tuple[Any, nn.Module]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, HTTPError) as error:
+        raise SwagError(
+            f"The base model {model!r} cannot be loaded: it should be the name of a repository on the Hub, or a folder here that holds "
+            f"config.json, weights and tokenizer.{neighbour_hint(model)} {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
     if tokenizer.pad_token is None:  # decoders come without; what is masked out may be any token
         tokenizer.pad_token = tokenizer.eos_token
     with torch.device("meta"):
-        shapes = AutoModelForSequenceClassification.from_config(
-            AutoConfig.from_pretrained(options.model, trust_remote_code=False)
-        )
-    # Saved with the adapter: later commands truncate at the length that the model was trained with.
-    tokenizer.model_max_length = min(longest_input(tokenizer, shapes) or options.max_length, options.max_length)
-    for seed, folder, swag, training in zip(options.seeds, folders, callbacks, arguments, strict=True):
-        chosen = range(len(targets))
-        if options.train_rows is not None and options.train_rows < len(targets):
-            chosen = balanced(targets, options.train_rows, seed).tolist()
-        rows = tokenised(tokenizer, shapes, [data.texts[index] for index in chosen], targets[list(chosen)])
-        _train(options, classes, rows, tokenizer, training, swag)
-        swag.posterior.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        yield seed, folder, swag, len(rows), len(classes)
-
-
-def _callback(options: Options) -> SwagCallback:
-    rate: Any = {"hold": "hold", "schedule": None}.get(options.collection_learning_rate, options.collection_learning_rate)
-    if isinstance(rate, str) and rate != "hold":
-        try:
-            rate = float(rate)
-        except ValueError as error:
-            raise SwagError(f"--collection-learning-rate is a number, 'hold' or 'schedule', got {rate!r}.") from error
-    schedule: Schedule = Evenly(snapshots=options.snapshots, start=options.start)
-    if options.every_steps is not None or options.every_epochs is not None:
-        schedule = Every(steps=options.every_steps, epochs=options.every_epochs, start=options.start)
-    return SwagCallback(
-        schedule,
-        rank=options.rank,
-        learning_rate=rate,
-        final_weights=options.final_weights,
-        low_precision="upcast",
-        ood_features=True,
-    )
-
-
-def _training_arguments(options: Options, folder: Path, seed: int) -> TrainingArguments:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": options.steps,
-        "learning_rate": options.learning_rate,
-        "per_device_train_batch_size": options.batch_size,
-        "seed": seed,
-        "save_strategy": "no" if options.save_steps is None else "steps",
-        "save_steps": options.save_steps or 500,
-    }
-    usual = {
-        "warmup_steps": 0.06,
-        "train_sampling_strategy": "group_by_length",
-        "weight_decay": 0.0,
-        "logging_strategy": "no",
-        "report_to": [],
-        "dataloader_pin_memory": False,
-    }
-    try:
-        more = json.loads(options.training or "{}")
-        if not isinstance(more, dict):
-            raise ValueError("it is not a JSON object")
-        taken = sorted(set(more) & set(settings))
-        if taken:
-            raise ValueError(f"{taken[0]!r} has an option of its own")
-        return TrainingArguments(**settings, **{**usual, **more})
-    except (TypeError, ValueError, ImportError) as error:
-        raise SwagError(
-            f"--training takes further TrainingArguments as a JSON object, got {options.training!r}: {error}"
-        ) from error
+        return tokenizer, AutoModelForSequenceClassification.from_config(config)
 
 
 def _train(
-    options: Options, classes: list[str], rows: list[dict], tokenizer: Any, training: TrainingArguments, swag: SwagCallback
+    options: Options,
+    data: _Data,
+    examples: list[dict[str, Any]],
+    training: TrainingArguments,
+    run: PlannedRun,
+    swag: SwagCallback,
+    interrupt: SaveOnInterrupt,
 ) -> None:
-    set_seed(training.seed)
+    """Train one run, from its beginning or from the checkpoint that it goes on from."""
+    progress = TrainingProgress(swag, f"Seed {run.seed}" if len(options.seeds) > 1 else "Training")
+    early = [] if options.patience is None else [ResumableEarlyStopping(options.patience)]
+    weights = None
+    if options.class_weights == "balanced":
+        weights = balanced_weights(np.array([example["labels"] for example in examples]), len(data.classes))
+    trainer = Trainer(
+        model=_model(options, data, training.seed),
+        args=training,
+        train_dataset=examples,
+        eval_dataset=data.evaluation_examples(),
+        processing_class=data.tokenizer,
+        compute_loss_func=None if weights is None else weighted_loss(weights),
+        compute_metrics=None if options.eval is None else _accuracy,
+        # The order matters: the bar counts what was collected, and an interruption ends the training in the middle of a save.
+        callbacks=[*early, swag, progress, ResumableOrder(run.checkpoint), interrupt],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with interrupt.listening():
+        try:
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+        finally:
+            progress.close()
+
+
+def _model(options: Options, data: _Data, seed: int) -> nn.Module:
+    """Return the base model with a new adapter, always the same for one seed."""
+    set_seed(seed)
     base, info = AutoModelForSequenceClassification.from_pretrained(
         options.model,
         trust_remote_code=False,
         output_loading_info=True,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={label: index for index, label in enumerate(classes)},
+        num_labels=len(data.classes),
+        id2label=dict(enumerate(data.classes)),
+        label2id={label: index for index, label in enumerate(data.classes)},
         ignore_mismatched_sizes=True,
         **({} if options.dtype is None else {"dtype": options.dtype}),
     )
-    if base.config.pad_token_id is None and tokenizer.pad_token_id is not None:
-        base.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    if base.config.pad_token_id is None and data.tokenizer.pad_token_id is not None:
+        base.config.pad_token_id = data.tokenizer.pad_token_id  # decoders look for the last token before the padding
     lora = lora_config(
         base,
         {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])},
@@ -216,5 +207,8 @@ def _train(
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
     )
-    model = get_peft_model(base, lora)
-    Trainer(model=model, args=training, train_dataset=rows, processing_class=tokenizer, callbacks=[swag]).train()
+    return get_peft_model(base, lora)
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean())}
