@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from swag_trainer.adapters.positions import longest_input
 from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions
-from swag_trainer.cli.text_data import read_any_text
-from swag_trainer.cli.text_files import read_lines
+from swag_trainer.cli.prediction_formats import FORMATS, as_json_lines
+from swag_trainer.cli.prediction_input import examples_to_classify
+from swag_trainer.cli.prediction_journal import PARTIAL_SUFFIX, PredictionJournal
 from swag_trainer.cli.text_sources import Example
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
+from swag_trainer.evaluation.identity import identity
 from swag_trainer.prediction.decisions import PredictionOptions
 
-_FORMATS = (".jsonl", ".csv", ".parquet")
+# Keys of a prediction: a column of the input that is called so gets the prefix "input_".
+_OWN_KEYS = {
+    "line",
+    "text",
+    "label",
+    "score",
+    "entropy",
+    "mutual_information",
+    "between_members",
+    "ood_score",
+    "top_label",
+    "reason",
+    "prediction_set",
+}
+# Options that change nothing about a prediction but its place, or the rounding of its last digits.
+_NOT_OF_THE_PREDICTIONS = {"config", "debug", "model", "output", "overwrite", "resume", "batch_size", "device"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ClassifierOptions):
+class Options(ClassifierOptions, DeviceOptions):
     """Texts, and options of the pipeline."""
 
     positionals: ClassVar[tuple[str, ...]] = ("model", "texts")
+    sources: ClassVar[tuple[str, ...]] = ("dataset",)
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    texts: list[str] = field(default_factory=list, metadata={"help": "texts to classify"})
+    texts: list[str] = field(
+        default_factory=list, metadata={"help": "texts to classify; '-' reads a text a line from standard input"}
+    )
     file: str | None = field(
-        default=None, metadata={"help": "a .txt file with a text a line, or a .csv, .tsv, .jsonl or .json file"}
+        default=None,
+        metadata={
+            "help": "a .txt file with a text a line, or a .csv, .tsv, .jsonl or .json file, whose other columns are kept; '-' is standard "
+            "input"
+        },
     )
     dataset: str | None = field(default=None, metadata={"help": "'name' or 'name:config' on the Hub, or a folder of files"})
     split: str = field(default="test", metadata={"help": "of --dataset"})
@@ -65,8 +89,13 @@ class Options(ClassifierOptions):
         default=None, metadata={"help": "how the sets are made; default: lac, the smallest", "choices": ["lac", "aps", "raps"]}
     )
     batch_size: int = field(default=32, metadata={"help": "texts per forward"})
-    device: str | None = field(default=None, metadata={"help": "such as cpu or cuda:0"})
-    overwrite: bool = field(default=False, metadata={"help": "replace --output"})
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "go on with the predictions of an interrupted command, given the same options; begin where there are none"
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace --output, and predictions of an interrupted command"})
 
 
 def run(options: Options, out: TextIO) -> None:
@@ -75,108 +104,131 @@ def run(options: Options, out: TextIO) -> None:
     Raises:
         SwagError: No texts or several sources of texts, another kind of file, or something that the pipeline refuses; or, after all
             others were predicted, that examples cannot be read.
+        ResumableInterrupt: Ctrl-C was pressed, and the predictions so far are kept.
     """
-    form = ".jsonl" if options.output is None else Path(options.output).suffix
-    if form not in _FORMATS:
-        raise SwagError(f"--output is a file that ends in {', '.join(_FORMATS)}, got {options.output!r}.")
-    if form == ".parquet":
-        require("pyarrow.parquet")
+    _check_output(options)
     asked = {name: value for name in PredictionOptions.option_names() if (value := getattr(options, name, None)) is not None}
     PredictionOptions().updated(asked)  # refuses numbers out of range before anything is loaded
-    examples = _examples(options)
-    with prepared_outputs(files=[options.output], overwrite=options.overwrite):
+    is_begun = options.resume and options.output is not None and Path(f"{options.output}{PARTIAL_SUFFIX}").exists()
+    if options.resume and not is_begun and Path(str(options.output)).exists():
+        sys.stderr.write(f"{options.output}: finished already.\n")
+        return
+    source = examples_to_classify(
+        options.model, options.texts, options.file, options.dataset, split=options.split, text_column=options.text_column
+    )
+    examples = _Examples(source)
+    with prepared_outputs(files=[options.output], overwrite=options.overwrite or is_begun):
         classifier = load_classifier(options, device=options.device)
         classifier([], **asked)  # refuses what cannot be done before the first text
-        predicted = _predictions(classifier, examples, asked, options.batch_size)
         if options.output is None:
-            for row in predicted:
-                out.write(_as_jsonl([row]))
+            for records in _predictions(classifier, examples, asked, options.batch_size):
+                out.write(as_json_lines(records))
                 out.flush()
         else:
-            rows = list(predicted)
-            encoded = {
-                ".jsonl": lambda: _as_jsonl(rows).encode(),
-                ".csv": lambda: _as_csv(rows),
-                ".parquet": lambda: _as_parquet(rows),
-            }
-            write_files({options.output: encoded[form]()})
+            _predict_into_file(options, classifier, examples, asked)
         if classifier.num_truncated:
             limit = longest_input(classifier.tokenizer, classifier.model)
             warnings.warn(f"{classifier.num_truncated} texts have more than {limit} tokens and were truncated.", stacklevel=2)
-    _refuse_problems(examples)
+    examples.refuse_problems()
 
 
-def _examples(options: Options) -> list[Example]:
-    sources = [name for name in ("texts", "file", "dataset") if getattr(options, name)]
-    if len(sources) != 1:
-        raise SwagError("predict takes texts after MODEL, those of --file, or those of --dataset: give one of the three.")
-    if options.texts:
-        return [Example(text, None, f"text {number}") for number, text in enumerate(options.texts, start=1)]
-    if options.file is not None and not Path(options.file).is_file():
-        raise SwagError(f"There is no file {options.file!r}.")
-    if options.file is not None and Path(options.file).suffix == ".txt":
-        lines = enumerate(read_lines(Path(options.file)), start=1)
-        examples = [Example(text, None, f"line {line} of {options.file!r}", line) for line, text in lines if text.strip()]
-    else:
-        split = None if options.file is not None else options.split
-        examples = read_any_text(options.file or str(options.dataset), split, options.text_column)
-    if not examples:
-        raise SwagError(f"There are no texts in {options.file or options.dataset!r}.")
-    return examples
+class _Examples:
+    """Examples one after the other; those that cannot be read are left out and kept for a report.
+
+    Attributes:
+        num_usable: How many can be read; None where that is not known, as they are still coming.
+        num_read: How many have come so far.
+        problems: Those that cannot be read, so far.
+    """
+
+    def __init__(self, source: Iterable[Example]) -> None:
+        self.num_usable = sum(each.problem is None for each in source) if isinstance(source, Sized) else None
+        self.num_read = 0
+        self.problems: list[Example] = []
+        self._source = iter(source)
+
+    def __iter__(self) -> Iterator[Example]:
+        for example in self._source:
+            self.num_read += 1
+            if example.problem is None:
+                yield example
+            else:
+                self.problems.append(example)
+
+    def refuse_problems(self) -> None:
+        """Report the examples that were left out, once all others have their predictions.
+
+        Raises:
+            SwagError: There are some, or there was none at all; the command's exit code shows it.
+        """
+        if not self.num_read:
+            raise SwagError("There are no texts on standard input.")
+        if self.problems:
+            shown = "".join(f"\n  {example.where}: {example.problem}" for example in self.problems[:20])
+            more = f"\n  and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+            raise SwagError(f"{len(self.problems)} of {self.num_read} examples have no prediction:{shown}{more}")
 
 
-def _predictions(classifier: Any, examples: Sequence[Example], asked: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """Yield a record for each example without a problem; a bar on standard error where it takes longer than two seconds."""
+def _check_output(options: Options) -> None:
+    if options.output is None:
+        if options.resume:
+            raise SwagError("--resume goes on with the predictions in a file: it needs --output.")
+        return
+    form = Path(options.output).suffix
+    if form not in FORMATS:
+        raise SwagError(f"--output is a file that ends in {', '.join(FORMATS)}, got {options.output!r}.")
+    if form == ".parquet":
+        require("pyarrow.parquet")
+
+
+def _predict_into_file(options: Options, classifier: Any, examples: _Examples, asked: dict[str, Any]) -> None:
+    """Predict into a journal, and put the predictions into the file when all are there."""
+    assert options.output is not None
+    settings = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in _NOT_OF_THE_PREDICTIONS}
+    settings["posterior"] = identity(classifier.posterior)
+    journal = PredictionJournal(options.output, settings, resume=options.resume, overwrite=options.overwrite)
+    with journal.kept():
+        _skip_predicted(journal, examples)
+        for records in _predictions(classifier, examples, asked, options.batch_size, done=journal.count):
+            journal.append(records)
+        write_files({options.output: FORMATS[Path(options.output).suffix](list(journal.records()))})
+    journal.delete()
+
+
+def _skip_predicted(journal: PredictionJournal, examples: _Examples) -> None:
+    """Pass over the examples that have a prediction.
+
+    Raises:
+        SwagError: They are not the ones that were predicted.
+    """
+    coming = iter(examples)
+    for record in journal.records():
+        example = next(coming, None)
+        if example is None or example.text != record["text"]:
+            where = "missing" if example is None else f"not the text in {example.where}"
+            raise SwagError(
+                f"The text {shortened(repr(record['text']))}, which the interrupted command predicted, is {where}. Resume with the same texts, "
+                "or begin anew with --overwrite, without --resume."
+            )
+
+
+def _predictions(
+    classifier: Any, examples: _Examples, asked: dict[str, Any], size: int, *, done: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records of each batch; a bar on standard error where it takes longer than two seconds."""
     from tqdm import tqdm
 
-    usable = [example for example in examples if example.problem is None]
-    with tqdm(total=len(usable), unit="text", delay=2) as bar:
-        for start in range(0, len(usable), size):
-            part = usable[start : start + size]
+    # A person who types texts gets each prediction at once.
+    size = 1 if examples.num_usable is None and sys.stdin.isatty() else size
+    with tqdm(total=examples.num_usable, initial=done, unit="text", delay=2) as bar:
+        texts = iter(examples)
+        while part := list(islice(texts, size)):
             predictions = classifier([example.text for example in part], batch_size=size, **asked)
-            for example, prediction in zip(part, predictions, strict=True):
-                line = {} if example.line is None else {"line": example.line}
-                yield {**line, "text": example.text, **prediction}
+            yield [_record(example, prediction) for example, prediction in zip(part, predictions, strict=True)]
             bar.update(len(part))
 
 
-def _refuse_problems(examples: Sequence[Example]) -> None:
-    """Report the examples that were left out, once all others have their predictions.
-
-    Raises:
-        SwagError: There are some; the command's exit code shows it.
-    """
-    problems = [example for example in examples if example.problem is not None]
-    if problems:
-        shown = "".join(f"\n  {example.where}: {example.problem}" for example in problems[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise SwagError(f"{len(problems)} of {len(examples)} examples have no prediction:{shown}{more}")
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Return every key of any record: one that abstains has some that others lack."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _as_jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> bytes:
-    """Return a table with empty cells where there is no value; a set of labels as JSON, since a label may hold a comma."""
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, _columns(rows))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()})
-    return buffer.getvalue().encode()
-
-
-def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+def _record(example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+    line = {} if example.line is None else {"line": example.line}
+    others = {f"input_{name}" if name in _OWN_KEYS else name: value for name, value in example.others.items()}
+    return {**line, **others, "text": example.text, **prediction}

@@ -115,4 +115,4 @@ def test_a_model_without_posterior_is_refused(tmp_path, capsys):
     assert main(["predict", str(tmp_path), "text"]) == 1
     assert "has no swag_posterior.safetensors" in capsys.readouterr().err
     assert main(["predict", "./missing", "text"]) == 1
-    assert "'./missing' is neither a folder that exists nor the id" in capsys.readouterr().err
+    assert "There is no file or folder './missing', which MODEL names." in capsys.readouterr().err
