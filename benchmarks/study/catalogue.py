@@ -21,10 +21,10 @@ from study.recipes import (
     temperature_per_draw,
     without_common_factor,
 )
+from study.scales import SCALES
 from swag_trainer.calibration.cross_fitting import CandidateLogits, choose
 from swag_trainer.metrics.temperature import fit_temperature, penalised_nll
 
-OLD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 OLD_PRIOR_STD = 0.5
 
 MAP, BEST, BEST_HELD = Draw("map", collected="decay"), Draw("best", collected="decay"), Draw("best")
@@ -53,7 +53,7 @@ def old_tune(run: Run) -> Outcome:
     order = np.random.default_rng(run.seed).permutation(len(labels))
     half = order[: len(order) - len(order) // 2]
     found = []
-    for scale in OLD_SCALES:
+    for scale in SCALES:
         logits = run.logits(Draw("mean", scale=scale), "validation")[:, half].astype(np.float64)
         temperature = fit_temperature(logits, labels[half], prior_std=OLD_PRIOR_STD)
         found.append((penalised_nll(logits, labels[half], temperature, prior_std=OLD_PRIOR_STD), scale, temperature))

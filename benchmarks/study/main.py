@@ -16,6 +16,7 @@ from study.detection import detection
 from study.predictions import Run, relative_energy
 from study.recipes import Outcome
 from study.resampling import resampled_nll
+from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import train_run
@@ -103,7 +104,15 @@ def report(results: dict[str, dict[str, dict]]) -> str:
         if all(name in seed["recipes"] for seeds in results.values() for seed in seeds.values())
     ]
     tables = [metric_table(results, metric, everywhere) for metric in ("nll", "ece", "accuracy")]
-    return "\n\n".join([*tables, difference_table(results, everywhere), resampled_table(results), detection_table(results)])
+    return "\n\n".join(
+        [
+            *tables,
+            difference_table(results, everywhere),
+            resampled_table(results),
+            scale_table(results),
+            detection_table(results),
+        ]
+    )
 
 
 def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | str, sizes: Sizes) -> None:
@@ -116,7 +125,8 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
     file = folder / "metrics.json"
     known = json.loads(file.read_text()) if file.exists() else {"recipes": {}}
     wanted = {name for part in ("recipes", *options.parts) for name in PARTS[part]}
-    if trained and not wanted - set(known["recipes"]) and not (options.resamples and "resampled" not in known):
+    missing = wanted - set(known["recipes"]) or "scales" not in known or (options.resamples and "resampled" not in known)
+    if trained and not missing:
         return
     wanted |= set(known["recipes"])
     data = read_data(task, base, seed=seed, sizes=sizes)
@@ -138,6 +148,7 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         {name: recipe(run) for name, recipe in everything.items() if name in wanted}, data.splits["test"].labels
     )
     known |= {"detection": detection(run), "relative_energy": relative_energy(run.gaussian(SWAG_MEAN))}
+    known["scales"] = validation_nll(run)
     known["validation_nll"] = {name: run.trajectory(name).validation_nll for name in schedules}
     if options.resamples:
         recipes = {name: everything[name] for name in wanted & set(RECIPES | IDEAS) - {"old tune"}}
