@@ -118,7 +118,7 @@ def build_page(
                 y="probability",
                 color="by",
                 color_title=" ",
-                colors_in_legend=[],  # the label says which is which
+                colors_in_legend=[],  # the label names them
                 color_map={"one draw": _DRAWS_COLOUR, "average": colour_of("SWAG")},
                 y_lim=[0, 1],
                 x_title=" ",
@@ -126,7 +126,7 @@ def build_page(
                 sort=None,
                 tooltip="all",
                 height=400,
-                label="How the draws disagree: a grey ring for each draw, an orange one for their average",
+                label="Each draw (grey) and their average (orange)",  # one line on a phone: the plot is cut by a second one
                 elem_id="plot",
             )
             table = gr.Dataframe(
