@@ -37,3 +37,8 @@ class NoDropoutError(DropoutError):
 def shortened(text: str) -> str:
     """Return untrusted text, at most 200 characters of it, for a message."""
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def printable(text: str) -> str:
+    """Return untrusted text for a message: as it is, or with its characters spelt where it has some that cannot be printed."""
+    return text if text.replace("\n", " ").isprintable() else repr(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
@@ -41,7 +42,7 @@ def read_dataclass(kind: type[Value], document: Mapping[str, Any], *, where: str
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Is a JSON value of the type that an annotation asks for? A whole number counts as a float, a truth value as neither.
+    """Is a JSON value of the type that an annotation asks for? A whole number counts as a float that can hold it, a truth value as neither.
 
     Of a dataclass only that the value is an object; its own fields are looked at when it is made.
     """
@@ -59,7 +60,9 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, dict)
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    if hint is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, hint)
 
 
 def _made(value: Any, hint: Any, *, where: str) -> Any:

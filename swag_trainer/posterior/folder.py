@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, PosteriorNotFoundError, SwagError, shortened
+from swag_trainer.errors import (
+    AdapterMismatchError,
+    PosteriorFormatError,
+    PosteriorNotFoundError,
+    SwagError,
+    printable,
+    shortened,
+)
 from swag_trainer.hub import download
 from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG
 from swag_trainer.posterior.atomic import Content, write_together
@@ -22,6 +31,7 @@ from swag_trainer.posterior.storage import content_digest, encode, read_file
 from swag_trainer.posterior.tensor_file import MAX_MAGNITUDE, check_finite, read_tensors
 
 POSTERIOR_FILE = "swag_posterior.safetensors"
+_MEMBER = re.compile(r"member-[0-9]+")
 
 
 class Contents(NamedTuple):
@@ -82,6 +92,22 @@ def write_folder(folder: Path, contents: Contents) -> None:
             ) from error
 
     write_together(files | {folder / POSTERIOR_FILE: data}, check=check)
+    _remove_members(folder, kept=contents.plain_adapters)
+
+
+def member_folder(number: int) -> str:
+    """Return the name of the folder that holds the adapter of a member of a mixture."""
+    return f"member-{number}"
+
+
+def _remove_members(folder: Path, *, kept: Collection[str]) -> None:
+    """Remove adapters of members that a mixture, which was saved here before, had; other files stay, and their folder with them."""
+    for path in folder.iterdir():
+        if _MEMBER.fullmatch(path.name) and path.name not in kept and path.is_dir() and not path.is_symlink():
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                (path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else lies there
+                path.rmdir()
 
 
 def _read_back(posterior: Path, digest: str, weights: Path, adapter_digest: str) -> None:
@@ -186,8 +212,10 @@ def check_pair(
 
 def _changed_setting(recorded: Mapping[str, str], found: Mapping[str, str]) -> str:
     name = min(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
-    then, now = (shortened(settings.get(name, "not set")) for settings in (recorded, found))
-    return f"was saved beside an adapter with {name}={then}, {ADAPTER_CONFIG} now states {name}={now}"
+    shown, then, now = (
+        shortened(printable(text)) for text in (name, recorded.get(name, "not set"), found.get(name, "not set"))
+    )
+    return f"was saved beside an adapter with {shown}={then}, {ADAPTER_CONFIG} now states {shown}={now}"
 
 
 def _parts(document: Any, where: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior import import_families, load_posterior
-from swag_trainer.posterior.base import KINDS, STORAGE, Draws, StorageDtype, WeightPosterior
+from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPosterior
 from swag_trainer.posterior.design import Design, derived_seed
+from swag_trainer.posterior.folder import member_folder
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.layout import WeightLayout
+from swag_trainer.posterior.mixture_members import MIXTURE, at_mean, checked_weights, read_member
 from swag_trainer.posterior.one_adapter import check_alike
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -45,7 +46,7 @@ class PosteriorMixture(WeightPosterior):
         adapter: The first member's.
     """
 
-    kind: ClassVar[str] = "mixture"
+    kind: ClassVar[str] = MIXTURE
 
     layout: WeightLayout
     members: tuple[WeightPosterior, ...]
@@ -55,7 +56,7 @@ class PosteriorMixture(WeightPosterior):
 
     @classmethod
     def of(
-        cls, posteriors: Sequence[WeightPosterior], weights: Literal["uniform"] | Sequence[float] = "uniform"
+        cls, posteriors: Iterable[WeightPosterior], weights: Literal["uniform"] | Sequence[float] = "uniform"
     ) -> PosteriorMixture:
         """Mix posteriors.
 
@@ -69,17 +70,18 @@ class PosteriorMixture(WeightPosterior):
             AdapterMismatchError: They differ in base model, adapter settings, classes, weights, or adapter weights that were not trained.
             SwagError: Fewer than two posteriors, a mixture among them, or weights that do not fit.
         """
+        posteriors = list(posteriors)
         if not 2 <= len(posteriors) <= MAX_MEMBERS:
             raise SwagError(f"A mixture has 2 to {MAX_MEMBERS} members, got {len(posteriors)}.")
         for number, posterior in enumerate(posteriors):
             if isinstance(posterior, PosteriorMixture):
                 raise SwagError(f"Member {number} is a mixture itself: pass its own members (mixture.members).")
             check_alike(posteriors[0], posterior, number)
-        members = tuple(_at_mean(posterior) for posterior in posteriors)
+        members = tuple(at_mean(posterior) for posterior in posteriors)
         first = members[0]
         scale = 0.0 if all(member.is_point for member in members) else 1.0
         record = replace(first.record, scale=scale, tuning=None, features=None)
-        return cls(first.layout, members, _checked_weights(weights, len(members)), record, first.adapter)
+        return cls(first.layout, members, checked_weights(weights, len(members)), record, first.adapter)
 
     @classmethod
     def from_pretrained(
@@ -107,7 +109,7 @@ class PosteriorMixture(WeightPosterior):
 
     def with_member_weights(self, weights: Literal["uniform"] | Sequence[float]) -> PosteriorMixture:
         """Return the same members with other weights, as for `of`; what `swag_trainer.tune` found is dropped."""
-        checked = _checked_weights(weights, len(self.members))
+        checked = checked_weights(weights, len(self.members))
         return replace(self, member_weights=checked, record=replace(self.record, tuning=None))
 
     @property
@@ -235,7 +237,7 @@ class PosteriorMixture(WeightPosterior):
         stored = {} if stored is None else stored
         if not isinstance(described, list) or not 2 <= len(described) <= MAX_MEMBERS or not isinstance(stored, dict):
             raise PosteriorFormatError(f"{where} should describe 2 to {MAX_MEMBERS} members of a mixture.")
-        parts: dict[str, dict[str, Tensor]] = {_folder(number): {} for number in range(len(described))}
+        parts: dict[str, dict[str, Tensor]] = {member_folder(number): {} for number in range(len(described))}
         for name, tensor in tensors.items():
             folder, _, own = name.partition("/")
             if folder not in parts:
@@ -246,20 +248,20 @@ class PosteriorMixture(WeightPosterior):
         if not set(stored) <= set(parts) or not set(metadata) <= {"members", "weights", STORAGE}:
             raise PosteriorFormatError(f"{where} states something of a mixture that this version does not know.")
         members = tuple(
-            _read_member(description, own, record, adapter, stored.get(folder), where=f"{where}, {folder}")
+            read_member(description, own, record, adapter, stored.get(folder), where=f"{where}, {folder}")
             for description, (folder, own) in zip(described, parts.items(), strict=True)
         )
         layout = members[0].layout
         if any(member.layout != layout for member in members):
             raise PosteriorFormatError(f"{where} has members with other weights than the first.")
         try:
-            checked = _checked_weights(weights, len(members))
+            checked = checked_weights(weights, len(members))
         except SwagError as error:
             raise PosteriorFormatError(f"{where}: {error}") from error
         return cls(layout, members, checked, record, adapter)
 
     def _by_folder(self) -> dict[str, WeightPosterior]:
-        return {_folder(number): member for number, member in enumerate(self.members)}
+        return {member_folder(number): member for number, member in enumerate(self.members)}
 
     def __repr__(self) -> str:
         """Sizes, never tensors."""
@@ -268,64 +270,3 @@ class PosteriorMixture(WeightPosterior):
             f"PosteriorMixture({self.title} of {len(self.members)} members, weights=[{weights}], P={self.layout.size}, "
             f"scale={self.scale:g}, base_model={self.adapter.base_model!r})"
         )
-
-
-def _folder(number: int) -> str:
-    return f"member-{number}"
-
-
-def _at_mean(posterior: WeightPosterior) -> WeightPosterior:
-    """Return a posterior with its adapter at its mean, and without what depends on how it was used alone."""
-    adapter = posterior.adapter.with_weights(posterior.mean)
-    record = replace(posterior.record, tuning=None, features=None, adapter_digest=None)
-    return replace(posterior, adapter=adapter, record=record)
-
-
-def _checked_weights(weights: Any, count: int) -> tuple[float, ...]:
-    """Return weights that sum to 1."""
-    if isinstance(weights, str) and weights == "uniform":
-        return (1 / count,) * count
-    is_numbers = isinstance(weights, Sequence) and all(isinstance(each, (int, float)) for each in weights)
-    if (
-        not is_numbers
-        or len(weights) != count
-        or not all(0 <= each < math.inf for each in weights)
-        or not 0 < sum(weights) < math.inf
-    ):
-        raise SwagError(
-            f'weights must be "uniform" or {count} numbers >= 0, one for each member, got {shortened(repr(weights))}.'
-        )
-    total = math.fsum(weights)
-    return tuple(map(float, weights)) if abs(total - 1) < 1e-12 else tuple(float(each) / total for each in weights)
-
-
-def _read_member(
-    description: Any,
-    tensors: Mapping[str, Tensor],
-    record: PosteriorRecord,
-    adapter: SavedAdapter,
-    storage: Any,
-    *,
-    where: str,
-) -> WeightPosterior:
-    """Read one member of a mixture."""
-    if not isinstance(description, dict) or set(description) != {"kind", "scale", "metadata"}:
-        raise PosteriorFormatError(f"{where} should state kind, scale and metadata.")
-    kind = KINDS.get(description["kind"]) if isinstance(description["kind"], str) else None
-    scale, metadata = description["scale"], description["metadata"]
-    if kind is None or kind is PosteriorMixture:
-        raise PosteriorFormatError(
-            f"{where} is a posterior of kind {shortened(repr(description['kind']))}, which cannot be read as a member."
-        )
-    if not isinstance(metadata, dict) or isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise PosteriorFormatError(f"{where} should state kind, scale and metadata.")
-    try:
-        checked = checked_scale(float(scale))
-    except SwagError as error:
-        raise PosteriorFormatError(f"{where}: {error}") from error
-    if storage is not None:
-        metadata = {**metadata, STORAGE: storage}
-    own = replace(record, scale=checked, tuning=None, features=None, adapter_digest=None)
-    member = kind.from_tensors(tensors, own, adapter, metadata, where=where)
-    # Weights that the adapter does not have are an error of whoever pairs the two.
-    return _at_mean(member) if adapter.tensors.keys() >= set(member.layout.keys) else member

@@ -42,7 +42,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         with opened(path) as (file, size):
             if size > max_bytes:
                 raise PosteriorFormatError(f"{shown(path)} has {size} bytes; more than {max_bytes} are not read.")
-            return file.read(max_bytes)
+            return file.read(size)  # not max_bytes, for which Python takes the memory at once
     except FileNotFoundError as error:
         raise PosteriorNotFoundError(f"There is no file {shown(path)}.") from error
     except OSError as error:

@@ -9,9 +9,10 @@ import errno
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def file_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 def read_tensors(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read any safetensors file with limits on what it may claim, and return its tensors and its metadata.
 
-    The bytes are read into memory once, and the tensors are views of them. They are not mapped: a mapped file that is truncated later
+    The header is read first, and checked against the size of the file. The bytes are read into memory once, and the tensors are views of them. They are not mapped: a mapped file that is truncated later
     kills the process.
 
     Args:
@@ -110,18 +111,19 @@ def read_tensors(path: Path, *, mapped: bool = False) -> tuple[dict[str, Tensor]
         PosteriorFormatError: It is not a well-formed safetensors file with names and sizes that are accepted.
     """
     path = Path(path)
-    buffer = _mapped_bytes(path) if mapped else _read_bytes(path)
-    header, start = _parse_header(buffer, path)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise PosteriorFormatError(f"{shown(path)} has a damaged header: its metadata is not text by key.")
-    data = buffer[start:]
-    try:
-        ranges = {name: _checked_entry(entry) for name, entry in header.items()}
-        _check_coverage(ranges, len(data))
-        tensors = {name: _view(data, *ranges[name]) for name in ranges}
-    except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
-        raise PosteriorFormatError(f"{shown(path)} is not a readable safetensors file: {shortened(str(error))}.") from error
+    with _opened(path) as (file, size):
+        header, start = _parse_header(file, size, path)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise PosteriorFormatError(f"{shown(path)} has a damaged header: its metadata is not text by key.")
+        try:
+            ranges = {name: _checked_entry(entry) for name, entry in header.items()}
+            _check_coverage(ranges, size - start)
+            # Only now: a sparse file takes no space on the disk, and would take its whole size in memory.
+            data = (_mapped_bytes(path, size) if mapped else _read_bytes(file, size, path))[start:]
+            tensors = {name: _view(data, *ranges[name]) for name in ranges}
+        except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+            raise PosteriorFormatError(f"{shown(path)} is not a readable safetensors file: {shortened(str(error))}.") from error
     return tensors, metadata
 
 
@@ -145,35 +147,39 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path, *, below: float = ma
                 raise PosteriorFormatError(f"{shown(path)}: {bad} of {tensor.numel()} values of {name!r} are not {limit}.")
 
 
-def _read_bytes(path: Path) -> Tensor:
-    """The file's bytes, uint8, in memory of torch's own, which is aligned for every dtype."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file that is a regular one and not too large, and return it with its size."""
     try:
         with opened(path) as (file, size):
             if size > MAX_FILE_BYTES:
                 raise PosteriorFormatError(f"{shown(path)} has {size} bytes; more than {MAX_FILE_BYTES} are not read.")
-            buffer = torch.empty(size, dtype=torch.uint8)
-            length = file.readinto(buffer.numpy())
-            if length < size or file.read(1):
-                raise PosteriorFormatError(f"{shown(path)} changed while it was read. Read it again.")
-            return buffer
+            yield file, size
     except FileNotFoundError as error:
         raise PosteriorNotFoundError(f"There is no file {shown(path)}.") from error
     except IsADirectoryError as error:
         raise PosteriorFormatError(f"{shown(path)} is a folder; a safetensors file was expected.") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise PosteriorFormatError(f"{shown(path)} is not a regular file.") from error
+        reason = "it is not a regular file" if error.errno == errno.EINVAL else (error.strerror or str(error)).lower()
+        raise PosteriorFormatError(f"{shown(path)} cannot be read: {reason}.") from error
 
 
-def _mapped_bytes(path: Path) -> Tensor:
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+def _read_bytes(file: BinaryIO, size: int, path: Path) -> Tensor:
+    """The file's bytes, uint8, in memory of torch's own, which is aligned for every dtype."""
+    buffer = torch.empty(size, dtype=torch.uint8)
+    file.seek(0)
+    if file.readinto(buffer.numpy()) < size or file.read(1):
+        raise PosteriorFormatError(f"{shown(path)} changed while it was read. Read it again.")
+    return buffer
 
 
-def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:
+def _mapped_bytes(path: Path, size: int) -> Tensor:
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+
+
+def _parse_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
     """The header as JSON and where the data starts; refused before anything is allocated for it."""
-    size = len(buffer)
-    length = int.from_bytes(buffer[:8].numpy().tobytes(), "little")
+    length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
         raise PosteriorFormatError(
             f"{shown(path)} is truncated or not a safetensors file: its header does not fit in its {size} bytes."
@@ -181,7 +187,7 @@ def _parse_header(buffer: Tensor, path: Path) -> tuple[dict[str, Any], int]:
     if length > MAX_HEADER_BYTES:
         raise PosteriorFormatError(f"{shown(path)} has a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read.")
     try:
-        header = parse_json(buffer[8 : 8 + length].numpy().tobytes())
+        header = parse_json(file.read(length))
     except ValueError as error:
         raise PosteriorFormatError(f"{shown(path)} has a damaged header: {shortened(repr(error))}.") from error
     if not isinstance(header, dict):

@@ -191,3 +191,13 @@ def test_large_but_honest_numbers_are_read(tmp_path):
     posterior.gaussian.variance[0] = 1e12
     posterior.save_pretrained(tmp_path, dtype="float32")
     assert torch.equal(SwagPosterior.from_pretrained(tmp_path).gaussian.variance, posterior.gaussian.variance)
+
+
+def test_a_changed_setting_is_shown_without_its_escape_codes(tmp_path):
+    # Red for: a name of the posterior's record written to the terminal as it is.
+    a_posterior().save_pretrained(tmp_path)
+    for changed in ({"\x1b[31m": "1"}, {"peft_type": "\x1b[31m"}):
+        rewrite(tmp_path, lambda tensors, document, new=changed: document["record"]["adapter_settings"].update(new))
+        with pytest.raises(AdapterMismatchError) as caught:
+            SwagPosterior.from_pretrained(tmp_path)
+        assert "x1b[31m" in str(caught.value) and "\x1b" not in str(caught.value)

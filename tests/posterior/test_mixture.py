@@ -285,3 +285,21 @@ def test_a_list_of_posteriors_is_mixed_where_it_is_loaded(members, tmp_path):
         PosteriorMixture.from_pretrained(tmp_path / "mixed", weights=WEIGHTS)
     with pytest.raises(PosteriorFormatError, match="PosteriorMixture reads kind 'mixture'"):
         PosteriorMixture.from_pretrained(tmp_path / "0")
+
+
+def test_a_generator_of_posteriors_is_mixed_like_a_list(members):
+    # Red for: a TypeError of len().
+    assert PosteriorMixture.of((member for member in members), WEIGHTS).digest == PosteriorMixture.of(members, WEIGHTS).digest
+
+
+def test_a_mixture_of_fewer_members_leaves_no_adapter_of_another_behind(members, tmp_path):
+    # Red for: member-2 of the mixture before, which plain PEFT would still open; a file of the user's removed with it.
+    PosteriorMixture.of(members).save_pretrained(tmp_path)
+    (tmp_path / "member-2" / "notes.txt").write_text("mine")
+    PosteriorMixture.of(members[:2]).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("member-*/*")).count("adapter_model.safetensors") == 2
+    assert [path.name for path in (tmp_path / "member-2").iterdir()] == ["notes.txt"]
+    (tmp_path / "member-2" / "notes.txt").unlink()
+    members[0].save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("member-*"))
+    assert load_posterior(tmp_path).digest == members[0].digest

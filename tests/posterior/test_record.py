@@ -48,3 +48,9 @@ def test_a_field_without_a_default_is_needed(name):
     # Red for: a posterior of an unknown number of snapshots.
     with pytest.raises(PosteriorFormatError, match="should state"):
         SwagRecord.from_document({key: value for key, value in OLDEST.items() if key != name}, where="'file'")
+
+
+def test_a_whole_number_that_no_float_holds_is_refused_where_a_float_belongs():
+    # Red for: an OverflowError in the card that prints it.
+    with pytest.raises(PosteriorFormatError, match="learning_rates"):
+        SwagRecord.from_document(OLDEST | {"learning_rates": [10**400]}, where="'file'")

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import struct
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -10,6 +11,7 @@ import torch
 from swag_trainer.errors import PosteriorFormatError, PosteriorNotFoundError, SwagError
 from swag_trainer.posterior import storage, tensor_file
 from swag_trainer.posterior.atomic import write_bytes
+from swag_trainer.posterior.regular_file import read_bytes
 from swag_trainer.posterior.storage import content_digest, read_file, write_file
 from swag_trainer.posterior.tensor_file import check_names, file_content, read_tensors
 
@@ -186,6 +188,29 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(PosteriorFormatError, match="regular file"):
         read_tensors(tmp_path / "pipe")
+
+
+def test_a_sparse_file_takes_no_memory_and_one_that_fails_in_the_middle_is_refused(tmp_path, monkeypatch):
+    # Red for: memory for 20 GiB that take no place on the disk, before the header is looked at; an OSError of the system as it is.
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(20 * 1024**3)
+    monkeypatch.setattr(tensor_file, "_read_bytes", lambda *arguments: pytest.fail("read"))
+    with pytest.raises(PosteriorFormatError, match="damaged header"):
+        read_tensors(tmp_path / "sparse")
+    monkeypatch.undo()
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    with pytest.raises(PosteriorFormatError, match="memory"):
+        read_tensors(tmp_path / "memory")
+
+
+def test_a_small_file_is_read_with_little_memory_whatever_the_limit(tmp_path):
+    # Red for: read(limit), for which Python takes as much memory as the limit allows.
+    (tmp_path / "small").write_bytes(b"{}")
+    tracemalloc.start()
+    read_bytes(tmp_path / "small", max_bytes=256 * 1024**2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1024**2
 
 
 def test_what_was_read_does_not_change_with_the_file(path):
