@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -12,7 +13,7 @@ from swag_trainer.adapters.keys import active_adapter, adapted_model, base_model
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, library_versions, task_metadata
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.head_laplace import fit_head_laplace
 from swag_trainer.fitting.tfb import fit_tfb
@@ -20,6 +21,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks import task_named
+from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 FitMethod = Literal["tfb", "laplace-head"]
 MIN_EXAMPLES = 20
@@ -71,11 +73,19 @@ def fit_posterior(
     unknown = sorted(set(settings) - known)
     if unknown:
         raise SwagError(f"method={method!r} has the settings {sorted(known)}, got {unknown[0]!r}.")
+    for setting, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise SwagError(f"{setting} is a number, got {shortened(repr(value))}.")
     inner = adapted_model(model)
     weights = AdapterWeights(model, adapter_name, keys=parameter_names(inner, adapter_name or active_adapter(inner)))
     check_saved_modules(weights)
     metadata = base_metadata(weights) | task_metadata(weights, problem_type=None)
     task, config = task_named(metadata["task"]).configured(metadata["task_settings"]), base_model(inner).config
+    if method == "laplace-head" and task.name != SequenceClassification.name:
+        raise SwagError(
+            f'method="laplace-head" is a posterior of a classification head, and a model for {task.name!r} has none: it predicts with the '
+            'head of its language model. Use method="tfb".'
+        )
     if task.link(config) != "softmax":
         raise SwagError(
             "fit_posterior() is for classes that exclude each other; this model is for several labels or a regression."

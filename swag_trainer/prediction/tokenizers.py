@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RevisionResolutionError
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig
 
-from swag_trainer.errors import PosteriorNotFoundError, SwagError
+from swag_trainer.errors import PosteriorNotFoundError, SwagError, shortened
 from swag_trainer.posterior.regular_file import read_bytes, read_json
 
 _TOKENIZER_FILE = "tokenizer_config.json"
@@ -61,13 +62,61 @@ def load_tokenizer(folder: str | Path, *, config: PretrainedConfig | None = None
             if config is None or read_json(Path(place) / _TOKENIZER_FILE, max_bytes=_MAX_BYTES).get("tokenizer_class"):
                 config = PretrainedConfig()
             tokenizer = AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
-    except _FAILURES as error:
+            _check_length(tokenizer.model_max_length)
+    except BaseException as error:
+        if not isinstance(error, (*_FAILURES, ArithmeticError, AssertionError, MemoryError)) and not _is_of_tokenizers(error):
+            raise
         raise SwagError(
-            f"The tokenizer of {str(folder)!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} Pass another one: "
+            f"The tokenizer of {str(folder)!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]!r} Pass another one: "
             "pipeline(..., tokenizer=...)."
         ) from error
     tokenizer.name_or_path = str(folder)
     return tokenizer
+
+
+@contextlib.contextmanager
+def encoding_errors() -> Iterator[None]:
+    """Turn what a tokenizer raises where its own files do not let it encode a text into a `SwagError`.
+
+    What is wrong with the text, or with an argument, stays the error that it is.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, OverflowError) and not _is_of_tokenizers(error):
+            raise
+        raise SwagError(
+            f"The tokenizer cannot encode the text: {type(error).__name__}: {str(error)[:300]!r} Pass another one: pipeline(..., "
+            "tokenizer=...)."
+        ) from error
+
+
+def check_tokens(numbers: Tensor, model: nn.Module) -> None:
+    """Check that a model has the tokens of a text: with another model's tokenizer the look-up fails, or on a GPU the process.
+
+    Raises:
+        SwagError: It does not.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if rows is not None and numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < rows:
+        raise SwagError(
+            f"The tokenizer gives a text the token {int(numbers.max())}, and the model has {rows}: it is the tokenizer of another model. Pass "
+            "pipeline(..., tokenizer=...)."
+        )
+
+
+def _check_length(length: object) -> None:
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 1:
+        raise ValueError(f"model_max_length is {shortened(repr(length))}; a number of at least 1 was expected.")
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """Does an error come from inside the tokenizers library?
+
+    It raises `Exception` itself where it cannot parse or use what its files hold, and where it does not expect that at all it panics, which
+    is no `Exception` (https://pyo3.rs, "PanicException").
+    """
+    return type(error) is Exception or (type(error).__name__ == "PanicException" and not isinstance(error, Exception))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.tasks.shared_prompt import CHOICE
+
+logger = logging.getLogger(__name__)
 
 Scoring = Literal["letters", "answers"]
 
@@ -273,7 +276,12 @@ class ChoiceCollator:
         Raises:
             SwagError: A row is no question, or some rows have an answer and others have none.
         """
+        num_truncated = self.encoder.num_truncated
         encoded = [row if "input_ids" in row else self.encoder(row) for row in rows]
+        if num_truncated == 0 < self.encoder.num_truncated:
+            logger.warning(
+                "A prompt is too long for the model, and its beginning was left out; the encoder's num_truncated counts them."
+            )
         answered = sum("labels" in row for row in encoded)
         if 0 < answered < len(encoded):
             raise SwagError(

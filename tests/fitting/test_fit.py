@@ -179,6 +179,7 @@ def test_what_cannot_be_fitted_is_refused(trained, base_folder):
         "method must be one of": {"method": "laplace"},
         "has the settings": {"prior_precision": 1.0},
         "epsilon is a rise": {"epsilon": 0.0},
+        "epsilon is a number, got '0.01'": {"epsilon": "0.01"},
         "prior_precision must be": {"method": "laplace-head", "prior_precision": -1.0},
     }.items():
         with pytest.raises(SwagError, match=message):

@@ -1,7 +1,9 @@
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer, pipeline
 
 from swag_trainer import SwagCallback, SwagError, SwagPosterior, SwagTextClassificationPipeline
 
+PIECES = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 SHORT = 7  # no tokenizer but the one beside the adapter cuts texts at that many tokens
 
 
@@ -22,7 +25,7 @@ def run(trained, tokenizer, tmp_path):
     folder = shutil.copytree(trainer.args.output_dir, tmp_path / "beside")
     tokenizer.model_max_length = SHORT
     tokenizer.save_pretrained(folder)
-    return folder
+    return Path(folder)
 
 
 def classifier(model, **arguments):
@@ -122,3 +125,30 @@ def test_a_decoder_without_a_padding_token_answers_batches_with_the_one_it_was_t
         plain = model.eval()(**tokenizer(texts[0], return_tensors="pt")).logits.softmax(-1)[0]
     mean = {answer["label"]: answer["score"] for answer in classify(texts[0], top_k=None, scale=0)}
     assert [mean[label] for label in ("negative", "neutral", "positive")] == pytest.approx(plain.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("tokenizer.json", {"post_processor": {"type": "Nothing"}}, "cannot be loaded: Exception"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length is 'long'"),
+        ("tokenizer_config.json", {"model_max_length": -1}, "model_max_length is -1"),
+        ("tokenizer.json", {"model": PIECES | {"vocab": {"a": 0}}}, "cannot encode the text"),
+    ],
+)
+def test_files_that_no_tokenizer_can_use_are_one_error_of_ours(run, name, changes, words):
+    # Red for: `Exception` itself, which the tokenizers library raises; lengths that are found out at the first text, in other words.
+    path = run / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(SwagError, match=words):
+        classifier(run)("good film")
+
+
+def test_a_tokenizer_of_another_model_is_refused_by_its_tokens(run):
+    # Red for: an IndexError of torch, which on a GPU ends the process.
+    path = run / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["model"]["vocab"]["good"] = 10**6
+    path.write_text(json.dumps(settings))
+    with pytest.raises(SwagError, match="the token 1000000, and the model has"):
+        classifier(run)("good film")

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from swag_trainer import ChoiceCollator, ChoiceSettings, MonteCarloPredictor, MultipleChoiceMixin, SwagCallback, SwagError
 from swag_trainer.adapters.weights import private_copy
+from swag_trainer.fitting.fit import fit_posterior
 from swag_trainer.prediction.sequential import SequentialSampler
 from swag_trainer.tasks import task_for, task_named
 from swag_trainer.tasks.multiple_choice import MultipleChoice
@@ -279,3 +280,21 @@ def test_unbound_sampling_reads_a_batch_too(decoder):
     weights = private_copy(decoder.model, None, decoder.posterior.layout.keys)
     found = SequentialSampler(weights, decoder.posterior.mean_vector()[None], task=MultipleChoice())(batch)
     assert found.shape == (1, 1, 5) and LETTER in batch and PRESENT not in batch
+
+
+def test_a_prompt_that_is_cut_in_training_is_said_once(caplog):
+    # Red for: questions that lose their beginning without a word, or with one for each.
+    collate = ChoiceCollator(choice_tokenizer(), ChoiceSettings(scoring="letters"), max_length=12)
+    for _ in range(2):
+        collate(questions(4))
+    assert collate.encoder.num_truncated == 8
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["A prompt is too long for the model"]
+
+
+def test_a_model_that_chooses_has_no_head_for_laplace(decoder):
+    # Red for: a search for a head of another shape, and an error that blames modules_to_save.
+    if decoder.name != "llama":
+        pytest.skip("one model is enough")
+    rows = [QuestionEncoder(choice_tokenizer(), ChoiceSettings(scoring="answers"))(row) for row in questions(24)]
+    with pytest.raises(SwagError, match="for 'swag-multiple-choice' has none"):
+        fit_posterior(decoder.model, rows, method="laplace-head", progress=False)

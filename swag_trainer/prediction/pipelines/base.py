@@ -11,18 +11,20 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoTokenizer, Pipeline
 
 from swag_trainer.adapters.positions import longest_input
-from swag_trainer.errors import PosteriorNotFoundError, SwagError
+from swag_trainer.errors import PosteriorNotFoundError, SwagError, shortened
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions, check_options
 from swag_trainer.prediction.lengths import count_truncated
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
+from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer, refuse_remote_code
 from swag_trainer.tasks import task_for, task_named
 from swag_trainer.tasks.base import Link, Task
@@ -75,6 +77,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         self._predictor: MonteCarloPredictor | None = None
         self._settings: dict[str, Any] = {}
         self._lock = threading.Lock()
+        # A tokenizer is told where to truncate before it encodes: of two threads one would get the other's length.
+        self._tokenizer_lock = threading.Lock()
         self.num_truncated = 0
         asked = {name: kwargs.pop(name) for name in PredictionOptions.option_names() if name in kwargs}
         self.options = PredictionOptions().updated(asked)
@@ -96,7 +100,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         limit = longest_input(self.tokenizer, self.model)
         if limit is not None and tokenizer_arguments.setdefault("truncation", True) not in (False, "do_not_truncate"):
             tokenizer_arguments.setdefault("max_length", limit)
-        model_inputs = super().preprocess(inputs, **tokenizer_arguments)
+        with self._tokenizer_lock, encoding_errors():
+            model_inputs = super().preprocess(inputs, **tokenizer_arguments)
         if count_truncated(model_inputs):
             if self.num_truncated == 0:
                 logger.warning("A text is too long for the model and was truncated; the pipeline's num_truncated counts them.")
@@ -105,10 +110,10 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the predictor and its lock behind: a copy, or the same pipeline in another process, makes a predictor of its own."""
-        return self.__dict__ | {"_predictor": None, "_settings": {}, "_lock": None}
+        return self.__dict__ | {"_predictor": None, "_settings": {}, "_lock": None, "_tokenizer_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _tokenizer_lock=threading.Lock())
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write adapter, posterior and tokenizer into a folder that `transformers.pipeline` loads."""
@@ -142,6 +147,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
                 raise SwagError(f"{self.swag_task} knows no argument {name!r}, and neither does the tokenizer.{hint}")
 
     def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Link | None = None) -> dict[str, Any]:
+        if "input_ids" in model_inputs:
+            check_tokens(model_inputs["input_ids"], self.model)
         predictor = self._predictor_for(options, link)
         # transformers takes a list apart into the outputs of single inputs.
         return {"predictive": predictor.predict_rows(model_inputs)}
@@ -171,6 +178,16 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         if options.sampling.get("temperature") is not None:
             raise SwagError("temperature=... turns into probabilities what here stays a number; leave it out.")
         return predictor.with_output(link=link)
+
+
+def check_top_k(top_k: object) -> None:
+    """Check how many labels or choices a prediction is to have.
+
+    Raises:
+        SwagError: It is neither None nor a whole number of at least 1.
+    """
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1):
+        raise SwagError(f"top_k must be a whole number of at least 1, or None for all, got {shortened(repr(top_k))}.")
 
 
 def _loaded(tokenizer: Any, model: Any) -> Any:

@@ -14,7 +14,8 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions, decide
 from swag_trainer.prediction.loading import AutoSwagModelForMultipleChoice
-from swag_trainer.prediction.pipelines.base import PosteriorPipeline
+from swag_trainer.prediction.pipelines.base import PosteriorPipeline, check_top_k
+from swag_trainer.prediction.tokenizers import encoding_errors
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.multiple_choice import MultipleChoice
@@ -89,8 +90,7 @@ class SwagMultipleChoicePipeline(PosteriorPipeline):
             raise SwagError(
                 f"The prompt is tokenised whole, so there is no argument {next(iter(arguments))!r} of the tokenizer."
             )
-        if top_k is not None and (isinstance(top_k, bool) or top_k < 1):
-            raise SwagError(f"top_k must be at least 1, or None for all choices, got {top_k}.")
+        check_top_k(top_k)
         return {}, {}, {"top_k": top_k}
 
     def preprocess(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
@@ -99,7 +99,8 @@ class SwagMultipleChoicePipeline(PosteriorPipeline):
             raise SwagError(
                 f'{self.swag_task} takes questions {{"question": ..., "choices": [...]}}, got {type(inputs).__name__}.'
             )
-        encoded = self._encoder(inputs)
+        with self._tokenizer_lock, encoding_errors():
+            encoded = self._encoder(inputs)
         if self._encoder.num_truncated > self.num_truncated:
             if self.num_truncated == 0:
                 logger.warning(

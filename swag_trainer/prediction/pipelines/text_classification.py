@@ -10,7 +10,7 @@ from transformers.pipelines.text_classification import ClassificationFunction
 from swag_trainer.errors import SwagError
 from swag_trainer.prediction.decisions import PredictionOptions, decide
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
-from swag_trainer.prediction.pipelines.base import PosteriorPipeline
+from swag_trainer.prediction.pipelines.base import PosteriorPipeline, check_top_k
 from swag_trainer.prediction.predictive import RegressionPredictive
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.base import Link
@@ -84,6 +84,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         self, function_to_apply: str | None = None, top_k: int | None | str = "", **tokenizer: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide arguments as transformers' pipeline does; the forward has to know the function to apply."""
+        if top_k != "":
+            check_top_k(top_k)
         preprocess, forward, postprocess = TextClassificationPipeline._sanitize_parameters(
             self, function_to_apply, top_k, **tokenizer
         )

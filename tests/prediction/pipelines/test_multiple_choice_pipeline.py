@@ -189,6 +189,7 @@ def test_tuning_makes_sets_of_choices_of_the_question(run, tmp_path):
         ({"truncation": True}, "no argument 'truncation'"),
         ({"num_sample": 3}, "no argument 'num_sample'"),
         ({"top_k": 0}, "top_k must be"),
+        ({"top_k": 1.5}, "top_k must be"),
         ({"prediction_set": 0.8}, "tune"),
         ({"ood": 0.9}, "no OOD score"),
         ({"scoring": "letters", "max_choices": 7}, "one token of its own"),
