@@ -12,7 +12,10 @@ from typing import Any, ClassVar, TypeVar
 from transformers import HfArgumentParser
 
 from swag_trainer.cli.paths import refuse_missing
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, printable, shortened
+from swag_trainer.posterior.regular_file import read_bytes
+
+_MOST_VALUES = 100_000
 
 OptionsT = TypeVar("OptionsT", bound="CommonOptions")
 
@@ -168,26 +171,51 @@ def _yaml_arguments(parser: HfArgumentParser, path: Path, mappings: Sequence[str
     import yaml
 
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SwagError(f"The options in {str(path)!r} cannot be read: {error}") from error
+        settings = yaml.safe_load(read_bytes(path).decode("utf-8-sig"))
+    # ValueError: a date such as 2026-13-45, a number of more than 4,300 digits, bytes that are not UTF-8.
+    except (SwagError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise SwagError(f"The options in {str(path)!r} cannot be read: {printable(str(error)[:500])}") from error
     if not isinstance(settings, dict):
         raise SwagError(f"{str(path)!r} should hold lines such as 'steps: 400', it holds {type(settings).__name__}.")
+    if _is_larger(settings, _MOST_VALUES):
+        raise SwagError(
+            f"The options in {str(path)!r} are more than {_MOST_VALUES} values, counted as often as aliases repeat them."
+        )
     arguments: list[str] = []
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         if name not in _names(parser) - {"config"}:
             _refuse_unknown(parser, [f"--{name}"], where=f" in {str(path)!r}")
         if name in mappings and isinstance(value, dict):
-            value = json.dumps(value)
+            value = _as_json(name, value, path)
         values = value if isinstance(value, list) else [value]
-        if any(isinstance(item, (dict, list)) for item in values):
-            parser.error(f"{key!r} in {str(path)!r} is a value or a list of values, got {value!r}.")
+        if any(isinstance(item, (dict, list, tuple, set)) for item in values):
+            parser.error(f"{key!r} in {str(path)!r} is a value or a list of values, got {shortened(repr(value))}.")
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)] if value else []
         elif value is not None:
             arguments.append(f"--{name}={value}")
     return arguments
+
+
+def _as_json(name: str, value: dict[Any, Any], path: Path) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:  # a date, or a list as a key
+        raise SwagError(f"{name!r} in {str(path)!r} should hold text, numbers, lists and mappings alone: {error}") from error
+
+
+def _is_larger(value: Any, most: int) -> bool:
+    """Does a YAML value, written out, have more parts than ``most``? Aliases of aliases make much of a short file, or go round for ever."""
+    left, parts = most, [value]
+    while parts:
+        left -= 1
+        part = parts.pop()
+        inside = [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, (list, tuple, set)) else []
+        if left < len(inside):
+            return True
+        parts.extend(inside)
+    return False
 
 
 def _refuse_unknown(parser: HfArgumentParser, arguments: Sequence[str], *, where: str = "") -> None:

@@ -14,7 +14,7 @@ from swag_trainer.cli.labels import class_names_of
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.splits import MOST_HELD_OUT, stratified
 from swag_trainer.cli.text_sources import SPLIT_NAMES, Columns, Example, examples_by_split
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 
 OUT_OF_SCOPE = {"oos", "out_of_scope", "out-of-scope"}
 
@@ -144,7 +144,7 @@ def _wanted(source: str, split: str, splits: Mapping[str, Any]) -> str:
     if wanted not in splits and list(splits) == ["train"] and Path(source).stem == split:
         return "train"
     if wanted not in splits:
-        raise SwagError(f"{source!r} has no split {wanted!r}; it has {', '.join(map(repr, sorted(splits)))}.")
+        raise SwagError(f"{source!r} has no split {wanted!r}; it has {shortened(', '.join(map(repr, sorted(splits))))}.")
     return wanted
 
 

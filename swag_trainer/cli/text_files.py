@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.regular_file import read_bytes
 
+MAX_BYTES = 8 * 1024**3
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
 
@@ -61,9 +63,7 @@ def decoded(path: Path) -> str:
         SwagError: It cannot be read, or is in another encoding.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise SwagError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+        return read_bytes(path, max_bytes=MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise SwagError(

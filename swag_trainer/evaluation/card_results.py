@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from pathlib import PurePosixPath, PureWindowsPath
 from sys import float_info
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 from swag_trainer.evaluation.comparison import Comparison
 from swag_trainer.evaluation.earlier import OLD_CARD_KEYS, renamed
 from swag_trainer.metrics.bootstrap import Interval as ValueWithLimits
@@ -87,7 +87,9 @@ class CardResults:
             if name == "num_ood" and value is None:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ValueError(f"CardResults({name}=...) is a whole number of at least {least}, got {value!r}.")
+                raise ValueError(
+                    f"CardResults({name}=...) is a whole number of at least {least}, got {shortened(repr(value))}."
+                )
             object.__setattr__(self, name, int(value))  # NumPy's integers cannot be written as YAML
         object.__setattr__(self, "metrics", _checked_metrics(self.metrics))
         object.__setattr__(self, "intervals", _checked_intervals(self.intervals, self.metrics))
@@ -100,7 +102,9 @@ class CardResults:
             value = getattr(self, name)
             if value is not None:
                 if not _is_finite(value) or not fits(value):
-                    raise ValueError(f"CardResults({name}=...) is a finite number {range_}, or None, got {value!r}.")
+                    raise ValueError(
+                        f"CardResults({name}=...) is a finite number {range_}, or None, got {shortened(repr(value))}."
+                    )
                 object.__setattr__(self, name, float(value))
         object.__setattr__(self, "seconds_per_example", _checked_seconds(self.seconds_per_example, self.metrics))
         object.__setattr__(self, "versions", _checked_versions(self.versions))
@@ -167,12 +171,14 @@ def _check_text(name: str, value: object, *, optional: bool = False) -> None:
     if value is None and optional:
         return
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"CardResults({name}=...) must be a non-empty text{' or None' * optional}, got {value!r}.")
+        raise ValueError(
+            f"CardResults({name}=...) must be a non-empty text{' or None' * optional}, got {shortened(repr(value))}."
+        )
 
 
 def _check_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"CardResults({name}=...) is a mapping, got {value!r}.")
+        raise ValueError(f"CardResults({name}=...) is a mapping, got {shortened(repr(value))}.")
 
 
 def _checked_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
@@ -196,7 +202,9 @@ def _checked_metrics(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[
             if not all(isinstance(name, str) and name.strip() for name in (method, metric)):
                 raise ValueError(f"CardResults(metrics=...) names methods and metrics by texts, got {method!r} and {metric!r}.")
             if value is not None and not _is_finite(value):
-                raise ValueError(f"CardResults(metrics=...) holds finite numbers, got {value!r} for {metric!r} of {method!r}.")
+                raise ValueError(
+                    f"CardResults(metrics=...) holds finite numbers, got {shortened(repr(value))} for {metric!r} of {method!r}."
+                )
         copied[method] = {metric: None if values[metric] is None else float(values[metric]) for metric in first}
     return copied
 
@@ -216,7 +224,7 @@ def _checked_intervals(
             pair = tuple(interval) if isinstance(interval, (tuple, list)) else ()
             if len(pair) != 2 or not all(map(_is_finite, pair)) or pair[0] > pair[1]:
                 raise ValueError(
-                    f"CardResults(intervals=...) holds pairs of finite numbers, the lower one first, got {interval!r} for "
+                    f"CardResults(intervals=...) holds pairs of finite numbers, the lower one first, got {shortened(repr(interval))} for "
                     f"{metric!r} of {method!r}."
                 )
             copied[method][metric] = (float(pair[0]), float(pair[1]))
@@ -244,10 +252,12 @@ def _checked_versions(versions: Mapping[str, str]) -> dict[str, str]:
 def _checked_comparisons(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     for each in comparisons:
         if not isinstance(each, Comparison):
-            raise ValueError(f"CardResults(comparisons=...) holds what compare() returns, got {each!r}.")
+            raise ValueError(f"CardResults(comparisons=...) holds what compare() returns, got {shortened(repr(each))}.")
         _check_text("comparisons", each.method)
         _check_text("comparisons", each.other)
         numbers = (each.difference.value, each.difference.low, each.difference.high, each.num_examples, each.num_ood)
         if not all(map(_is_finite, numbers)):
-            raise ValueError(f"CardResults(comparisons=...) holds finite numbers, got {numbers} of {each.other!r}.")
+            raise ValueError(
+                f"CardResults(comparisons=...) holds finite numbers, got {shortened(repr(numbers))} of {each.other!r}."
+            )
     return tuple(comparisons)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, printable, shortened
 from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.evaluation.comparison import Comparison, ood_verdict, verdict
 from swag_trainer.evaluation.earlier import from_format_1
 from swag_trainer.metrics.bootstrap import Interval
 from swag_trainer.metrics.calibration import ReliabilityBins
 from swag_trainer.metrics.selective import RiskCoverage
+from swag_trainer.posterior.regular_file import read_bytes
 from swag_trainer.prediction.sampler import Sampling
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ FORMAT = 2
 _BINS = ("edges", "counts", "confidence", "accuracy")
 _CURVE = ("coverage", "risk", "threshold")
 _MOST_POINTS = 1000
+_MAX_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +177,7 @@ class Measurement:
                 document = from_format_1(document)
             elif document["format"] != FORMAT:
                 raise SwagError(
-                    f"The results have format {document['format']!r}, this version reads 1 and {FORMAT}. Evaluate again."
+                    f"The results have format {shortened(repr(document['format']))}, this version reads 1 and {FORMAT}. Evaluate again."
                 )
             record = {item.name: document[item.name] for item in fields(cls) if item.name != "comparisons"}
             record["comparisons"] = [
@@ -190,7 +192,9 @@ class Measurement:
             }
             return cls(**record)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SwagError(f"These are not results of an evaluation: {type(error).__name__}: {str(error)[:200]}") from error
+            raise SwagError(
+                f"These are not results of an evaluation: {type(error).__name__}: {printable(str(error)[:200])}"
+            ) from error
 
     @classmethod
     def read(cls, path: str | Path) -> Measurement:
@@ -200,8 +204,8 @@ class Measurement:
             SwagError: There is none, or it is not such a file.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, SwagError) as error:
+            return cls.from_json(read_bytes(Path(path), max_bytes=_MAX_BYTES).decode())
+        except (UnicodeDecodeError, SwagError) as error:
             raise SwagError(f"{str(path)!r} is not what 'swag-trainer evaluate --output' writes: {error}") from error
 
     def table(self) -> Table:

@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import datasets
@@ -264,3 +265,14 @@ def test_a_subset_is_balanced_and_chosen_by_the_seed():
     assert one.tolist() != two.tolist()
     assert np.array_equal(one, balanced(targets, 8, seed=1))
     assert one.tolist() == sorted(one.tolist())
+
+
+def test_a_pipe_is_refused_and_the_name_of_a_split_is_cut_in_the_message(tmp_path):
+    # Red for: a command that waits for ever, or a message of 100,000 letters.
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(SwagError, match="not a regular file"):
+        read_text(options(str(tmp_path / "pipe.csv")), "train")
+    source = jsonl(tmp_path / "task.jsonl", [("a" * 100_000, "text", "yes")])
+    with pytest.raises(SwagError, match="has no split 'test'") as caught:
+        read_text(options(source), "test")
+    assert len(str(caught.value)) < 700

@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -88,3 +89,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         parse(yaml_file(tmp_path, "a: [1", "bad.yml"))
     with pytest.raises(SwagError, match="it holds list"):
         parse(yaml_file(tmp_path, "- a\n"))
+
+
+def test_a_file_that_is_no_plain_yaml_is_refused_at_once(tmp_path):
+    # Red for: aliases of aliases written out in a message, which fills the memory; a pipe that is waited for; a ValueError of a date.
+    laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    for text in ("\n".join([*laughs, "scales: *a9"]), "scales: &a [*a]"):
+        with pytest.raises(SwagError, match="more than 100000 values"):
+            parse(yaml_file(tmp_path, text))
+    for text in ("scales: 2026-13-45", "scales: " + "9" * 5000):
+        with pytest.raises(SwagError, match="cannot be read"):
+            parse(yaml_file(tmp_path, text))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(SwagError, match="not a regular file"):
+        parse(str(tmp_path / "pipe.yaml"))

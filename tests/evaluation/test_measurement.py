@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -280,3 +281,16 @@ def test_methods_with_predictions_for_other_examples_are_not_compared():
         measure({"a": some_predictions()}, labels[:-1])
     with pytest.raises(ValueError, match="from 0 to 2"):
         measure({"a": some_predictions()}, labels + 1)
+
+
+def test_a_file_that_is_no_record_is_refused_at_once_and_without_its_escape_codes(tmp_path):
+    # Red for: a pipe that is waited for, and names of a file written to the terminal as they are.
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(SwagError, match="not a regular file"):
+        Measurement.read(tmp_path / "pipe.json")
+    record = json.loads(measure({"ours": some_predictions()}, some_labels(), num_resamples=5, sampling=Sampling()).to_json())
+    record["sampling"]["\x1b[31m"] = 1
+    (tmp_path / "escape.json").write_text(json.dumps(record))
+    with pytest.raises(SwagError) as caught:
+        Measurement.read(tmp_path / "escape.json")
+    assert "x1b[31m" in str(caught.value) and "\x1b" not in str(caught.value)
