@@ -14,7 +14,7 @@ define run_tests
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not quantised" $(ARGS)
 endef
 
-.PHONY: demo test latest oldest slow bench docs release style quality lock clean
+.PHONY: demo test latest oldest slow bench docs release style quality dist lock clean
 
 demo: .venv/.demo  ## Fine-tune a small model on the demo's text and compare MAP with SWAG
 	$(BIN)/python examples/quickstart.py
@@ -37,10 +37,8 @@ bench: .venv/.dev  ## Tables of ratios, measured side by side
 docs: .venv/.docs  ## Build the documentation into site/, with every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-release: .venv/.dev  ## Build wheel and sdist, and run the README with the wheel alone, in an environment of its own
-	rm -rf build dist .venv-release
-	$(BIN)/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
-	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' > dist/sdist.log && rm dist/sdist.log
+release: dist  ## Build wheel and sdist, and run the README with the wheel alone, in an environment of its own
+	rm -rf .venv-release
 	$(PYTHON) -m venv .venv-release
 	.venv-release/bin/python $(PIP) install --constraint constraints.txt pip setuptools
 	.venv-release/bin/python $(PIP) install --constraint constraints.txt "$$(ls dist/*.whl)[cli]"
@@ -55,6 +53,10 @@ quality: .venv/.dev  ## Shape and import arrows, checked only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+dist: .venv/.dev  ## Wheel and sdist of the commit, the same bytes wherever they are built
+	rm -rf dist
+	$(BIN)/python .ci/build_dist.py
 
 lock:  ## Write constraints.txt anew: every version that the extras install today
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
