@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -66,6 +67,10 @@ class Hub:
         self.fail: dict[str, int] = {}  # path regex -> number of 503 to answer (fault injection)
         # path regex -> what befalls the next requests: a (status, headers) at once, "lost" (done, but no reply), "" (nothing)
         self.faults: dict[str, list[tuple[int, dict] | str]] = {}
+        # Asked before each request, with method and path: as above, or "dropped" (not done, no reply), "slow" (a pause in the reply), "short"
+        # (a reply that ends too early). None for nothing.
+        self.intercept: Callable[[str, str], tuple[int, dict] | str | None] = lambda method, path: None
+        self.pause = 0.0  # seconds of a slow reply
 
 
 def make_handler(hub: Hub):
@@ -90,7 +95,7 @@ def make_handler(hub: Hub):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
         def _send(self, status: int, body: bytes = b"", headers: dict | None = None, head=False, ctype="application/json"):
-            if getattr(self, "reply_is_lost", False):
+            if self.reply_is_lost:
                 hub.log.append((self.command, self.path, 0))
                 self.close_connection = True
                 return
@@ -102,8 +107,15 @@ def make_handler(hub: Hub):
             for k, v in headers.items():
                 self.send_header(k, v)
             self.end_headers()
+            half = len(body) // 2 if self.cut else len(body)
             if not head:
-                self.wfile.write(body)
+                self.wfile.write(body[:half])
+            if self.cut == "short":
+                self.close_connection = True
+            elif self.cut == "slow":
+                time.sleep(hub.pause)
+                if not head:
+                    self.wfile.write(body[half:])
 
         def _json(self, obj, status=200, headers=None):
             self._send(status, json.dumps(obj).encode(), headers)
@@ -147,6 +159,7 @@ def make_handler(hub: Hub):
             u = urlsplit(self.path)
             path, q = u.path, parse_qs(u.query)
             body = self._body() if self.command in ("POST", "PUT", "DELETE") else b""
+            self.reply_is_lost, self.cut = False, None
             for rx in list(hub.fail):
                 if re.search(rx, path) and hub.fail[rx] > 0:
                     hub.fail[rx] -= 1
@@ -155,8 +168,16 @@ def make_handler(hub: Hub):
                 if faults and re.search(rx, path):
                     fault = faults.pop(0)
                     if isinstance(fault, tuple):
-                        return self._send(fault[0], b"{}", fault[1])
+                        return self._send(fault[0], b"{}", fault[1], head=self.command == "HEAD")
                     self.reply_is_lost = fault == "lost"
+            fault = hub.intercept(self.command, path)
+            if isinstance(fault, tuple):
+                return self._send(fault[0], b"{}", fault[1], head=self.command == "HEAD")
+            if fault == "dropped":
+                self.close_connection = True
+                return None
+            self.reply_is_lost = self.reply_is_lost or fault == "lost"
+            self.cut = fault if fault in ("slow", "short") else None
             with hub.lock:
                 for method, rx, fn in ROUTES:
                     if method != self.command and not (method == "GET" and self.command == "HEAD"):

@@ -27,6 +27,7 @@ import gc  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
 import random  # noqa: E402
+import resource  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -61,7 +62,9 @@ WINDOWS = {"save": (Trainer, "_maybe_log_save_evaluate"), "end": (SwagCallback, 
 CALLS = set(
     "open mkdir serialize_file write_record write_end_of_file write flush fsync __exit__ close replace unlink rmdir".split()
 )
-SECONDS = 120  # a process that needs longer hangs
+SECONDS = (
+    60  # of processor time; a process that needs more hangs. By the clock it may take twenty times as long, on a busy machine
+)
 
 
 def main() -> int:
@@ -173,7 +176,8 @@ class Experiment:
         if pid == 0:
             status = 1
             try:
-                signal.alarm(SECONDS)
+                resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS,) * 2)
+                signal.alarm(20 * SECONDS)
                 with open(log, "w") as file:
                     os.dup2(file.fileno(), 1)
                     os.dup2(file.fileno(), 2)

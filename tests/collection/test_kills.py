@@ -38,6 +38,20 @@ def test_thirty_of_thirty_killed_runs_end_like_one_that_was_left_alone():
     assert re.match(r"30 of 30 kills resumed, in \d+ runs; 0 things wrong", killed(30, seed=0))
 
 
+@pytest.mark.slow
+def test_forty_processes_killed_while_they_save_leave_the_old_posterior_or_the_new_one():
+    # Red for: a file written in place, or replaced before the other one is complete.
+    script = ROOT / "tests" / "posterior" / "kill_while_saving.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--kills", "40"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    assert re.match(r"40 kills: .*; 0 things wrong", result.stdout.splitlines()[-1])
+
+
 @pytest.fixture
 def finish(base_folder, rows, tokenizer, tmp_path):
     """A run that saves at its last step; called again, it only has to be finished."""
