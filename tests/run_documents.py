@@ -55,6 +55,8 @@ def blocks(document: Path) -> str:
 
 def run(documents: list[str], folder: Path) -> list[str]:
     """Run documents in a folder, and return the names of those that failed; their tracebacks are printed."""
+    from transformers import set_seed
+
     (folder / "examples").symlink_to(ROOT / "examples")
     os.chdir(folder)
     failed: list[str] = []
@@ -67,6 +69,7 @@ def run(documents: list[str], folder: Path) -> list[str]:
         for long, short in SHORTER.items():
             program = program.replace(long, short)
         variables = first if number == 0 else {"__name__": "__main__"} if name.endswith(".ipynb") else dict(first)
+        set_seed(0)
         try:
             exec(compile(program, name, "exec", dont_inherit=True), variables)
         except Exception:
@@ -84,7 +87,7 @@ def save_classifier(folder: Path, kind: str = "BertModel") -> None:
     transformers.BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder)
     # As wide as a block of 4-bit weights: bitsandbytes cannot repack narrower ones.
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.3, **sizes)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.1, **sizes)
     getattr(transformers, kind)(config).save_pretrained(folder)
 
 
