@@ -166,7 +166,7 @@ def _code(number: float | None) -> Markup | None:
 
 
 def _metric_tables(results: CardResults) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the tables of metrics: what is said above each, and the name and the heading of each column."""
+    """Return the tables of metrics: the caption of each, and the metric and the heading of each column."""
     measured = list(next(iter(results.metrics.values())))
     tables = [("", [(metric, METRIC_NAMES.get(metric, metric)) for metric in measured if detection(metric) is None])]
     for kind, name in DETECTION_METRICS.items():

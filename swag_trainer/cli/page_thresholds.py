@@ -42,7 +42,7 @@ class Thresholds:
 
     @property
     def first(self) -> Decision:
-        """What is decided where nobody has chosen: the first threshold, else nothing is deferred."""
+        """What is decided at first: by the first threshold; where there is none, nothing is deferred."""
         return self.offered[0].decision if self.offered else Decision()
 
     def decision(self, score: float, name: str | None = None) -> Decision:
