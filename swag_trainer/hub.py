@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -24,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
+from swag_trainer.retries import ATTEMPTS, DROPPED, TOO_MANY_REQUESTS, pause_after, retried, status_of
 
 # HTTPError is that of the HTTP library (httpx or httpx2) that huggingface_hub was built with; a refused connection is one and no
 # OSError. ValueError: ids and names that cannot be. RuntimeError: a large file that could not be uploaded.
@@ -31,16 +30,8 @@ FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
 
 README = "README.md"
 
-_TOO_MANY_REQUESTS = 429
-_TRANSIENT = {_TOO_MANY_REQUESTS, 500, 502, 503, 504}
-# Of the HTTP library: the connection broke after it was made, or nothing came for too long. One that is refused is not tried again.
-_DROPPED = {"ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError", "WriteTimeout"}
-_ATTEMPTS = 5
-_LONGEST_PAUSE = 60.0  # seconds
 _PRECONDITION_FAILED = 412  # another commit landed on the branch
 _CONFLICTS = 3
-
-_Result = TypeVar("_Result")
 
 
 def download(
@@ -73,7 +64,7 @@ def download(
         "force_download": force_download,
     }
     try:
-        resolved = _retried(
+        resolved = retried(
             lambda: HfApi(token=token).resolve_revision(
                 repo_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
             )
@@ -81,7 +72,7 @@ def download(
         paths = []
         for filename in filenames:
             try:
-                paths.append(hf_hub_download(repo_id, filename, revision=resolved, **options))
+                paths.append(retried(partial(hf_hub_download, repo_id, filename, revision=resolved, **options)))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError as error:
@@ -150,13 +141,13 @@ def upload(
     api, conflicts, failures, is_lost = HfApi(token=token), _CONFLICTS, 0, False
     contents: dict[str, Path | bytes] = dict(files)
     try:
-        repo_id = _retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        repo_id = retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None and not create_pr:
-            _retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         while True:
             parent = None
             if merge is not None:
-                parent = _retried(lambda: api.repo_info(repo_id, revision=revision)).sha
+                parent = retried(lambda: api.repo_info(repo_id, revision=revision)).sha
                 contents = {README: merge(_readme_at(api, repo_id, parent)), **files}
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(name, content) for name, content in contents.items()
@@ -173,12 +164,12 @@ def upload(
                     parent_commit=parent,
                 )
             except HTTPError as error:
-                if _status(error) == _PRECONDITION_FAILED and conflicts > 1:
+                if status_of(error) == _PRECONDITION_FAILED and conflicts > 1:
                     conflicts -= 1
                     continue
                 failures += 1
-                pause, is_lost = _pause(error, failures), is_lost or _may_be_committed(error)
-                if pause is None or failures == _ATTEMPTS or (is_lost and create_pr):
+                pause, is_lost = pause_after(error, failures), is_lost or _may_be_committed(error)
+                if pause is None or failures == ATTEMPTS or (is_lost and create_pr):
                     if is_lost:
                         return _found(api, repo_id, contents, commit_message, revision, error, create_pr=create_pr)
                     raise
@@ -203,7 +194,7 @@ def read_readme(repo_id: str, revision: str | None = None, *, token: str | bool 
         OSError, ValueError, HTTPError: It cannot be read (`FAILURES`); that says nothing about what exists.
     """
     api = HfApi(token=token)
-    return _readme_at(api, repo_id, _retried(lambda: api.repo_info(repo_id, revision=revision)).sha)
+    return _readme_at(api, repo_id, retried(lambda: api.repo_info(repo_id, revision=revision)).sha)
 
 
 def delete_if_present(repo_id: str, path: str, *, commit_message: str, revision: str | None, token: str | None) -> None:
@@ -219,7 +210,7 @@ def delete_if_present(repo_id: str, path: str, *, commit_message: str, revision:
             api.delete_file(path, repo_id, commit_message=commit_message, revision=revision)
 
     try:
-        _retried(delete)
+        retried(delete)
     except FAILURES as error:
         raise SwagError(f"{path!r} could not be deleted from {repo_id!r}: {_short(error)}") from error
 
@@ -228,53 +219,12 @@ class _UnknownOutcomeError(SwagError):
     """A commit was sent, and whether it was made cannot be determined."""
 
 
-def _retried(call: Callable[[], _Result]) -> _Result:
-    """Return the result of a request that changes nothing if it is made twice; one that fails for a while is made again."""
-    failures = 0
-    while True:
-        try:
-            return call()
-        except (HTTPError, RevisionResolutionError) as error:
-            failures += 1
-            # What cannot be found in the cache either has the Hub's own error as its cause.
-            pause = _pause(error, failures) or _pause(error.__cause__, failures)
-            if pause is None or failures == _ATTEMPTS:
-                raise
-            time.sleep(pause)
-
-
-def _pause(error: BaseException | None, failures: int) -> float | None:
-    """Return for how many seconds to wait before another attempt, which the Hub may say; None where one is of no use."""
-    growing = 0.5 * 2 ** (failures - 1)
-    if isinstance(error, HfHubHTTPError) and _status(error) in _TRANSIENT:
-        asked = _seconds(error.response.headers.get("retry-after"))
-        return min(growing if asked is None else asked, _LONGEST_PAUSE)
-    return growing if type(error).__name__ in _DROPPED else None
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a header Retry-After: a number of seconds, or a date."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
-
-
-def _status(error: BaseException | None) -> int | None:
-    response = error.response if isinstance(error, HfHubHTTPError) else None
-    return None if response is None else response.status_code
-
-
 def _may_be_committed(error: HTTPError) -> bool:
     """Was it the commit itself that failed, in a way after which it may have been made?"""
-    if _status(error) in (None, _TOO_MANY_REQUESTS) and type(error).__name__ not in _DROPPED:
+    if status_of(error) in (None, TOO_MANY_REQUESTS) and type(error).__name__ not in DROPPED:
         return False
     try:
-        return (_status(error) or 500) >= 500 and "/commit/" in error.request.url.path
+        return (status_of(error) or 500) >= 500 and "/commit/" in error.request.url.path
     except RuntimeError:  # of the HTTP library: the error does not know its request
         return True
 
@@ -300,8 +250,8 @@ def _found(
     if create_pr:
         raise _UnknownOutcomeError(f"{unknown} Look at its pull requests before you push again.") from error
     try:
-        head = _retried(lambda: api.repo_info(repo_id, revision=revision)).sha
-        there = {item.path: item for item in _retried(lambda: api.get_paths_info(repo_id, list(contents), revision=head))}
+        head = retried(lambda: api.repo_info(repo_id, revision=revision)).sha
+        there = {item.path: item for item in retried(lambda: api.get_paths_info(repo_id, list(contents), revision=head))}
     except FAILURES as failure:
         raise _UnknownOutcomeError(
             f"{unknown} Push again when the Hub can be reached: what is there already is not committed twice."
@@ -323,7 +273,7 @@ def _is_same(entry: Any, content: Path | bytes) -> bool:
 
 def _readme_at(api: HfApi, repo_id: str, commit: str) -> str | None:
     try:
-        path = hf_hub_download(repo_id, README, revision=commit, endpoint=api.endpoint, token=api.token)
+        path = retried(lambda: hf_hub_download(repo_id, README, revision=commit, endpoint=api.endpoint, token=api.token))
     except LocalEntryNotFoundError:  # not in the cache, and the Hub cannot be asked: that says nothing about the repository
         raise
     except EntryNotFoundError:
@@ -333,7 +283,7 @@ def _readme_at(api: HfApi, repo_id: str, commit: str) -> str | None:
 
 
 def _is_at(api: HfApi, repo_id: str, path: str, commit: str) -> bool:
-    return _retried(lambda: api.file_exists(repo_id, path, revision=commit))
+    return retried(lambda: api.file_exists(repo_id, path, revision=commit))
 
 
 def _short(error: Exception) -> str:

@@ -344,9 +344,9 @@ def _quick() -> Iterator[None]:
 
     from huggingface_hub.utils import _http
 
-    import swag_trainer.hub
+    from swag_trainer import hub, retries
 
-    modules = (swag_trainer.hub, _http)
+    modules = (hub, retries, _http)
     for module in modules:
         module.time = SimpleNamespace(sleep=lambda seconds: None, time=time.time, monotonic=time.monotonic)
     try:

@@ -63,14 +63,15 @@ def test_a_reader_finds_one_of_two_posteriors_that_two_processes_write_or_is_ref
         while time.monotonic() < deadline:
             posterior.save_pretrained(tmp_path)
 
-    pids, found, refused = [forked(lambda each=each: write(each)) for each in two], [], 0
+    found, refused = [load_posterior(tmp_path).digest], 0
+    pids = [forked(lambda each=each: write(each)) for each in two]
     while time.monotonic() < deadline:
         try:
             found.append(load_posterior(tmp_path).digest)
         except SwagError:  # between the renames of two files
             refused += 1
     assert wait_for(pids) == [0, 0]
-    assert found and set(found) <= {each.digest for each in two}
+    assert set(found) <= {each.digest for each in two}
     two[1].save_pretrained(tmp_path)
     assert load_posterior(tmp_path).digest == two[1].digest
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -83,10 +84,9 @@ def test_each_of_32_threads_gets_the_predictions_that_it_would_get_alone(run, te
     calls = [
         (
             texts[number % len(texts)],
-            {"seed": number % 3, "num_samples": 2 + number % 2, "top_k": (None, 1)[number % 2]}
-            | (CUT if number % 5 == 0 else {}),
+            {"seed": int(number % 8 == 0), "num_samples": 3, "top_k": (None, 1)[number % 2]} | (CUT if number % 5 == 0 else {}),
         )
-        for number in range(64)
+        for number in range(32)
     ]
     alone = [classify(text, **options) for text, options in calls]
     barrier = threading.Barrier(32)

@@ -121,8 +121,10 @@ def test_a_pull_request_whose_reply_is_lost_is_not_opened_twice(hub, faulty):
 
 
 def test_a_download_is_made_again_while_the_hub_is_busy(hub, faulty, tmp_path):
-    # Red for: one 503 where the revision is resolved, called "not complete in the local cache".
+    # Red for: one 503 where the revision is resolved, or of a file, called "not complete in the local cache".
     upload({"a.txt": b"a"}, "user/down", commit_message="a")
     pauses = faulty("/api/models/user/down($|/revision)", (503, {}), (429, {"Retry-After": "3"}))
+    hub.hub.faults["/user/down/resolve/"] = [(503, {}), "lost", (429, {})]
     folder = download("user/down", ["a.txt"], cache_dir=tmp_path)
     assert (folder / "a.txt").read_bytes() == b"a" and 3.0 in pauses
+    assert not hub.hub.faults["/user/down/resolve/"]
