@@ -88,6 +88,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "esmc": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
     "hunyuan_v1_dense": _ROPE,
     "hunyuan_v1_moe": _ROPE,
     "layoutlmv2": {},
@@ -101,6 +102,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "swin": _SWIN,
     "swinv2": _SWIN,
     "donut-swin": _SWIN,
+    "t5": {"decoder_start_token_id": 0},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["mamba", "hybrid"]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
 }
@@ -145,8 +148,8 @@ class Outcome:
 
     Attributes:
         outcome: "predicts" (the predictor averages over draws), "collects" (no predictor for the task, or the sweep has no inputs for
-            it), "refused" (by `SwagCollector`), "PEFT refuses" or "not built" (transformers needs a library that is not installed,
-            or settings that the sweep does not know).
+            it), "refused" (by `SwagCollector`), "PEFT refuses" (to adapt it, or to load what it saved of it) or "not
+            built" (transformers needs a library that is not installed, or settings that the sweep does not know).
         fast_path: Whether all draws of a batch went through the model in one forward; None where nothing was predicted.
         reason: Of what is neither predicted nor collected; else empty.
     """
@@ -184,7 +187,7 @@ def examine(kind: str, model_type: str, class_name: str, folder: Path) -> Outcom
     try:
         posterior = collected(model)
     except SwagError as error:
-        return Outcome("refused", reason=_first_line(error))
+        return Outcome("refused" if _plain_peft_loads(model, folder) else "PEFT refuses", reason=_first_line(error))
     batch = {} if kind == "causal language model" else inputs_of(model)
     obstacle = _forward_fails(model, batch) if batch else ""
     if not batch or obstacle:
@@ -195,6 +198,18 @@ def examine(kind: str, model_type: str, class_name: str, folder: Path) -> Outcom
     except SwagError as error:
         return Outcome("collects", reason=_first_line(error))
     return Outcome("predicts", fast_path=predictor._logits.sampler.obstacle is None)
+
+
+def _plain_peft_loads(model: PeftModel, folder: Path) -> bool:
+    """Does PEFT load the weights that it saved? Not of every architecture, and then a refusal is right."""
+    model.save_pretrained(folder / "adapter")
+    base = type(model.get_base_model()).from_pretrained(folder)
+    try:
+        loaded = dict(PeftModel.from_pretrained(base, folder / "adapter").named_parameters())
+    except (RuntimeError, ValueError):
+        return False
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return all(name in loaded and torch.equal(weight, loaded[name]) for name, weight in trained.items())
 
 
 def adapted(model: PreTrainedModel, kind: str) -> PeftModel:
@@ -238,8 +253,10 @@ def inputs_of(model: PeftModel) -> dict[str, torch.Tensor]:
     if name == "input_values":
         shape = (2, config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (2, 2000)
         return {name: torch.randn(shape, generator=generator)}
-    if name == "input_features":
+    if name == "input_features" and hasattr(config, "num_mel_bins"):
         return {name: torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)}
+    if name == "input_features" and hasattr(config, "feature_projection_input_dim"):
+        return {name: torch.randn(2, 40, config.feature_projection_input_dim, generator=generator)}
     return {}
 
 
