@@ -85,9 +85,11 @@ class TrainOptions(TextOptions):
         default="hold",
         metadata={"help": "learning rate while collecting: a number, 'hold', or 'schedule' for the Trainer's own"},
     )
-    final_weights: Literal["mean", "trained"] = field(
+    final_weights: Literal["mean", "trained", "better"] = field(
         default="mean",
-        metadata={"help": "weights in the adapter's file: 'trained' are the last ones, or with --eval the best"},
+        metadata={
+            "help": "weights in the adapter's file: 'trained' are the last ones, or with --eval the best; 'better' of both on --eval"
+        },
     )
     eval: str | None = field(
         default=None,

@@ -35,5 +35,9 @@ def test_no_architecture_is_refused_and_the_table_of_the_documentation_is_up_to_
     if recorded["versions"]["transformers"] != every_architecture.version("transformers"):
         pytest.skip(f"The table is of transformers {recorded['versions']['transformers']}.")
     columns = ("class", "outcome", "fast_path")
-    shown, measured = ({name: [row[column] for column in columns] for name, row in rows.items()} for rows in (recorded["kinds"][kind], found))
-    assert measured == shown, "python tests/every_architecture.py docs/data/architectures.json, then python tests/support_matrix.py"
+    shown, measured = (
+        {name: [row[column] for column in columns] for name, row in rows.items()} for rows in (recorded["kinds"][kind], found)
+    )
+    assert measured == shown, (
+        "python tests/every_architecture.py docs/data/architectures.json, then python tests/support_matrix.py"
+    )
