@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from swag_trainer.fitting.fit import fit_posterior
     from swag_trainer.posterior import load_posterior
     from swag_trainer.posterior.base import WeightPosterior
+    from swag_trainer.posterior.combined import CombinedPosterior
     from swag_trainer.posterior.kronecker import KroneckerPosterior
     from swag_trainer.posterior.mean_field import MeanFieldPosterior
     from swag_trainer.posterior.mixture import PosteriorMixture
@@ -52,6 +53,7 @@ __all__ = [
     "ChoiceCollator",
     "ChoiceSettings",
     "CollaborationCallback",
+    "CombinedPosterior",
     "Evenly",
     "Every",
     "Ivon",
@@ -93,6 +95,7 @@ _MODULES = {
     "ChoiceCollator": "tasks.questions",
     "ChoiceSettings": "tasks.questions",
     "CollaborationCallback": "collection.collaboration",
+    "CombinedPosterior": "posterior.combined",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
     "Ivon": "collection.ivon",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,21 @@ from conftest import lora_model, trainer_for
 from scipy.optimize import minimize_scalar
 from transformers import BertTokenizerFast, pipeline
 
-from swag_trainer import MonteCarloPredictor, PosteriorFormatError, Sampling, SwagError, fit_posterior, load_posterior, tune
+from swag_trainer import (
+    CombinedPosterior,
+    MonteCarloPredictor,
+    PosteriorFormatError,
+    Sampling,
+    SwagError,
+    fit_posterior,
+    load_posterior,
+    tune,
+)
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.fitting.tfb import largest, rotated
 from swag_trainer.metrics.scores import negative_log_likelihood
+from swag_trainer.posterior.design import derived_seed
+from swag_trainer.posterior.mean_field import MeanFieldPosterior
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +242,57 @@ def test_what_no_fit_can_have_written_is_refused(tfb, laplace):
             read(posterior, **metadata)
     with pytest.raises(PosteriorFormatError):
         read(laplace, {name: tensor for name, tensor in tfb.tensors().items() if name.startswith("mean/")})
+
+
+@pytest.fixture(scope="module")
+def combined(tfb_at_model, laplace):
+    return CombinedPosterior.of(tfb_at_model, laplace)
+
+
+@pytest.fixture(scope="module")
+def tfb_at_model(trained, tfb, laplace):
+    """A Gaussian of all weights around the model's own: its head's variance is one that no draw may show."""
+    weights = AdapterWeights(trained[0])
+    vector = weights.layout.flatten(weights.read()).clone()
+    saved = weights.saved()
+    return MeanFieldPosterior(weights.layout, vector, torch.full_like(vector, 0.01), tfb.record, tfb.fit, saved)
+
+
+def test_a_combination_draws_the_head_from_its_laplace_and_the_rest_from_the_body(combined, tfb_at_model, laplace):
+    # Red for: the body's noise in the head, one seed for both parts, a scale that only one of them gets.
+    draws, scaled = (combined.sample(4, seed=3, scale=scale) for scale in (1.0, 4.0))
+    body = tfb_at_model.sample(4, seed=3)
+    for key, drawn in draws.items():
+        if key in laplace.layout.keys:
+            own = laplace.sample(4, seed=derived_seed(3, "head"))[key]
+            assert torch.equal(drawn, own) and not torch.equal(drawn, body[key])
+        else:
+            assert torch.equal(drawn, body[key])
+        torch.testing.assert_close(scaled[key] - combined.mean[key], 2 * (drawn - combined.mean[key]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(combined.draw(2, seed=0, scale=0.0).vectors[1], combined.mean_vector())
+
+
+def test_a_combination_is_saved_and_loaded_with_the_same_draws(combined, tmp_path):
+    # Red for: tensors of the parts mixed up, a scale that is lost.
+    combined.save_pretrained(tmp_path, dtype="float32")
+    loaded = load_posterior(tmp_path)
+    assert (type(loaded), loaded.digest, loaded.title) == (CombinedPosterior, combined.digest, "TFB + Laplace (head)")
+    assert torch.equal(loaded.draw(3, seed=1).vectors, combined.draw(3, seed=1).vectors)
+
+
+def test_parts_that_do_not_belong_together_are_refused(combined, tfb_at_model, laplace):
+    # Red for: a head around other weights, whose draws answer for a model that nobody trained.
+    moved = replace(laplace, vector=laplace.vector + 1)
+    for body, head in ((tfb_at_model, tfb_at_model), (combined, laplace), (tfb_at_model, moved)):
+        with pytest.raises(SwagError):
+            CombinedPosterior.of(body, head)
+    metadata, tensors = combined.metadata(), combined.tensors()
+    foreign = {"kind": "point", "scale": 0.0, "metadata": {}}
+    changes = [{"more": 1}, {"head": None}, {"head": foreign}, {"body": metadata["head"]}]
+    for change in changes:
+        with pytest.raises(PosteriorFormatError):
+            CombinedPosterior.from_tensors(tensors, combined.record, combined.adapter, metadata | change, where="file")
+    with pytest.raises(PosteriorFormatError, match="neither body nor head"):
+        CombinedPosterior.from_tensors(
+            tensors | {"x": torch.zeros(1)}, combined.record, combined.adapter, metadata, where="file"
+        )
