@@ -13,6 +13,7 @@ from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, load_post
 from swag_trainer.prediction.loading import AutoSwagModel
 from swag_trainer.prediction.pipelines.base import PosteriorPipeline
 from swag_trainer.prediction.transformers_internals import register_pipeline
+from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
 
 
@@ -74,4 +75,4 @@ def test_tokens_are_predicted_saved_and_served(run, texts, tmp_path):
     served = pipeline(Tokens.name, model=str(tmp_path / "saved"), device="cpu")(texts, batch_size=5)
     np.testing.assert_allclose(np.concatenate(served), packed, rtol=0, atol=1e-5)
     with pytest.raises(SwagError, match="needs C logits for each of the 1 events.*Supported tasks: .*posterior.sample"):
-        MonteCarloPredictor(model, replace(posterior, record=replace(posterior.record, task=None))).predict(rows[:1])
+        MonteCarloPredictor(model, posterior, task=task_named(None)).predict(rows[:1])
