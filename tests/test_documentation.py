@@ -118,7 +118,7 @@ def test_the_reference_has_every_public_name():
     for name in swag_trainer.metrics.__all__:
         assert getattr(swag_trainer.metrics, name).__module__ in reference
     commands = importlib.import_module("swag_trainer.cli.main").COMMANDS
-    assert all(f"::: swag_trainer.cli.{command}." in reference for command in commands)
+    assert all(f"::: swag_trainer.cli.{command}" in reference for command in commands)
 
 
 def test_troubleshooting_quotes_messages_that_the_package_has():

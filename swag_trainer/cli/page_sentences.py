@@ -93,7 +93,7 @@ def circumstances(page: PagePredictions, name: str) -> str:
 def without_path(name: str) -> str:
     """Return the last part of a path of this machine, and any other name as it is.
 
-    >>> without_path("/home/alice/models/bert"), without_path("FacebookAI/roberta-base")
+    >>> without_path("/srv/models/bert"), without_path("FacebookAI/roberta-base")
     ('bert', 'FacebookAI/roberta-base')
     """
     is_path = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or name.startswith(("~", "."))
