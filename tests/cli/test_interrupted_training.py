@@ -35,8 +35,9 @@ def ctrl_c(monkeypatch):
 
         monkeypatch.setattr(SaveOnInterrupt, "on_step_begin", on_step_begin)
 
+    before = signal.getsignal(signal.SIGINT)
     yield at
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def evaluation_losses(shown):
