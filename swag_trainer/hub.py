@@ -26,7 +26,8 @@ from swag_trainer.retries import ATTEMPTS, DROPPED, TOO_MANY_REQUESTS, pause_aft
 
 # HTTPError is that of the HTTP library (httpx or httpx2) that huggingface_hub was built with; a refused connection is one and no
 # OSError. ValueError: ids and names that cannot be. RuntimeError: a large file that could not be uploaded.
-FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
+# KeyError: a reply without what the client looks for in it.
+FAILURES = (HTTPError, KeyError, OSError, ValueError, RuntimeError)
 
 README = "README.md"
 

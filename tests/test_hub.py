@@ -128,3 +128,10 @@ def test_a_download_is_made_again_while_the_hub_is_busy(hub, faulty, tmp_path):
     folder = download("user/down", ["a.txt"], cache_dir=tmp_path)
     assert (folder / "a.txt").read_bytes() == b"a" and 3.0 in pauses
     assert not hub.hub.faults["/user/down/resolve/"]
+
+
+def test_a_reply_that_lacks_what_the_client_looks_for_is_one_error_of_ours(faulty):
+    # Red for: FAILURES without KeyError, which huggingface_hub raises for a 409 without the address of the repository.
+    faulty("/api/repos/create", (409, {}))
+    with pytest.raises(SwagError, match="Nothing was committed to 'user/bare'"):
+        upload({"a.txt": b"a"}, "user/bare", commit_message="a")

@@ -116,9 +116,13 @@ class TextData:
     @staticmethod
     def _readers(source: str, rng: random.Random) -> list[Callable[[], list[str]]]:
         column = rng.choice([None, None, "text", "x"])
-        options = TrainOptions(model="x", dataset=source, output="x", text_column=column)
         return [
-            lambda: read_text(options, rng.choice(["train", "validation", "test"])).texts,
+            lambda: (
+                read_text(
+                    TrainOptions(model="x", dataset=source, output="x", text_column=column),
+                    rng.choice(["train", "validation", "test"]),
+                ).texts
+            ),
             lambda: read_ood(source, "test").ood,
             lambda: [example.text for example in read_any_text(source, None, column) if example.problem is None],
         ]
@@ -148,7 +152,7 @@ class Options:
         self.place = place
         self.settings = {
             "model": "x",
-            "dataset": "data.csv",
+            "dataset": "user/texts",
             "output": "out",
             "steps": 400,
             "learning_rate": 1e-4,
