@@ -209,7 +209,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         if self.acceptance is not None:
             self.acceptance.check(args, trainer)
         if self.final_weights == "better":
-            check_evaluates(args, trainer)
+            check_evaluates(args, trainer, is_sharded=self._collector.weights.is_sharded)
         if self.ood_features:
             check_ood_features(self._collector.weights, trainer)
         if trainer is None and is_first():
@@ -321,7 +321,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
             keep_every_rank(self._collector.weights.model, self._collector.weights.adapter_name)
         is_default, takes_mean = self.name == "default", self.final_weights == "mean"
         compares = (takes_mean and is_default) or self.final_weights == "better"
-        compares = compares and evaluates(args, trainer)
+        compares = compares and evaluates(args, trainer) and not self._collector.weights.is_sharded
         posterior = self._collector.finish(into_model=takes_mean and is_default and not compares)
         if is_first():
             planned = len(run.collection_steps) if self.acceptance is None else None

@@ -68,12 +68,17 @@ def evaluates(args: TrainingArguments, trainer: Trainer | None) -> bool:
     return trainer is not None and trainer.eval_dataset is not None and args.eval_strategy != "no"
 
 
-def check_evaluates(args: TrainingArguments, trainer: Trainer | None) -> None:
-    """Check that the Trainer evaluates, as ``final_weights="better"`` needs.
+def check_evaluates(args: TrainingArguments, trainer: Trainer | None, *, is_sharded: bool) -> None:
+    """Check that the Trainer evaluates weights that every process has whole, as ``final_weights="better"`` needs.
 
     Raises:
         SwagError: It does not.
     """
+    if is_sharded:
+        raise SwagError(
+            'SwagCallback(final_weights="better") evaluates the mean in the place of the trained weights, which are cut up over processes '
+            'here. Use "mean" or "trained".'
+        )
     if not evaluates(args, trainer):
         raise SwagError(
             'SwagCallback(final_weights="better") compares the posterior mean with the trained weights on the Trainer\'s own evaluation: it '
