@@ -5,7 +5,7 @@
 
 MAP is what the same Trainer gives without SwagCallback: same steps, same seed, the learning rate going linearly to zero. "best MAP" is the
 checkpoint of that run with the lowest validation loss, out of twenty. Both get a temperature and dropout too, on the same validation examples.
-The learning rate of 5e-3 makes MAP overconfident, and is the better one for it all the same: with a temperature its NLL is 0.899, and 0.968 at 2e-3
+The learning rate of 5e-3 makes MAP overconfident, and is the better one of two for it all the same: with a temperature its NLL is 0.899, and 0.968 at 2e-3
 (five seeds, docs/benchmarks.md).
 """
 
