@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -568,12 +569,19 @@ def make_handler(hub: Hub):
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Print what went wrong in a thread, but for a client that hung up: that is no fault of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class MiniHub:
     """`with MiniHub() as hub: hub.endpoint` (also usable as a pytest fixture)."""
 
     def __init__(self, port: int = 0, tokens=None):
         self.hub = Hub(tokens)
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), make_handler(self.hub))
+        self.server = _Server(("127.0.0.1", port), make_handler(self.hub))
         self.server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
 

@@ -75,7 +75,7 @@ def tune(
     baselines: the mean ("SWA"), with and without a temperature, and the last snapshot with one ("MAP, temperature").
 
     Guarantees on cross-fitted predictions hold approximately. On 1,000 simulated data sets of 100 examples, sets of "lac" for 80, 90 and 95 %
-    held the true label in 80.3, 90.6 and 95.6 % of the cases, and promised risks were broken on less than 1 % of the data sets
+    held the true label in 80.4, 90.6 and 95.6 % of the cases, and promised risks were broken on less than 1 % of the data sets
     (benchmarks/cross_fitting.py).
 
     A candidate without noise costs one forward for each example, every other one as many as there are draws. One pass serves every
