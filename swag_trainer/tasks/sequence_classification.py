@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from swag_trainer.errors import SwagError
 from swag_trainer.tasks.base import Link, Task, class_numbers
 
 
@@ -23,7 +24,15 @@ class SequenceClassification(Task):
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
 
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the logits. Shape (B, C), or (S * B, C) of packed outputs."""
+        """Return the logits. Shape (B, C), or (S * B, C) of packed outputs.
+
+        Raises:
+            SwagError: The model returns none, as one without a head does.
+        """
+        if isinstance(outputs, Mapping) and "logits" not in outputs:
+            raise SwagError(
+                f"{self.name!r} needs logits, and the model returns {sorted(outputs)}: it has no classification head."
+            )
         return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
 
     def features(self, given: Tensor, made: Tensor, logits: Tensor) -> Tensor | None:

@@ -19,7 +19,7 @@ def test_the_space_serves_the_page_of_the_repository_it_was_given(tmp_path):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    environment = {**os.environ, "MODEL": str(trained_folder()), "PORT": str(port)}
+    environment = {**os.environ, "MODEL": str(trained_folder()), "PORT": str(port), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "log"
     with log.open("wb") as written:
         app = subprocess.Popen([sys.executable, APP], env=environment, stdout=written, stderr=subprocess.STDOUT)
@@ -31,6 +31,8 @@ def test_the_space_serves_the_page_of_the_repository_it_was_given(tmp_path):
                 except URLError:
                     time.sleep(0.5)
             assert "How certain is it?" in page, log.read_text()
+            while f"http://0.0.0.0:{port}" not in log.read_text() and time.monotonic() < patience:
+                time.sleep(0.5)  # the page is there before its address is printed
             assert f"http://0.0.0.0:{port}" in log.read_text()
         finally:
             app.kill()
