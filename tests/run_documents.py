@@ -25,8 +25,6 @@ from typing import Any
 from minihub import MiniHub
 
 ROOT = Path(__file__).parents[1]
-# The folder of this file has one called hub_cards, which Python would take for the package of that name.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 # Numbers in the documents that take minutes: what they are replaced with.
 SHORTER = {"num_train_epochs=20": "max_steps=60"}
 # Documents that need a library which is in no environment of the tests.
@@ -155,4 +153,6 @@ def main(documents: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # This file's folder, the first of the path, has one called hub_cards, which Python would take for the package of that name.
+    sys.path.remove(str(Path(__file__).resolve().parent))
     sys.exit(main(sys.argv[1:]))
