@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError, shortened
+from swag_trainer.errors import AdapterMismatchError, PosteriorFormatError, SwagError
 from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPosterior
 from swag_trainer.posterior.design import Design, derived_seed
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.mixture_members import at_mean, read_member
+from swag_trainer.posterior.members import at_mean, describe_member, read_member, tensors_by_member
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
@@ -107,14 +107,8 @@ class CombinedPosterior(WeightPosterior):
 
     def metadata(self) -> dict[str, Any]:
         """Return kind, scale and metadata of both parts, as JSON values."""
-        described: dict[str, Any] = {}
-        for part in _PARTS:
-            own = getattr(self, part)
-            metadata = own.metadata()
-            if STORAGE in metadata:
-                described[STORAGE] = metadata.pop(STORAGE)  # the body's: the head has one precision
-            described[part] = {"kind": own.kind, "scale": own.scale, "metadata": metadata}
-        return described
+        (body, storage), (head, _) = (describe_member(getattr(self, part)) for part in _PARTS)  # the head has one precision
+        return {"body": body, "head": head} | ({} if storage is None else {STORAGE: storage})
 
     def summary(self) -> dict[str, Any]:
         """Return how both parts were made."""
@@ -140,14 +134,7 @@ class CombinedPosterior(WeightPosterior):
         Raises:
             PosteriorFormatError: No combination can have them.
         """
-        own: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            if part not in own:
-                raise PosteriorFormatError(
-                    f"{where} has a tensor {shortened(repr(name))}, which belongs to neither body nor head."
-                )
-            own[part][rest] = tensor
+        own = tensors_by_member(tensors, _PARTS, owners="neither body nor head", where=where)
         if not set(metadata) <= {*_PARTS, STORAGE}:
             raise PosteriorFormatError(f"{where} states something of a combination that this version does not know.")
         body, head = (

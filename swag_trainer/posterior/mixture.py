@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
+from swag_trainer.errors import PosteriorFormatError, SwagError
 from swag_trainer.posterior import import_families, load_posterior
 from swag_trainer.posterior.base import STORAGE, Draws, StorageDtype, WeightPosterior
 from swag_trainer.posterior.design import Design, derived_seed
 from swag_trainer.posterior.folder import member_folder
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.mixture_members import MIXTURE, at_mean, checked_weights, read_member
+from swag_trainer.posterior.members import MIXTURE, at_mean, checked_weights, describe_member, read_member, tensors_by_member
 from swag_trainer.posterior.one_adapter import check_alike
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -192,16 +192,9 @@ class PosteriorMixture(WeightPosterior):
 
     def metadata(self) -> dict[str, Any]:
         """Return weights, and kind, scale and metadata of every member, as JSON values."""
-        own = [member.metadata() for member in self.members]
-        stored = {name: found[STORAGE] for name, found in zip(self._by_folder(), own, strict=True) if STORAGE in found}
-        members = [
-            {
-                "kind": member.kind,
-                "scale": member.scale,
-                "metadata": {name: value for name, value in found.items() if name != STORAGE},
-            }
-            for member, found in zip(self.members, own, strict=True)
-        ]
+        described = {folder: describe_member(member) for folder, member in self._by_folder().items()}
+        stored = {folder: storage for folder, (_, storage) in described.items() if storage is not None}
+        members = [description for description, _ in described.values()]
         return {"weights": list(self.member_weights), "members": members} | ({STORAGE: stored} if stored else {})
 
     def summary(self) -> dict[str, Any]:
@@ -237,14 +230,8 @@ class PosteriorMixture(WeightPosterior):
         stored = {} if stored is None else stored
         if not isinstance(described, list) or not 2 <= len(described) <= MAX_MEMBERS or not isinstance(stored, dict):
             raise PosteriorFormatError(f"{where} should describe 2 to {MAX_MEMBERS} members of a mixture.")
-        parts: dict[str, dict[str, Tensor]] = {member_folder(number): {} for number in range(len(described))}
-        for name, tensor in tensors.items():
-            folder, _, own = name.partition("/")
-            if folder not in parts:
-                raise PosteriorFormatError(
-                    f"{where} has a tensor {shortened(repr(name))}, which belongs to none of its {len(parts)} members."
-                )
-            parts[folder][own] = tensor
+        folders, owners = map(member_folder, range(len(described))), f"none of its {len(described)} members"
+        parts = tensors_by_member(tensors, folders, owners=owners, where=where)
         if not set(stored) <= set(parts) or not set(metadata) <= {"members", "weights", STORAGE}:
             raise PosteriorFormatError(f"{where} states something of a mixture that this version does not know.")
         members = tuple(

@@ -1,9 +1,9 @@
-"""Members of a mixture of posteriors: what each of them is in memory and in the mixture's file, and what each counts."""
+"""Posteriors inside another: members of a mixture, parts of a combination. What each is in memory and in the file, and what it counts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,36 @@ def checked_weights(weights: Any, count: int) -> tuple[float, ...]:
         )
     total = math.fsum(weights)
     return tuple(map(float, weights)) if abs(total - 1) < 1e-12 else tuple(float(each) / total for each in weights)
+
+
+def describe_member(member: WeightPosterior) -> tuple[dict[str, Any], Any]:
+    """Return what a file states of a member beside its tensors: the description and the storage that `read_member` takes."""
+    metadata = dict(member.metadata())
+    storage = metadata.pop(STORAGE, None)
+    return {"kind": member.kind, "scale": member.scale, "metadata": metadata}, storage
+
+
+def tensors_by_member(
+    tensors: Mapping[str, Tensor], names: Iterable[str], *, owners: str, where: str
+) -> dict[str, dict[str, Tensor]]:
+    """Divide the tensors of a file by the first part of their names, which it takes off.
+
+    Args:
+        tensors: ``<member>/<name>``.
+        names: Of the members.
+        owners: What an error says that a tensor belongs to otherwise, such as "neither body nor head".
+        where: The file, for errors.
+
+    Raises:
+        PosteriorFormatError: A tensor belongs to no member.
+    """
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for name, tensor in tensors.items():
+        member, _, own = name.partition("/")
+        if member not in parts:
+            raise PosteriorFormatError(f"{where} has a tensor {shortened(repr(name))}, which belongs to {owners}.")
+        parts[member][own] = tensor
+    return parts
 
 
 def read_member(
