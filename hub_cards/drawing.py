@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from swag_trainer.evaluation.colours import colour_of, has_temperature
+from swag_trainer.evaluation.colours import colour_of
+from swag_trainer.evaluation.names import has_temperature, without_temperature
 
 # An opaque light card: a transparent picture would lose its dark text on a dark page, and a picture for each page needs HTML.
 BACKGROUND = "#FFFFFF"
@@ -35,7 +36,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     styles: dict[str, dict[str, Any]] = {}
     others: list[str] = []
     for method in methods:
-        base = method.removesuffix(", temperature")
+        base = without_temperature(method)
         if base not in _MARKERS and base not in others:
             others.append(base)
         marker = _MARKERS.get(base) or _OTHER_MARKERS[others.index(base) % len(_OTHER_MARKERS)]

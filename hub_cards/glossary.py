@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from swag_trainer.evaluation.names import DETECTION_METRICS, METRIC_NAMES, detection
+from swag_trainer.evaluation.names import DETECTION_METRICS, METRIC_NAMES, detection, has_temperature, without_temperature
 
 _METRICS = {
     "accuracy": "fraction of right labels",
@@ -26,7 +26,6 @@ _METHODS = {
     "SWAG": "averaged predictions of draws from the posterior",
     "MC dropout": "averaged predictions of passes with dropout",
 }
-_SCALED = ", temperature"
 
 
 def metrics_explained(metrics: Iterable[str]) -> dict[str, str]:
@@ -45,11 +44,8 @@ def methods_explained(names: Iterable[str]) -> dict[str, str]:
     """Return what the methods of a table are, by their names there; those that are not known are left out."""
     explained: dict[str, str] = {}
     for name in names:
-        meaning = _METHODS.get(name.removesuffix(_SCALED))
-        if meaning is not None:
-            explained[name] = (
-                f"the same as {name.removesuffix(_SCALED)}, its logits divided by one temperature"
-                if name.endswith(_SCALED)
-                else meaning
-            )
+        plain = without_temperature(name)
+        if plain in _METHODS:
+            scaled = f"the same as {plain}, its logits divided by one temperature"
+            explained[name] = scaled if has_temperature(name) else _METHODS[plain]
     return explained

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from swag_trainer.evaluation.names import without_temperature
+
 # Okabe and Ito's palette as far as it stands out from white by 3 : 1, which WCAG 2.2 asks of graphics; their reddish purple and the light
 # colours do not, so Paul Tol's wine red takes the fifth place.
 BLUE, ORANGE, GREEN, BLACK, WINE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#882255")
 _METHODS = {"SWAG": ORANGE, "SWA": GREEN, "MAP": BLACK, "MC dropout": WINE}
-_TEMPERATURE = ", temperature"
 
 
 def colour_of(method: str) -> str:
@@ -15,9 +16,4 @@ def colour_of(method: str) -> str:
     >>> colour_of("MAP, temperature") == colour_of("MAP")
     True
     """
-    return _METHODS.get(method.removesuffix(_TEMPERATURE), BLUE)
-
-
-def has_temperature(method: str) -> bool:
-    """Whether a method's name says that its logits are divided by a temperature that was fitted for it."""
-    return method.endswith(_TEMPERATURE)
+    return _METHODS.get(without_temperature(method), BLUE)

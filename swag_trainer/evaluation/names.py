@@ -1,4 +1,4 @@
-"""Names of metrics as tables and cards show them."""
+"""Names of metrics and methods as tables and cards show them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ DETECTION_SCORES = {
     "energy": "energy",
     "ood_score": "OOD score",
 }
+_TEMPERATURE = ", temperature"
 
 
 def detection(metric: str) -> tuple[str, str] | None:
@@ -31,3 +32,17 @@ def detection(metric: str) -> tuple[str, str] | None:
     """
     kind, _, score = metric.partition("_")
     return (kind, score) if kind in DETECTION_METRICS and score in DETECTION_SCORES else None
+
+
+def has_temperature(method: str) -> bool:
+    """Whether a method's name says that its logits are divided by a temperature that was fitted for it."""
+    return method.endswith(_TEMPERATURE)
+
+
+def without_temperature(method: str) -> str:
+    """Return the name of the method that a temperature was fitted for; that of any other method as it is.
+
+    >>> without_temperature("MAP, temperature"), without_temperature("MAP")
+    ('MAP', 'MAP')
+    """
+    return method.removesuffix(_TEMPERATURE)
