@@ -16,6 +16,7 @@ from swag_trainer.adapters.plain_lora import needs_lift
 from swag_trainer.adapters.read_back import check_loadable
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, library_versions, task_metadata
+from swag_trainer.collection.resume import steps_per_epoch
 from swag_trainer.distributed import count_processes
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.fit_record import FitRecord
@@ -142,12 +143,13 @@ class VariationalMixin(_Base):
             raise SwagError(f"{self._method.name} draws noise in every process and does not exchange it: train in one process.")
         self._weights = AdapterWeights(self.model)
         check_saved_modules(self._weights)
-        if needs_lift(self._weights.saved().config):
+        adapter = self._weights.saved()
+        if needs_lift(adapter.config):
             raise SwagError(
                 "The adapter's initialisation changed the base and cannot be repeated, so a posterior of this kind cannot be saved. "
                 "Train a plain LoRA adapter: leave out init_lora_weights."
             )
-        check_loadable(self._weights)
+        check_loadable(self._weights, adapter)
         low = [key for key, weight in self._weights.named_parameters().items() if weight.dtype != torch.float32]
         if low:
             raise SwagError(
@@ -167,7 +169,7 @@ class VariationalMixin(_Base):
             [group for group in groups if group["params"]],
             learning_rate=self.args.learning_rate,
             num_examples=self._num_examples(),
-            epoch=max(1, len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps),
+            epoch=steps_per_epoch(self.get_train_dataloader(), self.args),
         )
         return self.optimizer
 
