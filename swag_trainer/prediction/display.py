@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,6 +15,31 @@ if TYPE_CHECKING:
 # Here a `Predictive` or a `RegressionPredictive` is anything with their attributes: their module imports this one.
 _SHOWN = 10
 _UNCERTAINTIES = ("entropy", "mutual_information", "between_members", "ood_score")
+
+
+class Events(ABC):
+    """Predictions of N events, which are indexed and shown in a notebook."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """N."""
+
+    @abstractmethod
+    def select(self, events: np.ndarray) -> Self:
+        """Return some of the events, by their numbers or by a mask of shape (N,)."""
+
+    @abstractmethod
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return every event as a dictionary."""
+
+    def __getitem__(self, events: Any) -> Any:
+        """Return one event as a dictionary, or, by a slice, a mask or a list of numbers, some of them as an object of the same class."""
+        some = np.arange(len(self))[events]
+        return self.select(some[None])._rows()[0] if some.ndim == 0 else self.select(some)
+
+    def _repr_html_(self) -> str:
+        """The first events as a table, for notebooks."""
+        return html_table(repr(self), self._rows())
 
 
 def class_rows(predictive: Any) -> list[dict[str, Any]]:
@@ -75,11 +101,6 @@ def as_frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     except ImportError as error:
         raise ImportError("to_pandas() needs the package 'pandas': pip install pandas") from error
     return pandas.DataFrame(list(rows))
-
-
-def chosen(size: int, events: Any) -> np.ndarray:
-    """Return the numbers of the events that a slice, a mask or a sequence of numbers means. Shape (n,)."""
-    return np.arange(size)[events]
 
 
 def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

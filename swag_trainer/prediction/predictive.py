@@ -10,15 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swag_trainer.prediction.display import (
-    as_frame,
-    chosen,
-    class_rows,
-    class_text,
-    html_table,
-    regression_rows,
-    regression_text,
-)
+from swag_trainer.prediction.display import Events, as_frame, class_rows, class_text, regression_rows, regression_text
 from swag_trainer.prediction.monte_carlo import standard_error, weighted_mean
 from swag_trainer.tasks.base import Link
 
@@ -27,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Predictive:
+class Predictive(Events):
     """Averaged class probabilities and how uncertain they are. Entropies are in nats; all arrays are float64.
 
     N counts the events of the data: its examples, or where a task has several events in an example (the tokens of a text), all of them,
@@ -85,18 +77,13 @@ class Predictive:
         """N, the number of events."""
         return len(self.probabilities)
 
-    def __getitem__(self, events: Any) -> Any:
-        """Return one event as a dictionary, or, by a slice, a mask or a list of numbers, some of them as a `Predictive`."""
-        some = chosen(len(self), events)
-        return class_rows(self.select(some[None]))[0] if some.ndim == 0 else self.select(some)
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return every event as a dictionary, see `class_rows`."""
+        return class_rows(self)
 
     def __repr__(self) -> str:
         """Sizes and means, never arrays."""
         return class_text(self)
-
-    def _repr_html_(self) -> str:
-        """The first events as a table, for notebooks."""
-        return html_table(class_text(self), class_rows(self))
 
     def to_pandas(self, *, probabilities: bool = False) -> pandas.DataFrame:
         """Return a table with a row for each event: label, score and uncertainties.
@@ -107,7 +94,7 @@ class Predictive:
         Raises:
             ImportError: pandas is not installed.
         """
-        rows = class_rows(self)
+        rows = self._rows()
         if probabilities:
             names = self.labels or [str(index) for index in range(self.probabilities.shape[1])]
             own = ({f"p({name})": value for name, value in zip(names, each, strict=True)} for each in self.probabilities)
@@ -166,7 +153,7 @@ class Predictive:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RegressionPredictive:
+class RegressionPredictive(Events):
     """Averaged outputs of a regression model; float64.
 
     Attributes:
@@ -187,18 +174,13 @@ class RegressionPredictive:
         """N, the number of events."""
         return len(self.mean)
 
-    def __getitem__(self, events: Any) -> Any:
-        """Return one event as a dictionary, or, by a slice, a mask or a list of numbers, some of them as a `RegressionPredictive`."""
-        some = chosen(len(self), events)
-        return regression_rows(self.select(some[None]))[0] if some.ndim == 0 else self.select(some)
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return every event as a dictionary, see `regression_rows`."""
+        return regression_rows(self)
 
     def __repr__(self) -> str:
         """Sizes and means, never arrays."""
         return regression_text(self)
-
-    def _repr_html_(self) -> str:
-        """The first events as a table, for notebooks."""
-        return html_table(regression_text(self), regression_rows(self))
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a table with a row for each event: mean and standard deviation.
@@ -206,7 +188,7 @@ class RegressionPredictive:
         Raises:
             ImportError: pandas is not installed.
         """
-        return as_frame(regression_rows(self))
+        return as_frame(self._rows())
 
     @classmethod
     def from_outputs(
