@@ -8,6 +8,7 @@ from typing import TextIO
 
 from swag_trainer.cli.files import prepared_outputs, refuse_existing, require, text_of, write_files
 from swag_trainer.cli.options import CardOptions
+from swag_trainer.cli.repositories import check_repo_id
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 
@@ -36,7 +37,6 @@ def run(options: Options, out: TextIO) -> None:
     require("matplotlib", "jinja2", "markupsafe", extra="cards")
     from hub_cards import merge_card
     from hub_cards.marks import find_marked
-    from hub_cards.metadata import is_hub_id
     from swag_trainer.cli.card_parts import card_with_plots, plot_names
     from swag_trainer.evaluation.record import Measurement
 
@@ -54,10 +54,7 @@ def run(options: Options, out: TextIO) -> None:
         refuse_existing(*map(path.with_name, plot_names(results)), overwrite=options.overwrite or is_ours)
         posterior = load_posterior(options.model, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
         if options.base_model is not None:
-            if not is_hub_id(options.base_model):
-                raise SwagError(
-                    f"--base-model {options.base_model!r} is not the id of a repository on the Hub, such as user/base."
-                )
+            check_repo_id(options.base_model, "--base-model")
             posterior = posterior.with_base_model(options.base_model)
         card, plots = card_with_plots(posterior, results, repo_id=options.repo, given=options.given())
         files = {path.with_name(name): content for name, content in plots.items()}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from huggingface_hub import ModelCard, RepoCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from swag_trainer.cli.files import require, text_of
 from swag_trainer.cli.options import CardOptions
+from swag_trainer.cli.repositories import check_repo_id
 from swag_trainer.errors import SwagError
 from swag_trainer.hub import read_readme
 from swag_trainer.posterior import load_posterior
@@ -54,10 +54,7 @@ def run(options: Options, out: TextIO) -> None:
         raise SwagError(
             f"{options.model!r} is not a folder of this machine; push takes the folder that train, collect or tune wrote."
         )
-    try:
-        validate_repo_id(options.repo)
-    except HFValidationError as error:
-        raise SwagError(f"--repo {options.repo!r} is not the id of a repository on the Hub: {error}") from error
+    check_repo_id(options.repo, "--repo")
     results = None if options.results is None else Measurement.read(options.results)
     posterior = load_posterior(folder, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
     posterior = _with_published_base(posterior, options.base_model)
@@ -99,10 +96,7 @@ def _with_published_base(posterior: WeightPosterior, base_model: str | None) -> 
                 "user/base. A base of your own has to be pushed first."
             )
         return posterior
-    try:
-        validate_repo_id(base_model)
-    except HFValidationError as error:
-        raise SwagError(f"--base-model {base_model!r} is not the id of a repository on the Hub: {error}") from error
+    check_repo_id(base_model, "--base-model")
     return posterior if own == base_model else posterior.with_base_model(base_model)
 
 
