@@ -15,7 +15,7 @@ from swag_trainer.posterior.design import Design, derived_seed
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.layout import WeightLayout
-from swag_trainer.posterior.members import at_mean, describe_member, read_member, tensors_by_member
+from swag_trainer.posterior.members import MIXTURE, at_mean, describe_member, read_member, tensors_by_member
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
@@ -167,7 +167,7 @@ def _check(body: WeightPosterior, head: KroneckerPosterior) -> None:
     Raises:
         SwagError, AdapterMismatchError: It is not, and why.
     """
-    if isinstance(body, CombinedPosterior) or body.kind == "mixture":
+    if isinstance(body, CombinedPosterior) or body.kind == MIXTURE:
         raise SwagError(f"body must be a posterior with one mean and one head, got one of kind {body.kind!r}.")
     mean = body.mean
     for key, weight in head.mean.items():
