@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
     from swag_trainer.collection.variational import VariationalMixin
     from swag_trainer.fitting.fit import fit_posterior
+    from swag_trainer.fitting.point import point_posterior
     from swag_trainer.posterior import load_posterior
     from swag_trainer.posterior.base import WeightPosterior
     from swag_trainer.posterior.combined import CombinedPosterior
@@ -82,6 +83,7 @@ __all__ = [
     "as_dequantised",
     "last_complete_checkpoint",
     "load_posterior",
+    "point_posterior",
     "posterior_from_checkpoints",
     "stack",
     "to_plain_lora",
@@ -119,6 +121,7 @@ _MODULES = {
     "as_dequantised": "adapters.gguf",
     "last_complete_checkpoint": "collection.checkpoints",
     "load_posterior": "posterior",
+    "point_posterior": "fitting.point",
     "posterior_from_checkpoints": "collection.from_checkpoints",
     "stack": "calibration.stack",
     "to_plain_lora": "adapters.plain_lora",

@@ -9,18 +9,14 @@ from typing import Any, Literal, get_args
 from torch import nn
 from transformers import default_data_collator
 
-from swag_trainer.adapters.keys import active_adapter, adapted_model, base_model, parameter_names
-from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.calibration.held_out import HeldOut
-from swag_trainer.collection.model_metadata import base_metadata, check_saved_modules, library_versions, task_metadata
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.head_laplace import fit_head_laplace
 from swag_trainer.fitting.tfb import fit_tfb
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.prediction.sampler import Sampling
-from swag_trainer.tasks import task_named
 from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 FitMethod = Literal["tfb", "laplace-head"]
@@ -76,11 +72,8 @@ def fit_posterior(
     for setting, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise SwagError(f"{setting} is a number, got {shortened(repr(value))}.")
-    inner = adapted_model(model)
-    weights = AdapterWeights(model, adapter_name, keys=parameter_names(inner, adapter_name or active_adapter(inner)))
-    check_saved_modules(weights)
-    metadata = base_metadata(weights) | task_metadata(weights, problem_type=None)
-    task, config = task_named(metadata["task"]).configured(metadata["task_settings"]), base_model(inner).config
+    adapter, config = TrainedAdapter.of(model, adapter_name), base_model(adapted_model(model)).config
+    task = adapter.task
     if method == "laplace-head" and task.name != SequenceClassification.name:
         raise SwagError(
             f'method="laplace-head" is a posterior of a classification head, and a model for {task.name!r} has none: it predicts with the '
@@ -93,12 +86,5 @@ def fit_posterior(
     held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
     if len(held_out.labels) < MIN_EXAMPLES:
         raise SwagError(f"Fitting to {len(held_out.labels)} examples would fit chance; at least {MIN_EXAMPLES} are needed.")
-    saved = weights.saved()
-    record = PosteriorRecord(
-        base_model=saved.base_model,
-        versions=library_versions(),
-        **metadata,
-    )
-    adapter = TrainedAdapter(model, weights, saved, record, task)
     reading = {"batch_size": batch_size, "data_collator": data_collator, "progress": progress}
     return fit(adapter, held_out, sampling=sampling or Sampling(), **reading, **settings)

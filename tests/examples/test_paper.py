@@ -1,9 +1,13 @@
 """The paper's protocol in its small mode: a tiny random language model and 64 questions."""
 
 import json
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from swag_trainer.tasks.questions import Question
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -17,17 +21,55 @@ def paper(monkeypatch):
 
 
 @pytest.mark.parametrize("scoring", [pytest.param("letters", marks=pytest.mark.slow), "answers"])
-def test_the_small_mode_prints_the_table_and_goes_on_where_it_was(paper, scoring, tmp_path, capsys, monkeypatch):
-    # Red for: a method without its metrics, questions that are both trained on and measured, a second run that trains again.
+def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scoring, tmp_path, capsys, monkeypatch):
+    # Red for: a method without its metrics, an ensemble that is not of all seeds, a second run that trains or predicts again.
     arguments = ["--small", "--scoring", scoring, "--output", str(tmp_path), "--num-samples", "3", "--learning-rate", "1e-2"]
-    first = paper.main([*arguments, "--seeds", "0", "1"])
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [line.split(" | ")[0] for line in table[2::2]] == ["| last", "| MC dropout", "| SWA", "| SWAG"]
-    assert "nan" not in " ".join(table) and json.loads((tmp_path / "results.json").read_text())["seeds"].keys() == {"0", "1"}
-    metrics = first["seeds"][0]["SWAG"]
-    assert 0 <= metrics["accuracy"] <= 1 and metrics["NLL"] > 0 and 0 <= metrics["AUROC"] <= 1 and metrics["temperature"] == 1
-    monkeypatch.setattr(paper.ChoiceTrainer, "train", lambda self: pytest.fail("trained again"))
-    assert paper.main([*arguments, "--seeds", "0"])["seeds"][0] == first["seeds"][0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 20 questions are few to tune on
+        first = paper.main([*arguments, "--seeds", "0", "1"])
+    tables = capsys.readouterr().out.split("\n\n")[-2:]
+    rows = [[line.split(" | ")[0].removeprefix("| ") for line in each.splitlines() if line.startswith("|")] for each in tables]
+    single, ensembles = ["MAP", "MC dropout", "SWA", "SWAG"], ["ensemble", "MultiSWA", "MultiSWAG"]
+    scaled = [name for each in single for name in (each, f"{each}, T")]
+    scaled += ["SWAG, tuned", *(name for each in ensembles for name in (each, f"{each}, T"))]
+    assert [each[2:] for each in rows] == [scaled, scaled] and "nan" not in "".join(tables)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(first))
+    draws = [np.load(tmp_path / f"seed-{seed}" / "SWAG.npz")["test"] for seed in (0, 1)]
+    answers = np.array([json.loads(line)["answer"] for line in Path(first["options"]["test"]).read_text().splitlines()])
+    hits = np.concatenate(draws).mean(axis=0).argmax(axis=1) == answers
+    assert len(draws[0]) == 3 and first["results"]["MultiSWAG"][0]["test"]["accuracy"] == hits.mean()
+    assert 0 <= first["results"]["MAP"][1]["shifted"]["AUROC"] <= 1 and len(first["results"]["MAP, T"]) == 2
+    import methods
+    import training
+
+    monkeypatch.setattr(training.ChoiceTrainer, "train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(methods.MonteCarloPredictor, "predict", lambda *_, **__: pytest.fail("predicted again"))
+    again = paper.main([*arguments, "--seeds", "0", "1"])
+    assert again["results"] == first["results"]
+
+
+def test_data_sets_of_the_hub_become_questions(paper):
+    # Red for: the answer of WinoGrande counted from 1, labels of RTE in the order of the others.
+    from question_sets import HUB_SETS
+
+    examples = {
+        "wg-s": {
+            "sentence": "The cup did not fit into the box, as the _ was small.",
+            "option1": "cup",
+            "option2": "box",
+            "answer": "2",
+        },
+        "boolq": {"passage": "Ice floats.", "question": "does ice float", "answer": True},
+        "rte": {"sentence1": "A dog runs.", "sentence2": "An animal runs.", "label": 0},
+        "mrpc": {"sentence1": "A dog runs.", "sentence2": "A dog is running.", "label": 1},
+    }
+    right = {}
+    for name, example in examples.items():
+        question = Question.from_row(HUB_SETS[name].question(example), max_choices=5)
+        right[name] = question.choices[question.answer]
+    assert right == {"wg-s": "box", "boolq": "yes", "rte": "yes", "mrpc": "yes"}
+    key = {"question_stem": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
+    assert Question.from_row(HUB_SETS["obqa"].question(key), max_choices=5).answer == 1
 
 
 def test_files_are_needed_without_the_small_mode(paper, capsys):

@@ -14,11 +14,14 @@ from transformers import BertTokenizerFast, pipeline
 from swag_trainer import (
     CombinedPosterior,
     MonteCarloPredictor,
+    PointPosterior,
     PosteriorFormatError,
+    PosteriorMixture,
     Sampling,
     SwagError,
     fit_posterior,
     load_posterior,
+    point_posterior,
     tune,
 )
 from swag_trainer.adapters.weights import AdapterWeights
@@ -296,3 +299,20 @@ def test_parts_that_do_not_belong_together_are_refused(combined, tfb_at_model, l
         CombinedPosterior.from_tensors(
             tensors | {"x": torch.zeros(1)}, combined.record, combined.adapter, metadata, where="file"
         )
+
+
+def test_a_plain_adapter_becomes_a_point_and_two_of_them_an_ensemble(trained, tmp_path):
+    # Red for: weights of another moment, a scale that asks for ten equal passes, an adapter whose settings PEFT could not write.
+    model, tokenizer, rows = trained
+    point = point_posterior(model)
+    assert point.record.scale == 0 and point.is_point
+    model_weights = AdapterWeights(model)
+    assert torch.equal(point.mean_vector(), model_weights.layout.flatten(model_weights.read()))
+    point.save_pretrained(tmp_path / "one")
+    other = PointPosterior.at(1.1 * point.mean_vector(), point)
+    PosteriorMixture.of([load_posterior(tmp_path / "one"), other]).save_pretrained(tmp_path / "both")
+    ensemble = load_posterior(tmp_path / "both")
+    assert ensemble.title == "Ensemble"
+    found = MonteCarloPredictor(model, ensemble, num_samples=2, progress=False).predict(rows, return_draws=True)
+    alone = [MonteCarloPredictor(model, each, progress=False).predict(rows).probabilities for each in (point, other)]
+    np.testing.assert_allclose(found.draw_probabilities, np.stack(alone), atol=1e-6)

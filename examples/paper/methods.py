@@ -1,0 +1,91 @@
+"""Methods of the paper: what each draws from, the draws of each, and ensembles of the seeds. Probabilities are kept in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from swag_trainer import MonteCarloPredictor, Sampling, WeightPosterior, load_posterior, tune
+from swag_trainer.metrics.temperature import fit_temperature
+from swag_trainer.tasks.multiple_choice import MultipleChoice
+
+# Probabilities of each draw for the questions of each set. Shape (S, N, C).
+Draws = dict[str, np.ndarray]
+
+# Name in the table -> the training run, and how its posterior is drawn from.
+METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "MAP": ("map", {}),
+    "MC dropout": ("map", {"dropout": True}),
+    "SWA": ("swag", {"scale": 0.0}),
+    "SWAG": ("swag", {}),
+}
+TUNED = "SWAG, tuned"
+# Name in the table -> of which method it averages the runs of all seeds.
+ENSEMBLES = {"ensemble": "MAP", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}
+
+
+def predict(
+    model: nn.Module,
+    runs: Mapping[str, WeightPosterior],
+    task: MultipleChoice,
+    rows: Mapping[str, list[dict[str, Any]]],
+    folder: Path,
+    *,
+    num_samples: int,
+) -> dict[str, Draws]:
+    """Return what each method predicts for every set; "SWAG, tuned" is tuned on the set "validation".
+
+    Args:
+        model: The language model with any weights in its adapter.
+        runs: The posteriors "map" and "swag".
+        task: How questions are put and scored.
+        rows: The encoded questions of each set.
+        folder: Where the draws of each method are kept, and read again.
+        num_samples: S.
+    """
+
+    def of(posterior: WeightPosterior, **drawing: Any) -> Callable[[], Draws]:
+        def draws() -> Draws:
+            predictor = MonteCarloPredictor(model, posterior, task=task, num_samples=num_samples, **drawing)
+            return {name: predictor.predict(each, return_draws=True).draw_probabilities for name, each in rows.items()}
+
+        return draws
+
+    found = {
+        name: kept(folder / f"{name}.npz", of(runs[run], **{"temperature": 1.0, **drawing}))
+        for name, (run, drawing) in METHODS.items()
+    }
+    tuned = folder / "tuned"
+    if not (tuned / "swag_posterior.safetensors").exists():
+        tune(runs["swag"], model, rows["validation"], sampling=Sampling(num_samples=num_samples)).save_pretrained(tuned)
+    return found | {TUNED: kept(folder / f"{TUNED}.npz", of(load_posterior(tuned)))}
+
+
+def with_ensembles(seeds: Sequence[Mapping[str, Draws]]) -> dict[str, Draws]:
+    """Return the ensembles: the draws of a method in the runs of all seeds, together."""
+    return {
+        name: {split: np.concatenate([seed[member][split] for seed in seeds]) for split in seeds[0][member]}
+        for name, member in ENSEMBLES.items()
+    }
+
+
+def at_temperature(draws: Draws, labels: np.ndarray) -> tuple[Draws, float]:
+    """Return the draws at the temperature that fits the set "validation" best, and the temperature."""
+    logits = {name: np.log(np.maximum(each, np.finfo(np.float64).tiny)) for name, each in draws.items()}
+    temperature = fit_temperature(logits["validation"], labels)
+    powers = {name: np.exp(each / temperature) for name, each in logits.items()}
+    return {name: each / each.sum(axis=-1, keepdims=True) for name, each in powers.items()}, temperature
+
+
+def kept(file: Path, compute: Callable[[], Draws]) -> Draws:
+    """Return the draws in a file, computed and written first where there is none."""
+    if not file.exists():
+        part = file.with_suffix(".part.npz")
+        np.savez_compressed(part, **compute())
+        part.rename(file)
+    with np.load(file) as arrays:
+        return dict(arrays)

@@ -1,0 +1,67 @@
+"""Two trainings for each seed: one as usual (MAP), and one of the same cost that collects SWAG. Both are kept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from question_sets import Row
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+
+from swag_trainer import ChoiceSettings, MultipleChoiceMixin, SwagCallback, WeightPosterior, load_posterior, point_posterior
+
+
+class ChoiceTrainer(MultipleChoiceMixin, Trainer):
+    """The Trainer with the loss of multiple choice."""
+
+
+def new_model(seed: int, options: argparse.Namespace) -> PeftModel:
+    """Return the language model with a new LoRA adapter, which the seed decides."""
+    set_seed(seed)
+    where = {"gguf_file": options.gguf_file} if options.gguf_file else {}
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype), **where)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules=options.target_modules)
+    return get_peft_model(base, lora)
+
+
+def tokenizer_of(options: argparse.Namespace) -> PreTrainedTokenizerBase:
+    """Return the language model's tokenizer."""
+    where = {"gguf_file": options.gguf_file} if options.gguf_file else {}
+    return AutoTokenizer.from_pretrained(options.model, **where)
+
+
+def trained(kind: str, questions: list[Row], folder: Path, *, seed: int, options: argparse.Namespace) -> WeightPosterior:
+    """Return the posterior of a training run, which an earlier command may have left in the folder.
+
+    Args:
+        kind: "map" for the last weights of a plain run, "swag" for the posterior of one that collects.
+        questions: To train on.
+        folder: Where it is saved. What is returned is what was saved.
+        seed: Of the adapter's beginning and of the order of the questions.
+        options: Of the command.
+    """
+    if not (folder / "swag_posterior.safetensors").exists():
+        swag = SwagCallback()
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            save_strategy="no",
+            report_to=[],
+            seed=seed,
+        )
+        trainer = ChoiceTrainer(
+            model=new_model(seed, options),
+            args=arguments,
+            train_dataset=questions,
+            processing_class=tokenizer_of(options),
+            choice_settings=ChoiceSettings(scoring=options.scoring),
+            callbacks=[swag] if kind == "swag" else [],
+        )
+        trainer.train()
+        posterior = swag.posterior if kind == "swag" else point_posterior(trainer.model)
+        posterior.save_pretrained(folder)
+    return load_posterior(folder)
