@@ -14,7 +14,7 @@ from torch import Tensor
 
 from study.distillation import distil
 from study.tasks import TaskData
-from study.training import Trajectory, build_model
+from study.training import LEARNING_RATE, Trajectory, build_model
 from swag_trainer import Evenly
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.schedule import collection_steps
@@ -71,13 +71,23 @@ class Run:
         base: The base model.
         steps: Optimizer steps of the run.
         seed: Of the draws and masks.
-        frozen_layers: As in training.
+        frozen_layers, learning_rate: As in training.
     """
 
-    def __init__(self, folder: Path, data: TaskData, base: Path | str, *, steps: int, seed: int, frozen_layers: int) -> None:
-        self.folder, self.data, self.steps, self.seed = folder, data, steps, seed
+    def __init__(
+        self,
+        folder: Path,
+        data: TaskData,
+        base: Path | str,
+        *,
+        steps: int,
+        seed: int,
+        frozen_layers: int,
+        learning_rate: float = LEARNING_RATE,
+    ) -> None:
+        self.folder, self.data, self.base, self.steps, self.seed = folder, data, base, steps, seed
+        self.frozen_layers, self.learning_rate = frozen_layers, learning_rate
         self.fitted: dict[tuple[Draw, float], tuple[float, float]] = {}
-        self._model_of = (base, frozen_layers)
 
     @cached_property
     def weights(self) -> AdapterWeights:
@@ -92,8 +102,7 @@ class Run:
 
     def new_weights(self) -> AdapterWeights:
         """Return the weights of a new model, as training begins with them."""
-        base, frozen_layers = self._model_of
-        model = build_model(base, self.data.num_labels, seed=self.seed, frozen_layers=frozen_layers)
+        model = build_model(self.base, self.data.num_labels, seed=self.seed, frozen_layers=self.frozen_layers)
         return AdapterWeights(model.eval())
 
     def trajectory(self, schedule: str) -> Trajectory:

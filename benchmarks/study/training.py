@@ -30,6 +30,7 @@ WARMUP = 0.06
 KEPT = 100
 EVALUATIONS = 20
 BATCH_SIZE = 16
+LEARNING_RATE = 5e-3
 
 
 def _decay(step: int, steps: int) -> float:
