@@ -273,7 +273,7 @@ values = st.recursive(words | st.integers() | st.booleans(), lambda inner: st.li
 keys = st.text("abcdefghij_-", min_size=1, max_size=10).filter(lambda key: key.isidentifier())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.dictionaries(keys, values, max_size=4), texts, texts)
 def test_whatever_stands_around_the_marks_is_kept_to_the_letter(metadata, above, below):
     # Red for: stripping, a replacement text read as a pattern (\\1), metadata re-typed ("no" -> false).

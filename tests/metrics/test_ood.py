@@ -72,7 +72,7 @@ def test_a_share_that_is_a_whole_number_of_rows_is_not_rounded_up():
 SCORES = arrays(np.float64, st.integers(1, 30), elements=st.integers(-4, 4).map(float))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SCORES, SCORES)
 def test_the_area_is_turned_round_with_the_classes_and_blind_to_the_unit(id_scores, ood_scores):
     # Red for: ties given to one side.
