@@ -55,6 +55,9 @@ class Folders:
         self.allowance = 3 * max(map(len, self.files.values()))
         self.expected = self._predicted(place.honest["swag"])
 
+    def read_honest(self) -> None:
+        self._predicted(self.place.honest["swag"])
+
     def run(self, rng: random.Random) -> str:
         names = rng.choices(list(self._FILES), list(self._FILES.values()), k=rng.choice([1, 1, 1, 2]))
         files = dict(self.files)
@@ -107,7 +110,9 @@ class Checkpoints:
             for path in sorted(self.run_folder.glob("checkpoint-*/*"))
         }
         self.allowance = 3 * max(map(len, self.files.values()))
-        self.honest = posterior_from_checkpoints(self.run_folder)
+
+    def read_honest(self) -> None:
+        posterior_from_checkpoints(self.run_folder)
 
     def run(self, rng: random.Random) -> str:
         name = rng.choice(sorted(name for name in self.files if not name.endswith("training_args.bin")))

@@ -52,7 +52,7 @@ def main() -> int:
             outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
             print(
                 f"{name}: {arguments.count} cases in {time.monotonic() - started:.0f} s: {outcomes}; slowest {report.slowest:.2f} s, most "
-                f"memory {report.largest / 2**20:.1f} MiB above the idle process ({target.allowance / 2**20 + 100:.1f} allowed)",
+                f"memory {report.largest / 2**20:.1f} MiB above an honest case ({target.allowance / 2**20 + 100:.1f} allowed)",
                 flush=True,
             )
     return 1 if wrong else 0

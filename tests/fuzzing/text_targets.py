@@ -40,6 +40,9 @@ class Cards:
         self.text = place.contents["swag"]["README.md"].decode()
         self.allowance = 3 * len(self.text)
 
+    def read_honest(self) -> None:
+        merge_card(self.card, self.text)
+
     def run(self, rng: random.Random) -> str:
         import yaml
 
@@ -90,6 +93,11 @@ class TextData:
             "data.json": json.dumps(objects).encode(),
             "data.parquet": b"PAR1" + bytes(40) + b"PAR1",
         }
+
+    def read_honest(self) -> None:
+        for name, data in self.honest.items():
+            for read in self._readers(str(self.place.fresh("data", {name: data})), random.Random(0)):
+                self._read(read, data)
 
     def run(self, rng: random.Random) -> str:
         name = rng.choice(list(self.honest))
@@ -157,9 +165,15 @@ class Options:
             "steps": 400,
             "learning_rate": 1e-4,
             "snapshots": 8,
-            "labels": ["a", "b"],
+            "target_modules": ["query", "value"],
             "overwrite": True,
         }
+
+    def read_honest(self) -> None:
+        import yaml
+
+        path = self.place.fresh("options", {"options.yaml": yaml.safe_dump(self.settings).encode()}) / "options.yaml"
+        parse_options(TrainOptions, [str(path)], command="train", description=None)
 
     def run(self, rng: random.Random) -> str:
         import yaml
@@ -182,8 +196,8 @@ class Options:
             ]
             odd += [
                 "steps: 0o17",
-                "labels: !!set {a}",
-                "labels: !!binary x",
+                "target_modules: !!set {a}",
+                "target_modules: !!binary x",
                 "!!python/name:os.system ''",
                 "\t",
                 "steps: " + "9" * 5000,
@@ -220,6 +234,10 @@ class Results:
         self.place = place
         self.document = json.loads(_measured().to_json())
         self.posterior = place.posteriors["swag"]
+
+    def read_honest(self) -> None:
+        path = self.place.fresh("results", {"results.json": json.dumps(self.document).encode()}) / "results.json"
+        build_card(self.posterior, Measurement.read(path).to_card(), repo_id="user/fuzzed")
 
     def run(self, rng: random.Random) -> str:
         honest = json.dumps(self.document).encode()
