@@ -20,16 +20,23 @@ _LONGEST_PAUSE = 60.0  # seconds
 _Result = TypeVar("_Result")
 
 
-def retried(call: Callable[[], _Result]) -> _Result:
-    """Return the result of a request that changes nothing if it is made twice; one that fails for a while is made again."""
+def retried(call: Callable[[], _Result], *, also: tuple[type[Exception], ...] = ()) -> _Result:
+    """Return the result of a request that changes nothing if it is made twice; one that fails for a while is made again.
+
+    Args:
+        call: Makes the request.
+        also: Errors of a library that does not say which reply of the Hub they come from: after those it is made again too.
+    """
     failures = 0
     while True:
         try:
             return call()
-        except (HTTPError, LocalEntryNotFoundError, RevisionResolutionError) as error:
+        except (HTTPError, LocalEntryNotFoundError, RevisionResolutionError, *also) as error:
             failures += 1
             # What cannot be found in the cache either has the Hub's own error as its cause.
             pause = pause_after(error, failures) or pause_after(error.__cause__, failures)
+            if pause is None and isinstance(error, also) and status_of(error) is None:
+                pause = _growing(failures)
             if pause is None or failures == ATTEMPTS:
                 raise
             time.sleep(pause)
@@ -37,11 +44,15 @@ def retried(call: Callable[[], _Result]) -> _Result:
 
 def pause_after(error: BaseException | None, failures: int) -> float | None:
     """Return for how many seconds to wait before another attempt, which the Hub may say; None where one is of no use."""
-    growing = 0.5 * 2 ** (failures - 1)
+    growing = _growing(failures)
     if isinstance(error, HfHubHTTPError) and status_of(error) in _TRANSIENT:
         asked = _seconds(error.response.headers.get("retry-after"))
         return min(growing if asked is None else asked, _LONGEST_PAUSE)
     return growing if type(error).__name__ in DROPPED else None
+
+
+def _growing(failures: int) -> float:
+    return 0.5 * 2 ** (failures - 1)
 
 
 def _seconds(retry_after: str | None) -> float | None:

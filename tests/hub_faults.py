@@ -31,6 +31,7 @@ from typing import Any
 
 TESTS = Path(__file__).parent
 TITLE = "Ours"
+_TEXTS = "datasets/user/texts"
 PAUSE = 0.6  # seconds of a slow reply, and more than the clients' limit for downloads in these trials
 _STATUSES: dict[str, tuple[int, dict[str, str]]] = {
     "401": (401, {"X-Error-Code": "RepoNotFound"}),
@@ -65,6 +66,7 @@ class Operation:
         prepare: Makes the repository what it is to be before each trial.
         accepted: The results that are right.
         branch: That it commits to.
+        fills_cache: Whether ``prepare`` fills the cache.
     """
 
     run: Callable[[], Any]
@@ -73,6 +75,12 @@ class Operation:
     prepare: Callable[[], None] = lambda: None
     accepted: set[Any] = field(default_factory=set)
     branch: str = "main"
+    fills_cache: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether it only reads, and with a cache that is empty at first."""
+        return not self.is_push and not self.fills_cache
 
 
 class Trials:
@@ -86,11 +94,15 @@ class Trials:
 
     def __init__(self, hub: Any, place: Path, names: list[str] | None = None) -> None:
         sys.path[:0] = [str(TESTS), str(TESTS / "fuzzing")]
+        import datasets
         from honest import posteriors, save, save_base
         from huggingface_hub import HfApi, constants
 
         constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = PAUSE / 2
         self.hub, self.place, self.cache = hub.hub, place, Path(constants.HF_HUB_CACHE)
+        self.datasets = Path(datasets.config.HF_DATASETS_CACHE)
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # by a request to another server
+        self.moves: dict[str, tuple[str, str]] = {}
         self.token, self.hub.pause = os.environ["HF_TOKEN"], PAUSE
         base = save_base(place / "base")
         HfApi().create_repo("user/faulty-base", exist_ok=True)
@@ -104,14 +116,14 @@ class Trials:
         operations = self._operations(save(self.second, place / "second", "swag", base))
         self.operations = {name: each for name, each in operations.items() if names is None or name in names}
         for operation in self.operations.values():
-            operation.prepare()
             self._clear_cache()
+            operation.prepare()
             operation.accepted.add(operation.run())
             if operation.repo in self.moves:
                 self._move(operation)
                 self._clear_cache()
                 operation.accepted.add(operation.run())
-                self.hub.repos[operation.repo].branches["main"] = self.moves[operation.repo][0]
+                self._move_back()
 
     def _operations(self, second: Path) -> dict[str, Operation]:
         from huggingface_hub import HfApi
@@ -120,11 +132,16 @@ class Trials:
         from hub_cards import build_card, publish_card
         from swag_trainer import load_posterior, posterior_from_checkpoints
         from swag_trainer.cli.main import main
+        from swag_trainer.cli.text_data import read_text
+        from swag_trainer.cli.train import Options as TrainOptions
 
         api = HfApi()
         api.create_repo("user/pulled", exist_ok=True)
         commits = [api.upload_folder(repo_id="user/pulled", folder_path=folder).oid for folder in (second, self.folder)]
-        self.moves = {"user/pulled": (commits[1], commits[0])}
+        self.moves["user/pulled"] = (commits[1], commits[0])
+        api.create_repo("user/texts", repo_type="dataset", exist_ok=True)
+        stale, *commits_of_texts = (self._commit_texts(number) for number in range(3))
+        self.moves[_TEXTS] = (commits_of_texts[1], commits_of_texts[0])
         card = build_card(self.first, repo_id="user/card")
 
         def command(*argv: str) -> Any:
@@ -141,6 +158,15 @@ class Trials:
                     api.upload_file(path_or_fileobj=readme.encode(), path_in_repo="README.md", repo_id=repo)
 
             return prepare
+
+        def texts() -> Any:
+            read = read_text(TrainOptions(model="x", dataset="user/texts", output="x"), "train")
+            return read.revision, *read.texts, *read.labels
+
+        def with_a_stale_cache() -> None:
+            self.hub.repos[_TEXTS].branches["main"] = stale
+            texts()
+            self._move_back()
 
         def predicted() -> Any:
             classify = pipeline("swag-text-classification", model="user/pulled", device="cpu", num_samples=2)
@@ -167,6 +193,12 @@ class Trials:
             ),
             "load_posterior": Operation(lambda: load_posterior("user/pulled").digest, "user/pulled"),
             "pipeline": Operation(predicted, "user/pulled"),
+            "swag-trainer predict": Operation(
+                lambda: command("predict", "user/pulled", "good film", "bad", "--num-samples", "2", "--device", "cpu"),
+                "user/pulled",
+            ),
+            "data set": Operation(texts, _TEXTS),
+            "data set, another commit in the cache": Operation(texts, _TEXTS, prepare=with_a_stale_cache, fills_cache=True),
             "swag-trainer inspect": Operation(lambda: command("inspect", "user/pulled"), "user/pulled"),
             "checkpoints": Operation(
                 lambda: posterior_from_checkpoints("user/pulled", revisions=commits).digest, "user/pulled"
@@ -210,14 +242,14 @@ class Trials:
             problem = "another result"
         elif operation.is_push:
             problem = self._wrong_commits(operation, error)
-        if "user/pulled" in self.hub.repos:
-            self.hub.repos["user/pulled"].branches["main"] = self.moves["user/pulled"][0]
+        self._move_back()
         if problem is not None:
             return f"WRONG: {problem}"
         return "refused" if error is not None else "retried" if len(asked) > expected else "passed"
 
     def run_with_cache(self, name: str, state: str) -> str:
         """Load with a cache in some state; return "passed", "refused" or "WRONG: ..."."""
+        import datasets
         from huggingface_hub import constants
 
         from swag_trainer import SwagError
@@ -228,11 +260,12 @@ class Trials:
             operation.run()
             self.hub.log.clear()
         if state == "not to be written":
+            self._clear_cache()
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             self.cache.write_text("a file where the folder should be: root, who may run this, can write into every folder")
         if state == "full":
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, files[1]))
-        constants.HF_HUB_OFFLINE = state.startswith("offline")
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = state.startswith("offline")
         try:
             result, error = operation.run(), None
         except (SwagError, CommandFailedError) as caught:
@@ -240,7 +273,7 @@ class Trials:
         except Exception as caught:
             return f"WRONG: {type(caught).__name__}: {str(caught)[:200]}"
         finally:
-            constants.HF_HUB_OFFLINE = False
+            constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = False
             resource.setrlimit(resource.RLIMIT_FSIZE, files)
             self.cache.unlink() if self.cache.is_file() else None
         if "--debug shows" in str(error) or (error is None and result not in operation.accepted):
@@ -294,6 +327,23 @@ class Trials:
             parent = repo.branches[operation.branch]
             repo.commit(operation.branch, {}, "Theirs", repo.commits[parent]["files"], parent=parent)
 
+    def _move_back(self) -> None:
+        for repo, (commit, _) in self.moves.items():
+            self.hub.repos[repo].branches["main"] = commit
+
+    def _commit_texts(self, number: int) -> str:
+        """Commit other texts to the data set, whose card says where the training split lies."""
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        rows = "".join(f'{{"text": "film {number} {row}", "label": "{row % 2}"}}\n' for row in range(40))
+        files = {
+            "README.md": "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/one.jsonl\n---\n",
+            "data/one.jsonl": rows,
+            "data/two.jsonl": '{"text": "not of the split", "label": "0"}\n',
+        }
+        operations = [CommitOperationAdd(name, content.encode()) for name, content in files.items()]
+        return HfApi().create_commit("user/texts", operations, commit_message=TITLE, repo_type="dataset").oid
+
     def _begin(self, operation: Operation) -> None:
         if operation.is_push:
             self.hub.repos.pop(operation.repo, None)
@@ -302,7 +352,11 @@ class Trials:
         operation.prepare()
 
     def _clear_cache(self) -> None:
-        shutil.rmtree(self.cache, ignore_errors=True)
+        from huggingface_hub import HfFileSystem
+
+        for cache in (self.cache, self.datasets):
+            shutil.rmtree(cache, ignore_errors=True)
+        HfFileSystem.clear_instance_cache()
 
 
 class CommandFailedError(Exception):
@@ -375,7 +429,7 @@ def table(trials: Trials, names: list[str], faults: list[str], show: Callable[[s
             cells.append(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
         show(f"| {fault} | " + " | ".join(cells) + " |")
     for state in CACHES:
-        found = {name: "" if trials.operations[name].is_push else trials.run_with_cache(name, state) for name in names}
+        found = {name: trials.run_with_cache(name, state) if trials.operations[name].reads else "" for name in names}
         wrong += [f"{name}, cache {state}: {outcome}" for name, outcome in found.items() if outcome.startswith("WRONG")]
         show(f"| cache: {state} | " + " | ".join(outcome.partition(":")[0] for outcome in found.values()) + " |")
     show(

@@ -190,10 +190,10 @@ def make_handler(hub: Hub):
 
         def _repo(self, id, write=False):
             user, repo = self._user(), hub.repos.get(id)
-            if repo is None or (repo.private and user != id.split("/")[0]):
+            if repo is None or (repo.private and user != id.split("/")[-2]):
                 self._err(401 if user is None else 404, "RepoNotFound", "Repository not found", head=self.command == "HEAD")
                 return None
-            if write and user != id.split("/")[0]:
+            if write and user != id.split("/")[-2]:
                 self._err(403 if user else 401, "Forbidden", "You don't have write access")
                 return None
             return repo
@@ -220,13 +220,14 @@ def make_handler(hub: Hub):
             if user is None:
                 return self._err(401, "Unauthorized", "Invalid username or password.")
             ns = p.get("organization") or user
-            rid = f"{ns}/{p['name']}"
+            kind = "datasets/" if p.get("type") == "dataset" else ""
+            rid = f"{kind}{ns}/{p['name']}"
             if ns != user:
                 return self._err(403, "Forbidden", "You don't have the rights to create a model under this namespace")
             if rid in hub.repos:
                 return self._json({"error": "You already created this model repo", "url": f"{self.base}/{rid}"}, 409)
             hub.repos[rid] = Repo(rid, private=p.get("visibility") == "private" or bool(p.get("private")))
-            self._json({"url": f"{self.base}/{rid}", "name": rid, "id": rid})
+            self._json({"url": f"{self.base}/{rid}", "name": rid, "id": rid.removeprefix("datasets/")})
 
         def delete(self, q, body):
             p, user = json.loads(body), self._user()
@@ -370,9 +371,9 @@ def make_handler(hub: Hub):
                 card = (yaml.safe_load(m.group(1)) if m else {}) or {}
             d = {
                 "_id": "0",
-                "id": id,
+                "id": id.removeprefix("datasets/"),
                 "modelId": id,
-                "author": id.split("/")[0],
+                "author": id.split("/")[-2],
                 "sha": sha,
                 "lastModified": "2026-01-01T00:00:00.000Z",
                 "createdAt": "2026-01-01T00:00:00.000Z",
@@ -543,27 +544,29 @@ def make_handler(hub: Hub):
                 200, data, {**headers, "Accept-Ranges": "bytes"}, head=self.command == "HEAD", ctype="application/octet-stream"
             )
 
+    # A repository of a data set has the key "datasets/user/name", here as in its addresses.
     H = Handler
-    ID = r"(?P<id>[\w.\-]+/[\w.\-]+)"
+    ID = r"(?P<id>(?:datasets/)?[\w.\-]+/[\w.\-]+)"
+    ID_OF_ANY = rf"(?:models/)?{ID}"
     ROUTES = [
         ("GET", r"/api/whoami-v2", H.whoami),
         ("POST", r"/api/repos/create", H.create),
         ("DELETE", r"/api/repos/delete", H.delete),
         ("POST", r"/api/validate-yaml", H.validate_yaml),
-        ("POST", rf"/api/models/{ID}/preupload/(?P<rev>[^/]+)", H.preupload),
+        ("POST", rf"/api/{ID_OF_ANY}/preupload/(?P<rev>[^/]+)", H.preupload),
         ("POST", rf"/{ID[:-1]}?)\.git/info/lfs/objects/batch", H.lfs_batch),
         ("POST", rf"/{ID[:-1]}?)\.git/info/lfs/objects/verify", H.lfs_verify),
         ("PUT", r"/_lfs/(?P<oid>[0-9a-f]{64})", H.lfs_put),
         ("GET", r"/_lfs/(?P<oid>[0-9a-f]{64})", H.lfs_get),
-        ("POST", rf"/api/models/{ID}/commit/(?P<rev>[^/]+)", H.commit),
-        ("GET", rf"/api/models/{ID}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", H.tree),
-        ("POST", rf"/api/models/{ID}/paths-info/(?P<rev>[^/]+)", H.paths_info),
-        ("GET", rf"/api/models/{ID}/refs", H.refs),
-        ("GET", rf"/api/models/{ID}/commits/(?P<rev>[^/]+)", H.commits),
-        ("POST", rf"/api/models/{ID}/branch/(?P<name>[^/]+)", H.branch),
-        ("POST", rf"/api/models/{ID}/tag/(?P<rev>[^/]+)", H.tag),
-        ("GET", rf"/api/models/{ID}/revision/(?P<rev>[^/]+)", H.info),
-        ("GET", rf"/api/models/{ID}", H.info),
+        ("POST", rf"/api/{ID_OF_ANY}/commit/(?P<rev>[^/]+)", H.commit),
+        ("GET", rf"/api/{ID_OF_ANY}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", H.tree),
+        ("POST", rf"/api/{ID_OF_ANY}/paths-info/(?P<rev>[^/]+)", H.paths_info),
+        ("GET", rf"/api/{ID_OF_ANY}/refs", H.refs),
+        ("GET", rf"/api/{ID_OF_ANY}/commits/(?P<rev>[^/]+)", H.commits),
+        ("POST", rf"/api/{ID_OF_ANY}/branch/(?P<name>[^/]+)", H.branch),
+        ("POST", rf"/api/{ID_OF_ANY}/tag/(?P<rev>[^/]+)", H.tag),
+        ("GET", rf"/api/{ID_OF_ANY}/revision/(?P<rev>[^/]+)", H.info),
+        ("GET", rf"/api/{ID_OF_ANY}", H.info),
         ("GET", rf"/{ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", H.resolve),
     ]
     return Handler

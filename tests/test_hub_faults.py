@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hub_faults import Trials
 
+STALE = "data set, another commit in the cache"
 ROOT = Path(__file__).parents[1]
 
 
@@ -16,7 +17,7 @@ def trials(hub, tmp_path_factory):
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT
-    yield Trials(hub, tmp_path_factory.mktemp("trials"), ["push", "card", "load_posterior"])
+    yield Trials(hub, tmp_path_factory.mktemp("trials"), ["push", "card", "load_posterior", STALE])
     constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT = before
 
 
@@ -28,6 +29,14 @@ def test_a_fault_at_any_request_is_retried_or_refused_and_never_makes_two_commit
     outcomes = [trials.run(name, fault, number, len(asked)) for number in range(len(asked))]
     assert set(outcomes) <= {"passed", "retried", "refused"}, outcomes
     assert len(outcomes) > 3 and set(outcomes) != {"refused"}
+
+
+def test_a_data_set_that_cannot_be_loaded_is_not_replaced_by_another_commit_of_the_cache(trials):
+    # Red for: the commit of the cache, which datasets falls back on, under the id of the one that was asked for; no second attempt.
+    asked = trials.requests_of(STALE)
+    listing = next(number for number, (_, path) in enumerate(asked) if "/tree/" in path)
+    assert trials.run(STALE, "503 always", listing, len(asked)) == "refused"
+    assert trials.run(STALE, "404 once", listing, len(asked)) == "retried"
 
 
 @pytest.mark.slow

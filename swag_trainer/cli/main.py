@@ -1,6 +1,6 @@
 """Entry point of the command line: finds the command, runs it, and turns errors into one message and an exit code.
 
-Exit codes: 0 success; 1 the command failed; 2 the command line is wrong; 130 interrupted.
+Exit codes: 0 success; 1 the command failed; 2 the command line is wrong; 130 interrupted; 141 the reader of the output left, as `head` does.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-FINE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+FINE, FAILED, WRONG_USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
 
 # The modules are imported when their command is asked for: this list is all that --help needs.
 COMMANDS = {
@@ -34,6 +35,49 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; ``argv`` is the command line without the program's name."""
+    try:
+        code = _dispatch(argv)
+    except BrokenPipeError:  # of standard error
+        code = OUTPUT_CLOSED
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = OUTPUT_CLOSED
+            # The interpreter flushes again when it exits, and reports what fails then.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    return code
+
+
+class _OutputClosedError(Exception):
+    """The reader of standard output has left."""
+
+
+class _Results:
+    """Standard output, whose broken pipe is told from that of a connection."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_closed(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._unless_closed(self._stream.flush)
+
+    @staticmethod
+    def _unless_closed(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except BrokenPipeError as error:
+            raise _OutputClosedError from error
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         (sys.stdout if arguments else sys.stderr).write(_overview())
@@ -61,7 +105,7 @@ def _overview() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    results, debug = sys.stdout, "--debug" in arguments
+    results, debug = _Results(sys.stdout), "--debug" in arguments
     try:
         # Standard output is for results: what libraries print while they work goes where the progress bars are.
         with contextlib.redirect_stdout(sys.stderr):
@@ -77,6 +121,8 @@ def _run(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"\n{_interruption(stop, name, arguments)}\n")
         return INTERRUPTED
+    except _OutputClosedError:
+        return OUTPUT_CLOSED
     except Exception as error:  # outermost frame: every error becomes a message, none is repaired
         if debug:
             traceback.print_exc()

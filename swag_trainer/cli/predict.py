@@ -21,6 +21,8 @@ from swag_trainer.cli.prediction_journal import PARTIAL_SUFFIX, PredictionJourna
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.evaluation.identity import identity
+from swag_trainer.posterior import load_posterior
+from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions
 
 # Keys of a prediction: a column of the input that is called so gets the prefix "input_".
@@ -118,14 +120,16 @@ def run(options: Options, out: TextIO) -> None:
     )
     examples = _Examples(source)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite or is_begun):
-        classifier = load_classifier(options, device=options.device)
-        classifier([], **asked)  # refuses what cannot be done before the first text
+        posterior = load_posterior(
+            options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
+        )
         if options.output is None:
+            classifier = _classifier(options, posterior, asked)
             for records in _predictions(classifier, examples, asked, options.batch_size):
                 out.write(as_json_lines(records))
                 out.flush()
         else:
-            _predict_into_file(options, classifier, examples, asked)
+            classifier = _predict_into_file(options, posterior, examples, asked)
         if classifier.num_truncated:
             limit = longest_input(classifier.tokenizer, classifier.model)
             warnings.warn(f"{classifier.num_truncated} texts have more than {limit} tokens and were truncated.", stacklevel=2)
@@ -181,18 +185,30 @@ def _check_output(options: Options) -> None:
         require("pyarrow.parquet")
 
 
-def _predict_into_file(options: Options, classifier: Any, examples: _Examples, asked: dict[str, Any]) -> None:
-    """Predict into a journal, and put the predictions into the file when all are there."""
+def _classifier(options: Options, posterior: WeightPosterior, asked: dict[str, Any]) -> Any:
+    """Load the classifier, and refuse what cannot be done before the first text."""
+    classifier = load_classifier(options, posterior=posterior, device=options.device)
+    classifier([], **asked)
+    return classifier
+
+
+def _predict_into_file(options: Options, posterior: WeightPosterior, examples: _Examples, asked: dict[str, Any]) -> Any:
+    """Predict into a journal, put the predictions into the file when all are there, and return the classifier.
+
+    The journal is checked before the model is loaded, which may take minutes.
+    """
     assert options.output is not None
     settings = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in _NOT_OF_THE_PREDICTIONS}
-    settings["posterior"] = identity(classifier.posterior)
+    settings["posterior"] = identity(posterior)
     journal = PredictionJournal(options.output, settings, resume=options.resume, overwrite=options.overwrite)
     with journal.kept():
         _skip_predicted(journal, examples)
+        classifier = _classifier(options, posterior, asked)
         for records in _predictions(classifier, examples, asked, options.batch_size, done=journal.count):
             journal.append(records)
         write_files({options.output: FORMATS[Path(options.output).suffix](list(journal.records()))})
     journal.delete()
+    return classifier
 
 
 def _skip_predicted(journal: PredictionJournal, examples: _Examples) -> None:

@@ -13,7 +13,9 @@ _WIDTH_OF_A_FILE = 100
 def show(table: Any, out: TextIO) -> None:
     """Print a rich table; into a file or a pipe, which has no width, with at most 100 columns."""
     console = require("rich.console").Console(file=out, width=None if out.isatty() else _WIDTH_OF_A_FILE)
-    console.print(table)
+    with console.capture() as shown:  # written here, as rich ends the process where the reader of a pipe has left
+        console.print(table)
+    out.write(shown.get())
 
 
 def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Any:

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from swag_trainer.cli.files import require
-from swag_trainer.cli.paths import neighbour_hint
+from swag_trainer.cli.hub_datasets import load_splits
 from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines, read_records
 from swag_trainer.errors import SwagError
 
@@ -111,36 +110,14 @@ def _of_record(file: Path, record: Record, columns: Columns, needs_labels: bool)
 
 
 def _of_hub(source: str, columns: Columns, needs_labels: bool) -> tuple[dict[str, Iterable[Example]], str | None]:
-    datasets = require("datasets")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
-
     name, _, config = source.partition(":")
-    try:
-        revision = HfApi().dataset_info(name).sha
-    except OfflineModeIsEnabled:
-        revision = None  # from the cache, whose commit is not known
-    except HFValidationError as error:
-        raise SwagError(f"{source!r} is neither a file or folder that exists nor the name of a data set on the Hub.") from error
-    except (HTTPError, OSError) as error:
-        raise SwagError(_not_loaded(name, error)) from error
-    try:
-        loaded = datasets.load_dataset(name, config or None, revision=revision)
-    except (HTTPError, OSError) as error:
-        raise SwagError(_not_loaded(name, error)) from error
+    loaded, revision = load_splits(name, config or None)
     splits: dict[str, Iterable[Example]] = {}
     for split, dataset in loaded.items():
         key = SPLIT_NAMES.get(split, split)
         rows = _HubRows(dataset, columns, needs_labels, f"the split {split!r} of {source!r}")
         splits[key] = [*splits[key], *rows] if key in splits else rows
     return splits, revision
-
-
-def _not_loaded(name: str, error: Exception) -> str:
-    return (
-        f"There is no file or folder {name!r} here, and a data set of that name cannot be loaded from the Hub.{neighbour_hint(name)} "
-        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_a_data_set_of_the_hub_is_read_at_the_commit_that_is_recorded(monkeypatc
         for name in ("train", "validation", "test")
     }
     asked = []
-    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40))
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40, siblings=[]))
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or datasets.DatasetDict(splits)
     )
@@ -249,7 +249,7 @@ def test_examples_without_label_are_left_out_and_counted(tmp_path, monkeypatch):
         "test": datasets.Dataset.from_dict({"text": list("de"), "label": [-1, -1]}, features=features),
         "validation": datasets.Dataset.from_dict({"text": ["f"], "label": [1]}, features=features),
     }
-    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40))
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40, siblings=[]))
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: datasets.DatasetDict(splits))
     with pytest.warns(UserWarning, match="2 of 3 examples .*example 2 of the split 'train'"):
         assert read_text(options("user/data"), "train").labels == ["pay"]

@@ -13,6 +13,7 @@ import pytest
 from command_line import DEMO, trained_folder
 from huggingface_hub import HfApi
 
+from swag_trainer.cli import predict
 from swag_trainer.cli.main import main
 from swag_trainer.cli.prediction_journal import PredictionJournal
 
@@ -62,7 +63,8 @@ def test_texts_come_from_standard_input(arguments, model, monkeypatch, capsys):
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_an_interrupted_command_goes_on_where_it_stopped(form, model, tickets, tmp_path, monkeypatch, capsys):
-    # Red for: hours of predictions gone with Ctrl-C, texts that are predicted twice, half a line taken for a prediction.
+    # Red for: hours of predictions gone with Ctrl-C, texts that are predicted twice, half a line taken for a prediction, a model that is
+    # loaded before --resume is refused.
     command = ["predict", model, "--file", tickets, "--batch-size", "2", "--num-samples", "2"]
     whole, path = tmp_path / f"whole.{form}", tmp_path / f"cut off.{form}"
     assert main([*command, "--output", str(whole)]) == 0
@@ -84,6 +86,8 @@ def test_an_interrupted_command_goes_on_where_it_stopped(form, model, tickets, t
     with open(partial, "a") as file:
         file.write('{"line": 6, "text": "where is par')
 
+    load_classifier = predict.load_classifier
+    monkeypatch.setattr(predict, "load_classifier", None)
     for more, words in (
         ([], "--resume goes on with them"),
         (["--resume", "--seed", "5"], "were made with seed None, and are to go on with 5"),
@@ -96,6 +100,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(form, model, tickets, t
     assert "is not the text in line 3 of" in capsys.readouterr().err
     Path(tickets).write_text(table)
 
+    monkeypatch.setattr(predict, "load_classifier", load_classifier)
     del appended[:]
     assert main(resuming) == 0
     assert path.read_bytes() == whole.read_bytes() and not partial.exists()

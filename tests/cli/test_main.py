@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -66,6 +67,29 @@ def test_an_error_is_one_message_without_a_traceback_unless_debug_is_asked_for(e
     assert capsys.readouterr().err == message
     assert main(["inspect", "folder", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_whose_reader_leaves_ends_quietly_as_unix_tools_do(monkeypatch, capsys):
+    # Red for: a traceback or "Exception ignored" after `| head`, success where half was written, and a failed connection that ends without
+    # a word.
+    import swag_trainer.cli.inspect as command
+
+    for run in (lambda options, out: out.write("x" * 100_000), lambda options, out: out.write("few")):
+        monkeypatch.setattr(command, "run", run)
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as closed, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", closed)
+            assert main(["inspect", "folder"]) == 141
+        assert capsys.readouterr().err == ""
+    monkeypatch.setattr(command, "run", broken(BrokenPipeError(32, "Broken pipe")))
+    assert main(["inspect", "folder"]) == 1
+    assert "BrokenPipeError: [Errno 32]" in capsys.readouterr().err
+
+    code = "import sys; from swag_trainer.cli.main import main; sys.exit(main(['--help']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.wait() == 141 and process.stderr.read() == ""
 
 
 def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):

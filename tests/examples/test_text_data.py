@@ -77,7 +77,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(text_data, monkeypatch):
         for name in ("train", "validation", "test")
     }
     asked = set()
-    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40))
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40, siblings=[]))
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: asked.add(names) or datasets.DatasetDict(splits))
     task = text_data.read_task("user/intents:plus")
     assert asked == {("user/intents", "plus")}
