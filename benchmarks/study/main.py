@@ -21,7 +21,7 @@ from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import LEARNING_RATE, train_run
-from study.variational import VARIATIONAL
+from study.variational import BLOB, IVON
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.scores import brier_score, negative_log_likelihood
 
@@ -35,7 +35,8 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "distillation": DISTILLATION,
     "fits": FITS,
     "members": MEMBERS,
-    "variational": VARIATIONAL,
+    "blob": BLOB,
+    "ivon": IVON,
 }
 # The trainings that recipes need.
 SCHEDULES_OF = {"rates": ["halved", "floor"], "smoothing": ["smoothed"]}
