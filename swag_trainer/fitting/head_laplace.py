@@ -20,6 +20,7 @@ from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.metrics.scores import log_probabilities
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
+from swag_trainer.posterior.kronecker_block import KroneckerBlock
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.point import PointPosterior
 from swag_trainer.prediction.predictor import MonteCarloPredictor
@@ -81,7 +82,7 @@ def fit_head_laplace(
     return KroneckerPosterior(
         own,
         own.flatten(head),
-        *(torch.from_numpy(array).float() for array in curvature),
+        (KroneckerBlock(*(torch.from_numpy(array).float() for array in curvature)),),
         adapter.record,
         FitRecord("laplace-head", data.name, data.split, data.revision, len(data.labels), settings),
         adapter.saved,

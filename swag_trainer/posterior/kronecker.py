@@ -1,4 +1,4 @@
-"""KroneckerPosterior: a Gaussian over one linear layer whose precision is a Kronecker product plus a multiple of the identity."""
+"""KroneckerPosterior: a Gaussian over linear layers whose precision is a Kronecker product for each, plus a multiple of the identity."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError
+from swag_trainer.errors import PosteriorFormatError, shortened
 from swag_trainer.posterior.base import Draws, WeightPosterior
 from swag_trainer.posterior.design import Design, draw_noise
 from swag_trainer.posterior.documents import read_dataclass
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
+from swag_trainer.posterior.kronecker_block import KroneckerBlock
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.packing import pack_vector, unpack_vector
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
-_FACTORS = ("left_vectors", "left_values", "right_vectors", "right_values")
+_FACTORS = KroneckerBlock._fields
+_TITLES = {"laplace-head": "Laplace (head)", "laplace": "Laplace (LoRA)"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KroneckerPosterior(WeightPosterior):
-    """A Gaussian over the weight matrix W (C, h) of a layer, with its bias as a last column where it has one:
+    """A Gaussian over the weight matrices W (C, h) of linear layers, which are independent; a bias is the last column of its matrix:
 
-        precision = G (x) A + tau I,    G (C, C) over the outputs, A (h, h) over the inputs
-
-    With the eigenvectors Q and eigenvalues g, a of G and A a draw is W + Q_G [Z_ij / sqrt(g_i a_j + tau)] Q_A^T.
+        precision of each = G (x) A + tau I,    G (C, C) over the outputs, A (h, h) over the inputs
 
     Attributes:
-        layout: The weight and, if there is one, the bias.
+        layout: Weights and biases; a bias has the key of its weight, with "bias" in the place of "weight".
         vector: The mean. Shape (P,), float32.
-        left_vectors, left_values: Of G. Shapes (C, C) and (C,), float32.
-        right_vectors, right_values: Of A. Shapes (h, h) and (h,), h + 1 with a bias; float32.
+        blocks: G and A of each matrix, in the order of the layout.
         record: What it belongs to and how it is to be used.
-        fit: How it was fitted; its setting "prior_precision" is tau.
+        fit: How it was fitted; its setting "prior_precision" is tau, the same for all matrices.
         adapter: The adapter it lies beside.
     """
 
@@ -46,18 +45,15 @@ class KroneckerPosterior(WeightPosterior):
 
     layout: WeightLayout
     vector: Tensor
-    left_vectors: Tensor
-    left_values: Tensor
-    right_vectors: Tensor
-    right_values: Tensor
+    blocks: tuple[KroneckerBlock, ...]
     record: PosteriorRecord
     fit: FitRecord
     adapter: SavedAdapter
 
     @property
     def title(self) -> str:
-        """Laplace (head)."""
-        return "Laplace (head)" if self.fit.method == "laplace-head" else self.fit.method
+        """Laplace (head) or Laplace (LoRA)."""
+        return _TITLES.get(self.fit.method, self.fit.method)
 
     @property
     def prior_precision(self) -> float:
@@ -71,22 +67,37 @@ class KroneckerPosterior(WeightPosterior):
     def draw(self, num_samples: int, *, seed: int, scale: float | None = None, design: Design = "matched") -> Draws:
         """Draw weight vectors, see `WeightPosterior.draw`. Shape (S, P)."""
         scale, num_samples = self.scale if scale is None else checked_scale(scale), checked_num_samples(num_samples)
+        vectors = self.vector.expand(num_samples, -1).clone()
         if scale == 0:
-            return Draws(self.vector.expand(num_samples, -1).clone())
-        outputs, inputs = len(self.left_values), len(self.right_values)
-        noise, _ = draw_noise(num_samples, num_weights=outputs * inputs, rank=0, seed=seed, design=design)
-        scaled = noise.view(-1, outputs, inputs) * (scale * self._variances).sqrt().float()
-        moved = self.left_vectors @ scaled @ self.right_vectors.T
-        return Draws(self.vector + self._flattened(moved), block_size=1 if design == "iid" else num_samples)
+            return Draws(vectors)
+        noise, _ = draw_noise(num_samples, num_weights=self.layout.size, rank=0, seed=seed, design=design)
+        drawn, start = self.layout.unflatten(vectors), 0
+        for (weight, bias), block in zip(matrices_of(self.layout).items(), self.blocks, strict=True):
+            outputs, inputs = block.shape
+            own = noise[:, start : (start := start + outputs * inputs)].reshape(-1, outputs, inputs)
+            moved = block.displacement(own, prior_precision=self.prior_precision, scale=scale)
+            drawn[weight] += moved[:, :, : drawn[weight].shape[-1]]
+            if bias is not None:
+                drawn[bias] += moved[:, :, -1]
+        return Draws(vectors, block_size=1 if design == "iid" else num_samples)
 
     @property
     def total_variance(self) -> float:
         """Sum of the variances of all directions."""
-        return float(self._variances.sum())
+        return sum(block.total_variance(self.prior_precision) for block in self.blocks)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean/<key>`` and the eigenvectors and eigenvalues of both factors, float32."""
-        return pack_vector("mean", self.layout, self.vector) | {name: getattr(self, name) for name in _FACTORS}
+        """Return ``mean/<key>``, and eigenvectors and eigenvalues of both factors as ``<name>/<key of the weight>``, float32.
+
+        Where there is one matrix, a head, their names are without the key.
+        """
+        matrices = matrices_of(self.layout)
+        factors = {
+            name + _suffix(key, matrices): tensor
+            for key, block in zip(matrices, self.blocks, strict=True)
+            for name, tensor in block._asdict().items()
+        }
+        return pack_vector("mean", self.layout, self.vector) | factors
 
     def metadata(self) -> dict[str, Any]:
         """Return how it was fitted, as JSON values."""
@@ -112,48 +123,72 @@ class KroneckerPosterior(WeightPosterior):
             PosteriorFormatError: No posterior of this kind can have them.
         """
         fit = read_dataclass(FitRecord, dict(metadata), where=where)
-        missing = [name for name in _FACTORS if name not in tensors]
-        if missing or not 0 < fit.settings.get("prior_precision", 0) < math.inf:
-            raise PosteriorFormatError(f"{where} should hold {', '.join(_FACTORS)}, and a prior_precision > 0.")
+        factors = {name: tensor for name, tensor in tensors.items() if name.partition("/")[0] in _FACTORS}
         layout, mean = unpack_vector(
-            "mean", {name: tensor for name, tensor in tensors.items() if name not in _FACTORS}, where=where
+            "mean", {name: tensor for name, tensor in tensors.items() if name not in factors}, where=where
         )
-        outputs, inputs = _sizes(layout, where=where)
-        shapes = ((outputs, outputs), (outputs,), (inputs, inputs), (inputs,))
-        for name, shape in zip(_FACTORS, shapes, strict=True):
-            tensor = tensors[name]
-            if tensor.dtype != torch.float32 or tensor.shape != shape or (name.endswith("values") and (tensor < 0).any()):
-                raise PosteriorFormatError(
-                    f"{where}: {name} should be float32 of shape {list(shape)}, without negative eigenvalues."
-                )
-        return cls(layout, mean, *(tensors[name].clone() for name in _FACTORS), record, fit, adapter)
-
-    @property
-    def _variances(self) -> Tensor:
-        """Of every direction, at scale 1. Shape (C, h), float64."""
-        return 1 / (self.left_values.double()[:, None] * self.right_values.double() + self.prior_precision)
-
-    def _flattened(self, matrices: Tensor) -> Tensor:
-        """Bring matrices with the bias as their last column into the order of the layout. Shapes (S, C, h) to (S, P)."""
-        pieces = [
-            matrices[:, :, -1] if len(shape) == 1 else matrices[:, :, : shape[1]].flatten(1) for shape in self.layout.shapes
-        ]
-        return torch.cat(pieces, dim=1)
+        matrices = matrices_of(layout, where=where)
+        expected = {name + _suffix(key, matrices) for key in matrices for name in _FACTORS}
+        if set(factors) != expected or not 0 < fit.settings.get("prior_precision", 0) < math.inf:
+            raise PosteriorFormatError(
+                f"{where} should hold {', '.join(_FACTORS)} of each of its {len(matrices)} matrices, and a prior_precision > 0."
+            )
+        shapes = dict(zip(layout.keys, layout.shapes, strict=True))
+        blocks = []
+        for key, bias in matrices.items():
+            block = KroneckerBlock(*(factors[name + _suffix(key, matrices)].clone() for name in _FACTORS))
+            outputs, inputs = shapes[key]
+            _check(block, outputs, inputs + (bias is not None), where=f"{where}, {shortened(repr(key))}")
+            blocks.append(block)
+        return cls(layout, mean, tuple(blocks), record, fit, adapter)
 
     def __repr__(self) -> str:
         """Sizes, never tensors."""
+        names = list(matrices_of(self.layout))
+        about = repr(names[0]) if len(names) == 1 else f"{len(names)} matrices"
         return (
-            f"KroneckerPosterior({self.title}, {self.layout.keys[-1]!r}, P={self.layout.size}, scale={self.scale:g}, "
+            f"KroneckerPosterior({self.title}, {about}, P={self.layout.size}, scale={self.scale:g}, "
             f"prior_precision={self.prior_precision:.3g}, base_model={self.adapter.base_model!r})"
         )
 
 
-def _sizes(layout: WeightLayout, *, where: str) -> tuple[int, int]:
-    """Return C, and h (plus 1 with a bias)."""
-    matrices = [shape for shape in layout.shapes if len(shape) == 2]
-    biases = [shape for shape in layout.shapes if len(shape) == 1]
-    if len(matrices) != 1 or len(matrices) + len(biases) != len(layout.keys) or biases not in ([], [matrices[0][:1]]):
+def matrices_of(layout: WeightLayout, *, where: str = "The posterior") -> dict[str, str | None]:
+    """Return the key of each weight matrix with that of its bias, or None, in the order of the layout.
+
+    Raises:
+        PosteriorFormatError: A weight is neither a matrix nor the bias of one, or there is no matrix.
+    """
+    shapes = dict(zip(layout.keys, layout.shapes, strict=True))
+    matrices: dict[str, str | None] = {}
+    for key in (key for key in layout.keys if len(shapes[key]) == 2):
+        bias = key.removesuffix("weight") + "bias"
+        matrices[key] = bias if shapes.get(bias) == shapes[key][:1] else None
+    other = sorted(set(shapes) - set(matrices) - set(matrices.values()))
+    if other or not matrices:
         raise PosteriorFormatError(
-            f"{where} should hold one weight matrix and at most its bias, it holds {list(layout.shapes)[:4]}."
+            f"{where} should hold weight matrices of linear layers and their biases"
+            + (
+                f", and {shortened(repr(other[0]))} of shape {list(shapes[other[0]])[:4]} is neither."
+                if other
+                else ", it holds none."
+            )
         )
-    return matrices[0][0], matrices[0][1] + len(biases)
+    return matrices
+
+
+def _suffix(key: str, matrices: Mapping[str, str | None]) -> str:
+    return "" if len(matrices) == 1 else f"/{key}"
+
+
+def _check(block: KroneckerBlock, outputs: int, inputs: int, *, where: str) -> None:
+    """Raise PosteriorFormatError unless the block can be that of a matrix with so many outputs and inputs."""
+    for side, size, vectors, values in (
+        ("left", outputs, block.left_vectors, block.left_values),
+        ("right", inputs, block.right_vectors, block.right_values),
+    ):
+        if vectors.dtype != torch.float32 or vectors.dim() != 2 or len(vectors) != size or vectors.shape[1] > size:
+            raise PosteriorFormatError(f"{where}: {side}_vectors should be float32, at most {size} columns of {size} numbers.")
+        if values.dtype != torch.float32 or values.shape != vectors.shape[1:] or (values < 0).any():
+            raise PosteriorFormatError(
+                f"{where}: {side}_values should be float32, one for each of {vectors.shape[1]} columns of {side}_vectors, and not negative."
+            )

@@ -24,6 +24,7 @@ from swag_trainer.posterior.features import fit
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.kronecker import KroneckerPosterior
+from swag_trainer.posterior.kronecker_block import KroneckerBlock
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.mean_field import MeanFieldPosterior
 from swag_trainer.posterior.record import PosteriorRecord
@@ -134,7 +135,7 @@ def _kronecker(
         values, vectors = torch.linalg.eigh(root @ root.T)
         factors += [vectors.contiguous(), values.clamp_min(0)]
     fitted = FitRecord("laplace-head", "me/texts", "train", None, 40, {"prior_precision": 2.0})
-    return KroneckerPosterior(layout, layout.flatten(head), *factors, record, fitted, saved)
+    return KroneckerPosterior(layout, layout.flatten(head), (KroneckerBlock(*factors),), record, fitted, saved)
 
 
 def _features(generator: torch.Generator) -> Any:
