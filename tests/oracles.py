@@ -28,6 +28,21 @@ def two_pass_moments(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance, deviations
 
 
+def gauss_newton(logits: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sum over rows n of J_n^T (diag(p_n) - p_n p_n^T) J_n for one linear layer, a bias as its last input. Shape (o, i, o, i), float64."""
+    parameters = [weight] if bias is None else [weight, bias]
+    total = torch.zeros(())
+    for row in logits:
+        gradients = [torch.autograd.grad(logit, parameters, retain_graph=True) for logit in row]
+        jacobian = torch.stack(
+            [torch.cat([part.reshape(len(weight), -1) for part in parts], dim=1) for parts in gradients]
+        ).double()
+        probabilities = row.detach().double().softmax(-1)
+        hessian = torch.diag(probabilities) - torch.outer(probabilities, probabilities)
+        total = total + torch.einsum("coi,cd,dpj->oipj", jacobian, hessian, jacobian)
+    return total
+
+
 def entropy(probabilities: list[float]) -> float:
     """Entropy in nats."""
     return -sum(p * math.log(p) for p in probabilities if p > 0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from study.fits import head_laplace, tfb
+from study.fits import head_laplace, lora_laplace, tfb
 from study.predictions import Draw, Run
 from study.recipes import (
     Outcome,
@@ -136,7 +136,11 @@ SMOOTHING: dict[str, Callable[[Run], Outcome]] = {
     "MAP, label smoothing .1": plain(Draw("map", collected="smoothed")),
     "MAP, label smoothing .1, temperature": scaled(Draw("map", collected="smoothed")),
 }
-FITS: dict[str, Callable[[Run], Outcome]] = {"TFB, temperature": tfb, "Laplace (head), temperature": head_laplace}
+FITS: dict[str, Callable[[Run], Outcome]] = {
+    "TFB, temperature": tfb,
+    "Laplace (head), temperature": head_laplace,
+    "Laplace (LoRA), temperature": lora_laplace,
+}
 DISTILLATION: dict[str, Callable[[Run], Outcome]] = {
     "SWAG, distilled, temperature": distilled(SWAG_MEAN),
     "SWAG and dropout, distilled, temperature": distilled(MASKED_MEAN),

@@ -1,4 +1,4 @@
-"""Recipes of the study that need no trajectory: TFB, and Laplace's approximation over the head, both of the last weights."""
+"""Recipes of the study that need no trajectory: TFB, and Laplace's approximations over the head and over LoRA, all of the last weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from torch import Tensor
 from study.predictions import NUM_SAMPLES, Draw, Run
 from study.recipes import Outcome, average
 from swag_trainer.fitting.head_laplace import HeadCurvature
+from swag_trainer.fitting.lora_laplace import curvature, linear_layers, lowest_power
 from swag_trainer.fitting.tfb import EPSILON, largest, rotated, typical_update
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.posterior.design import draw_noise
+from swag_trainer.posterior.fit_record import FitRecord
+from swag_trainer.posterior.kronecker import KroneckerPosterior
+from swag_trainer.posterior.record import PosteriorRecord
 
 MAP = Draw("map", collected="decay")
 _HEAD = "classifier"
@@ -63,3 +67,38 @@ def head_laplace(run: Run) -> Outcome:
 
     temperature = fit_temperature(logits("validation"), labels)
     return Outcome(average(logits("test"), temperature), f"precision {precision:.3g}, T {temperature:.3f}")
+
+
+def lora_laplace(run: Run) -> Outcome:
+    """Laplace over LoRA and head with the prior by the validation loss, and a temperature."""
+    labels = run.data.splits["validation"].labels
+    power = float(run.kept("laplace-lora.power", lambda: _lora_laplace(run, labels)))
+
+    def logits(split: str) -> np.ndarray:
+        return np.load(run.folder / "logits" / f"laplace-lora.{split}.npy").astype(np.float64)
+
+    temperature = fit_temperature(logits("validation"), labels)
+    return Outcome(average(logits("test"), temperature), f"precision {10**power:.3g}, T {temperature:.3f}")
+
+
+def _lora_laplace(run: Run, labels: np.ndarray) -> np.ndarray:
+    """Choose the prior precision, and keep the logits of the draws at it. Returns its power of 10."""
+    weights, center = run.weights, run.center(MAP)
+    weights.write(weights.layout.unflatten(center))
+    batches = (batch for _, batch in run.data.splits["train"].batches(32))
+    blocks = curvature(linear_layers(weights), batches, lambda batch: weights.model(**batch).logits, seed=run.seed)
+    saved = weights.saved()
+
+    def predicted(power: float, split: str) -> np.ndarray:
+        fit = FitRecord("laplace", settings={"prior_precision": 10**power})
+        kept = tuple(block.without_negligible(10**power) for block in blocks)
+        posterior = KroneckerPosterior(weights.layout, center, kept, PosteriorRecord(), fit, saved)
+        return run.predict(MAP, posterior.draw(NUM_SAMPLES, seed=run.seed).vectors, split)[0]
+
+    def loss(power: float) -> float:
+        return negative_log_likelihood(average(predicted(power, "validation"), 1.0), labels)
+
+    power, _ = lowest_power(loss)
+    for split in ("validation", "test"):
+        run.kept(f"laplace-lora.{split}", lambda split=split: predicted(power, split))
+    return np.array(power)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, TextIO
+from typing import Any, ClassVar, TextIO
 
 from swag_trainer.cli.any_classifier import load_any_classifier
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
-from swag_trainer.cli.text_data import read_text
+from swag_trainer.cli.text_data import LabelledText, read_text
 from swag_trainer.errors import SwagError
-from swag_trainer.fitting.fit import fit_posterior
+from swag_trainer.fitting.fit import FitMethod, fit_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.sampler import Sampling
 
@@ -25,16 +25,23 @@ class Options(ClassifierOptions, TextOptions, DeviceOptions):
     counts: ClassVar[tuple[str, ...]] = ("num_samples", "batch_size")
 
     output: str = field(metadata={"help": "folder for posterior, adapter and tokenizer"})
-    method: Literal["tfb", "laplace-head"] = field(
-        default="tfb", metadata={"help": "noise on LoRA's A as large as the loss allows, or a Gaussian over the head"}
+    method: FitMethod = field(
+        default="tfb",
+        metadata={"help": "noise on LoRA's A as large as the loss allows, a Gaussian over the head, or one over LoRA and head"},
     )
     split: str = field(default="train", metadata={"help": "examples to fit to; those of training serve"})
+    held_out_split: str = field(
+        default="validation", metadata={"help": "examples by which 'laplace' chooses its prior; none may have been trained on"}
+    )
     labels: list[str] | None = field(default=None, metadata={"help": "names of the classes in the order of the logits"})
     epsilon: float | None = field(default=None, metadata={"help": "how much 'tfb' may raise the NLL, in nats"})
     prior_precision: float | None = field(
-        default=None, metadata={"help": "of 'laplace-head'; default: that of the highest marginal likelihood"}
+        default=None,
+        metadata={
+            "help": "of 'laplace-head', default: that of the highest marginal likelihood; or of 'laplace', default: that of the lowest NLL"
+        },
     )
-    num_samples: int = field(default=10, metadata={"help": "draws by which 'tfb' estimates the NLL"})
+    num_samples: int = field(default=10, metadata={"help": "draws by which 'tfb' and 'laplace' estimate the NLL"})
     seed: int = field(default=0, metadata={"help": "of these draws"})
     batch_size: int = field(default=32, metadata={"help": "examples per forward"})
     overwrite: bool = field(default=False, metadata={"help": "replace a posterior that is in the folder already"})
@@ -56,15 +63,22 @@ def _fitted(options: Options, folder: Path) -> WeightPosterior:
     data, loaded = read_text(options, options.split), load_any_classifier(options, device=options.device)
     if not hasattr(loaded.model, "peft_config"):
         raise SwagError(f"{options.model!r} has no adapter: 'fit' makes a posterior of a PEFT adapter.")
+    chooses = options.method == "laplace" and options.prior_precision is None
+    held_out = read_text(options, options.held_out_split) if chooses else None
     classifier = loaded.named(options.labels, [data])
     model, classes = classifier.model, classifier.classes
     # The names go into the posterior's record; adapter_config.json has no place for them.
     model.get_base_model().config.id2label = dict(enumerate(classes))
     settings = {"epsilon": options.epsilon, "prior_precision": options.prior_precision}
+
+    def examples(part: LabelledText) -> list[dict[str, Any]]:
+        return tokenised(classifier.tokenizer, model, part.texts, part.numbers(classes))
+
     posterior = fit_posterior(
         model,
-        tokenised(classifier.tokenizer, model, data.texts, data.numbers(classes)),
+        examples(data),
         method=options.method,
+        held_out=None if held_out is None else examples(held_out),
         sampling=Sampling(num_samples=options.num_samples, seed=options.seed),
         name=data.name,
         split=data.split,

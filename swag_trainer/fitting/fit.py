@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -14,14 +15,20 @@ from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.head_laplace import fit_head_laplace
+from swag_trainer.fitting.lora_laplace import fit_laplace
 from swag_trainer.fitting.tfb import fit_tfb
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.tasks.sequence_classification import SequenceClassification
 
-FitMethod = Literal["tfb", "laplace-head"]
+FitMethod = Literal["tfb", "laplace-head", "laplace"]
 MIN_EXAMPLES = 20
-_FITS: dict[str, Callable[..., WeightPosterior]] = {"tfb": fit_tfb, "laplace-head": fit_head_laplace}
+_FITS: dict[str, Callable[..., WeightPosterior]] = {
+    "tfb": fit_tfb,
+    "laplace-head": fit_head_laplace,
+    "laplace": fit_laplace,
+}
+_READING = {"batch_size", "data_collator", "progress", "sampling", "held_out"}
 
 
 def fit_posterior(
@@ -29,6 +36,7 @@ def fit_posterior(
     data: Iterable[Any],
     *,
     method: FitMethod = "tfb",
+    held_out: Iterable[Any] | None = None,
     sampling: Sampling | None = None,
     name: str | None = None,
     split: str | None = None,
@@ -44,16 +52,18 @@ def fit_posterior(
     * "tfb": training-free Bayesianisation (Shi et al. 2024, arXiv:2412.05723), see `fit_tfb`. Noise on LoRA's A, as much as raises the loss
       by ``epsilon``. Any examples serve, those of training too.
     * "laplace-head": Laplace's approximation over the classification head, see `fit_head_laplace`. Training examples.
+    * "laplace": Laplace's approximation over LoRA's matrices and the head, see `fit_laplace`. Training examples, and held-out ones.
 
     Args:
         model: The trained PEFT model of a classifier. It stays as it is.
         data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``.
         method: One of the above.
+        held_out: Examples that nothing was trained on, by which "laplace" chooses its prior. No other method takes them.
         sampling: Draws, seed and design where the method draws; default: ``Sampling()``.
         name, split, revision: Of the data set, as for `swag_trainer.tune`.
         adapter_name: Which adapter; default: the active one.
         batch_size, data_collator, progress: As for `swag_trainer.MonteCarloPredictor`.
-        settings: Of the method: ``epsilon`` of "tfb", ``prior_precision`` of "laplace-head".
+        settings: Of the method: ``epsilon`` of "tfb", ``prior_precision`` of "laplace-head" and "laplace".
 
     Returns:
         The posterior, with the adapter at its mean. `tune` and everything else takes it; the model computes what it did.
@@ -65,10 +75,13 @@ def fit_posterior(
     if method not in get_args(FitMethod):
         raise SwagError(f"method must be one of {get_args(FitMethod)}, got {method!r}.")
     fit = _FITS[method]
-    known = set(fit.__kwdefaults__ or {}) - {"batch_size", "data_collator", "progress", "sampling"}
+    takes = set(fit.__kwdefaults__ or {})
+    known = takes - _READING
     unknown = sorted(set(settings) - known)
     if unknown:
         raise SwagError(f"method={method!r} has the settings {sorted(known)}, got {unknown[0]!r}.")
+    if held_out is not None and "held_out" not in takes:
+        raise SwagError(f"method={method!r} takes no held_out examples.")
     for setting, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise SwagError(f"{setting} is a number, got {shortened(repr(value))}.")
@@ -83,8 +96,11 @@ def fit_posterior(
         raise SwagError(
             "fit_posterior() is for classes that exclude each other; this model is for several labels or a regression."
         )
-    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
-    if len(held_out.labels) < MIN_EXAMPLES:
-        raise SwagError(f"Fitting to {len(held_out.labels)} examples would fit chance; at least {MIN_EXAMPLES} are needed.")
+    read = functools.partial(HeldOut.of, task=task, num_labels=task.num_classes(config))
+    examples = read(data, name=name, split=split, revision=revision)
+    others = {} if held_out is None else {"held_out": read(held_out)}
+    for given in (examples, *others.values()):
+        if len(given.labels) < MIN_EXAMPLES:
+            raise SwagError(f"Fitting to {len(given.labels)} examples would fit chance; at least {MIN_EXAMPLES} are needed.")
     reading = {"batch_size": batch_size, "data_collator": data_collator, "progress": progress}
-    return fit(adapter, held_out, sampling=sampling or Sampling(), **reading, **settings)
+    return fit(adapter, examples, sampling=sampling or Sampling(), **others, **reading, **settings)

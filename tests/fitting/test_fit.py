@@ -192,7 +192,8 @@ def test_what_cannot_be_fitted_is_refused(trained, base_folder):
     # Red for: a setting that is ignored, a method that is guessed, an adapter without the part that the method needs.
     model, _, rows = trained
     for message, changes in {
-        "method must be one of": {"method": "laplace"},
+        "method must be one of": {"method": "laplace-lora"},
+        "takes no held_out": {"held_out": rows},
         "has the settings": {"prior_precision": 1.0},
         "epsilon is a rise": {"epsilon": 0.0},
         "epsilon is a number, got '0.01'": {"epsilon": "0.01"},
@@ -231,7 +232,7 @@ def test_what_no_fit_can_have_written_is_refused(tfb, laplace):
     ):
         with pytest.raises(PosteriorFormatError):
             read(tfb, tensors)
-    values = laplace.left_values
+    values = laplace.blocks[0].left_values
     for tensors in (
         {"left_values": -values - 1},
         {"left_values": values[:1]},
