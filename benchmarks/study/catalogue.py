@@ -138,7 +138,8 @@ SMOOTHING: dict[str, Callable[[Run], Outcome]] = {
 }
 FITS: dict[str, Callable[[Run], Outcome]] = {
     "TFB, temperature": tfb,
-    "Laplace (head), temperature": head_laplace,
+    "Laplace (head), temperature": head_laplace("marginal likelihood"),
+    "Laplace (head), prior by validation, temperature": head_laplace("validation"),
     "Laplace (LoRA), temperature": lora_laplace,
 }
 DISTILLATION: dict[str, Callable[[Run], Outcome]] = {

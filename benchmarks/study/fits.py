@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from scipy.special import softmax
@@ -13,7 +16,7 @@ from swag_trainer.fitting.head_laplace import HeadCurvature
 from swag_trainer.fitting.lora_laplace import curvature, linear_layers, lowest_power
 from swag_trainer.fitting.tfb import EPSILON, largest, rotated, typical_update
 from swag_trainer.metrics.scores import negative_log_likelihood
-from swag_trainer.metrics.temperature import fit_temperature
+from swag_trainer.metrics.temperature import fit_temperature, penalised_nll
 from swag_trainer.posterior.design import draw_noise
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
@@ -21,6 +24,8 @@ from swag_trainer.posterior.record import PosteriorRecord
 
 MAP = Draw("map", collected="decay")
 _HEAD = "classifier"
+# Prior precisions of the head that are tried on the validation examples.
+PRECISIONS = tuple(float(10**power) for power in np.arange(-1, 5.1, 0.5))
 
 
 def tfb(run: Run) -> Outcome:
@@ -45,28 +50,37 @@ def tfb(run: Run) -> Outcome:
     return Outcome(average(logits(sigma, "test"), temperature), f"sigma {sigma:.4f}, T {temperature:.3f}")
 
 
-def head_laplace(run: Run) -> Outcome:
-    """Laplace over the head with the prior of the highest marginal likelihood, and a temperature."""
-    labels = run.data.splits["validation"].labels
-    weights = run.weights.layout.unflatten(run.center(MAP))
-    head = {key.rpartition(".")[2]: weight.double().numpy() for key, weight in weights.items() if _HEAD in key}
-    matrix = np.concatenate([head["weight"], head["bias"][:, None]], axis=1)
-    probabilities = softmax(run.logits(MAP, "train")[0].astype(np.float64), axis=-1)
-    curvature = HeadCurvature.of(run.features(MAP, "train"), probabilities, has_bias=True)
-    squared_norm = float((matrix**2).sum())
-    precision = curvature.best_prior_precision(squared_norm)
-    noise, _ = draw_noise(NUM_SAMPLES, num_weights=matrix.size, rank=0, seed=run.seed, design="matched")
-    scaled = noise.view(-1, *matrix.shape).double().numpy() / np.sqrt(
-        np.outer(curvature.left_values, curvature.right_values) + precision
-    )
-    draws = matrix + curvature.left_vectors @ scaled @ curvature.right_vectors.T
+def head_laplace(prior: Literal["marginal likelihood", "validation"]) -> Callable[[Run], Outcome]:
+    """Return the recipe of Laplace over the head with a temperature, its prior precision chosen in one of two ways."""
 
-    def logits(split: str) -> np.ndarray:
-        features = run.features(MAP, split).astype(np.float64)
-        return np.einsum("nh,sch->snc", np.concatenate([features, np.ones((len(features), 1))], axis=1), draws)
+    def recipe(run: Run) -> Outcome:
+        labels = run.data.splits["validation"].labels
+        weights = run.weights.layout.unflatten(run.center(MAP))
+        head = {key.rpartition(".")[2]: weight.double().numpy() for key, weight in weights.items() if _HEAD in key}
+        matrix = np.concatenate([head["weight"], head["bias"][:, None]], axis=1)
+        probabilities = softmax(run.logits(MAP, "train")[0].astype(np.float64), axis=-1)
+        curvature = HeadCurvature.of(run.features(MAP, "train"), probabilities, has_bias=True)
+        noise, _ = draw_noise(NUM_SAMPLES, num_weights=matrix.size, rank=0, seed=run.seed, design="matched")
 
-    temperature = fit_temperature(logits("validation"), labels)
-    return Outcome(average(logits("test"), temperature), f"precision {precision:.3g}, T {temperature:.3f}")
+        def logits(split: str, precision: float) -> np.ndarray:
+            variances = 1 / (np.outer(curvature.left_values, curvature.right_values) + precision)
+            scaled = noise.view(-1, *matrix.shape).double().numpy() * np.sqrt(variances)
+            draws = matrix + curvature.left_vectors @ scaled @ curvature.right_vectors.T
+            features = run.features(MAP, split).astype(np.float64)
+            return np.einsum("nh,sch->snc", np.concatenate([features, np.ones((len(features), 1))], axis=1), draws)
+
+        def penalised(precision: float) -> float:
+            passes = logits("validation", precision)
+            return penalised_nll(passes, labels, fit_temperature(passes, labels))
+
+        if prior == "validation":
+            precision = min(PRECISIONS, key=penalised)
+        else:
+            precision = curvature.best_prior_precision(float((matrix**2).sum()))
+        temperature = fit_temperature(logits("validation", precision), labels)
+        return Outcome(average(logits("test", precision), temperature), f"precision {precision:.3g}, T {temperature:.3f}")
+
+    return recipe
 
 
 def lora_laplace(run: Run) -> Outcome:
