@@ -14,6 +14,7 @@ from swag_trainer.prediction.registration import register_tasks
 from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
+    from swag_trainer.adapters.coefficients import train_coefficients
     from swag_trainer.adapters.gguf import as_dequantised
     from swag_trainer.adapters.plain_lora import to_plain_lora
     from swag_trainer.calibration.stack import stack
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
     from swag_trainer.fitting.point import point_posterior
     from swag_trainer.posterior import load_posterior
     from swag_trainer.posterior.base import WeightPosterior
+    from swag_trainer.posterior.coefficients import CoefficientPosterior
     from swag_trainer.posterior.combined import CombinedPosterior
     from swag_trainer.posterior.kronecker import KroneckerPosterior
+    from swag_trainer.posterior.lora_xs import LoraXs
     from swag_trainer.posterior.mean_field import MeanFieldPosterior
     from swag_trainer.posterior.mixture import PosteriorMixture
+    from swag_trainer.posterior.nola import Nola
     from swag_trainer.posterior.point import PointPosterior
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
@@ -54,14 +58,17 @@ __all__ = [
     "ChoiceCollator",
     "ChoiceSettings",
     "CollaborationCallback",
+    "CoefficientPosterior",
     "CombinedPosterior",
     "Evenly",
     "Every",
     "Ivon",
     "KroneckerPosterior",
+    "LoraXs",
     "MeanFieldPosterior",
     "MonteCarloPredictor",
     "MultipleChoiceMixin",
+    "Nola",
     "PointPosterior",
     "PosteriorFormatError",
     "PosteriorMixture",
@@ -87,6 +94,7 @@ __all__ = [
     "posterior_from_checkpoints",
     "stack",
     "to_plain_lora",
+    "train_coefficients",
     "tune",
 ]
 
@@ -97,14 +105,17 @@ _MODULES = {
     "ChoiceCollator": "tasks.questions",
     "ChoiceSettings": "tasks.questions",
     "CollaborationCallback": "collection.collaboration",
+    "CoefficientPosterior": "posterior.coefficients",
     "CombinedPosterior": "posterior.combined",
     "Evenly": "collection.schedule",
     "Every": "collection.schedule",
     "Ivon": "collection.ivon",
     "KroneckerPosterior": "posterior.kronecker",
+    "LoraXs": "posterior.lora_xs",
     "MeanFieldPosterior": "posterior.mean_field",
     "MonteCarloPredictor": "prediction.predictor",
     "MultipleChoiceMixin": "collection.multiple_choice",
+    "Nola": "posterior.nola",
     "PointPosterior": "posterior.point",
     "PosteriorMixture": "posterior.mixture",
     "Predictive": "prediction.predictive",
@@ -125,6 +136,7 @@ _MODULES = {
     "posterior_from_checkpoints": "collection.from_checkpoints",
     "stack": "calibration.stack",
     "to_plain_lora": "adapters.plain_lora",
+    "train_coefficients": "adapters.coefficients",
     "tune": "calibration.tune",
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from study.catalogue import DISTILLATION, FITS, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS
+from study.coefficients import COEFFICIENTS
 from study.detection import detection
 from study.members import MEMBERS
 from study.predictions import Run, relative_energy
@@ -37,6 +38,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "members": MEMBERS,
     "blob": BLOB,
     "ivon": IVON,
+    "coefficients": COEFFICIENTS,
 }
 # The trainings that recipes need.
 SCHEDULES_OF = {"rates": ["halved", "floor"], "smoothing": ["smoothed"]}

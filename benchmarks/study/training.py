@@ -115,11 +115,11 @@ class Trajectory:
         )
 
 
-def build_model(base: Path | str, num_labels: int, *, seed: int, frozen_layers: int) -> PeftModel:
+def build_model(base: Path | str, num_labels: int, *, seed: int, frozen_layers: int, rank: int = 8) -> PeftModel:
     """Return the upper layers of the base model with new LoRA matrices and a new head, which the seed decides."""
     set_seed(seed)
     model = upper_layers(base, num_labels, frozen_layers=frozen_layers)
-    lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"])
+    lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=["query", "value"])
     return get_peft_model(model, lora)
 
 

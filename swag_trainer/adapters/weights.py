@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from swag_trainer.adapters.base_checkpoint import save_embedding_layers
+from swag_trainer.adapters.coefficients import plain_weights, without_coefficients
 from swag_trainer.adapters.keys import active_adapter, adapted_model, file_entries, own_tensors, parameter_names
 from swag_trainer.adapters.peft_layers import adapter_layers, is_disabled, is_merged
 from swag_trainer.adapters.precision import upcast_to_float32
@@ -26,6 +27,7 @@ from swag_trainer.adapters.sharded import WholeReader, reader_for, refuse_flatte
 from swag_trainer.adapters.supported import refuse_unsupported
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, read_adapter_config
+from swag_trainer.posterior.coefficient_map import weight_key
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 
@@ -150,11 +152,16 @@ class AdapterWeights:
     def saved(self) -> SavedAdapter:
         """Return the adapter as ``save_pretrained`` would write it now, weights that do not train included.
 
-        Where they are cut up over processes, every process has to call this.
+        Of coefficients (`train_coefficients`) the weights that they stand for are returned. Where they are cut up over processes, every process has to call this.
 
         Raises:
             SwagError: The temporary folder, into which PEFT writes it, is full or cannot be written.
         """
+        adapter = self._as_peft_saves_it()
+        tensors = {key: tensor for key, tensor in adapter.tensors.items() if weight_key(key) is None}
+        return replace(adapter, tensors=tensors | plain_weights(self.model, self.adapter_name))
+
+    def _as_peft_saves_it(self) -> SavedAdapter:
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as folder:
             # A native adapter's model compares PEFT's version with the newest that transformers asks for, when it saves.
             if self.is_sharded or not isinstance(self.model, PeftModel):
@@ -205,7 +212,7 @@ def private_copy(model: nn.Module, adapter_name: str | None, keys: Iterable[str]
         SwagError: The adapter is merged into the base or switched off, so its weights would not take part in the prediction.
         AdapterMismatchError: The adapter lacks one of ``keys``.
     """
-    original = AdapterWeights(model, adapter_name, keys=keys)
+    original = AdapterWeights(without_coefficients(model, adapter_name), adapter_name, keys=keys)
     if original.is_sharded:
         raise SwagError(
             "The model's weights are cut up over processes, and a private copy would hold parts of them only. Predict with a model "

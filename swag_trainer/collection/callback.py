@@ -46,6 +46,7 @@ from swag_trainer.collection.trainer_mixin import SwagTrainerMixin
 from swag_trainer.collection.training_state import at_evaluated_weights, leave_at_evaluated_weights
 from swag_trainer.distributed import count_processes, is_first
 from swag_trainer.errors import SwagError, TooFewCollectionsError
+from swag_trainer.posterior.coefficients import CoefficientPosterior
 from swag_trainer.posterior.saved_adapter import InitialWeights
 from swag_trainer.posterior.swag import SwagPosterior
 from swag_trainer.tasks.by_hand import limits_of
@@ -134,7 +135,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         self.resume_from = resume_from
         self.device = device
         self._collector: SwagCollector | None = None
-        self._posterior: SwagPosterior | None = None
+        self._posterior: SwagPosterior | CoefficientPosterior | None = None
         self._run: TrainingRun | None = None
         self._rate_falls = False
         self._prepared: Any = None  # the model that `_prepare` saw, and what it found
@@ -144,8 +145,8 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         self._log_callback: TrainerLogMetrics | None = None
 
     @property
-    def posterior(self) -> SwagPosterior:
-        """The posterior: the final one after training, the provisional one during it.
+    def posterior(self) -> SwagPosterior | CoefficientPosterior:
+        """The posterior: the final one after training, the provisional one during it; over coefficients with `train_coefficients`.
 
         Raises:
             TooFewCollectionsError: Fewer than two weight vectors were collected.
@@ -330,7 +331,7 @@ class SwagCallback(TrainerAware, TrainerCallback, ExportableState):
         if posterior is None:
             return  # not raised: the trained model must reach the lines after trainer.train(); `posterior` raises when it is asked for
         if compares:
-            found = compare_with_mean(trainer, args, state, self._collector.weights, posterior.mean)
+            found = compare_with_mean(trainer, args, state, self._collector.weights, self._collector.mean)
             takes_mean = takes_mean or found is None or not found.mean_is_worse
             if found is not None:
                 found.log(mean_is_used=takes_mean)

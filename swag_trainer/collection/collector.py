@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swag_trainer.adapters.coefficients import coefficient_map
 from swag_trainer.adapters.plain_lora import needs_lift
 from swag_trainer.adapters.read_back import check_loadable
 from swag_trainer.adapters.weights import AdapterWeights
@@ -26,6 +27,7 @@ from swag_trainer.distributed import (
     is_first,
 )
 from swag_trainer.errors import PosteriorFormatError, SwagError, TooFewCollectionsError
+from swag_trainer.posterior.coefficients import CoefficientPosterior
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.moments import RunningMoments
 from swag_trainer.posterior.record import PosteriorRecord
@@ -89,6 +91,11 @@ class SwagCollector:
         check_names(self.layout.keys)
         check_saved_modules(self.weights)
         check_loadable(self.weights)
+        self._map = coefficient_map(self.weights.model, self.weights.adapter_name)
+        if self._map is not None and self.weights.is_sharded:
+            raise SwagError(
+                "The model's weights are cut up over processes; coefficients are collected where every process has them whole."
+            )
         self._trained = TrainedWeights(self.weights)
         self._base = base_metadata(self.weights)
         self.moments = RunningMoments(self.layout.size if is_first() else 0, self._rank, device=self._device)
@@ -158,12 +165,17 @@ class SwagCollector:
                 )
         return row
 
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """The mean of what trains, after `finish`: of the coefficients where there are such, ``{key: (*shape)}``."""
+        return self.layout.unflatten(self._gaussian.mean)
+
     def mean_with(self, row: Tensor) -> dict[str, Tensor]:
         """Return what the mean would be with one more vector, ``{key: (*shape)}``, in every process; every process has to call this."""
         mean = broadcast_tensor(self.moments.mean_with(row) if is_first() else None, shape=(self.layout.size,))
         return self.layout.unflatten(mean)
 
-    def posterior(self, *, adapter: SavedAdapter | None = None) -> SwagPosterior:
+    def posterior(self, *, adapter: SavedAdapter | None = None) -> SwagPosterior | CoefficientPosterior:
         """Return the posterior of what was collected, in the process that keeps the statistics.
 
         Args:
@@ -194,7 +206,7 @@ class SwagCollector:
         )
         return self._posterior(gaussian, adapter or self.weights.saved())
 
-    def finish(self, *, into_model: bool = True) -> SwagPosterior | None:
+    def finish(self, *, into_model: bool = True) -> SwagPosterior | CoefficientPosterior | None:
         """Make the posterior known to every process and its mean the adapter; every process has to call this.
 
         The posterior takes over the memory of the statistics: nothing can be collected afterwards.
@@ -218,7 +230,7 @@ class SwagCollector:
             )
             self._pieces_of = {}
         if into_model:
-            self.weights.write(self.layout.unflatten(self._gaussian.mean))
+            self.weights.write(self.mean)
         return self._posterior(self._gaussian, self.weights.saved())
 
     def statistics(self) -> dict[str, float]:
@@ -262,7 +274,7 @@ class SwagCollector:
         self.moments, self.num_skipped, self.snapshots = moments, num_skipped, snapshots
         self.score, self._problem_type, self._pieces_of, self._is_new = score, problem_type, {}, False
 
-    def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior:
+    def _posterior(self, gaussian: LowRankGaussian, adapter: SavedAdapter) -> SwagPosterior | CoefficientPosterior:
         taken = self.snapshots
         collection = SwagRecord(
             **self._choice,
@@ -286,7 +298,8 @@ class SwagCollector:
             **self._task_metadata(),
         )
         adapter = replace(adapter, initial=self._initial, is_reproducible=not needs_lift(adapter.config))
-        return SwagPosterior(self.layout, gaussian, record, collection, adapter)
+        posterior = SwagPosterior(self.layout, gaussian, record, collection, adapter)
+        return posterior if self._map is None else CoefficientPosterior.of(posterior, self._map)
 
     def _task_metadata(self) -> dict[str, Any]:
         return task_metadata(self.weights, problem_type=self._problem_type)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from swag_trainer.posterior.base import WeightPosterior
 
 # The modules of the families that come with this package; a module's class registers its kind when it is imported.
-_FAMILIES = ("combined", "kronecker", "mean_field", "mixture", "point", "swag")
+_FAMILIES = ("coefficients", "combined", "kronecker", "mean_field", "mixture", "point", "swag")
 
 
 def import_families() -> None:

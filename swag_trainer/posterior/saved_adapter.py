@@ -15,6 +15,7 @@ from torch import Tensor
 from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.adapter_settings import ADAPTER_CONFIG, read_adapter_config, settings_of
 from swag_trainer.posterior.atomic import Content, write_together
+from swag_trainer.posterior.coefficient_map import weight_key
 from swag_trainer.posterior.storage import content_digest
 from swag_trainer.posterior.tensor_file import file_content, read_tensors
 
@@ -125,7 +126,8 @@ class SavedAdapter:
         """
         config = read_adapter_config(folder / ADAPTER_CONFIG)
         tensors, _ = read_tensors(folder / ADAPTER_WEIGHTS)
-        return cls(config, tensors)
+        # A checkpoint of `train_coefficients` has the coefficients beside the weights that they stand for, which plain PEFT reads too.
+        return cls(config, {key: tensor for key, tensor in tensors.items() if weight_key(key) is None})
 
     def files(self) -> dict[str, Content]:
         """Return the content of the adapter's two files, by their names; it can be written once."""
