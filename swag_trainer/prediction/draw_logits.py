@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
 from swag_trainer.adapters.shared_base import SharedBase
-from swag_trainer.adapters.weights import private_copy
+from swag_trainer.adapters.weights import AdapterWeights, private_copy
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.posterior.base import GaussianPosterior, WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
@@ -68,13 +68,7 @@ class DrawLogits:
         settings = {"task": task, "method": method, "num_blocks": num_blocks}
         settings |= {"adapter_name": adapter_name, "max_tokens": max_tokens, "compile": compile}
         self._made_from = functools.partial(DrawLogits, model, posterior, sampling, **settings)
-        with torch.inference_mode(False):  # tensors made in inference mode would never have derivatives
-            weights = private_copy(model, adapter_name, posterior.layout.keys)
-        difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
-        if difference:
-            raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
-        if posterior.record.base_fingerprint:
-            check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
+        weights = private_weights(model, posterior, adapter_name)
         self._shared = SharedBase(model, weights.model)
         self.base: Any = base_model(weights.model)
         self._task = task = task.for_model(weights.model)
@@ -162,6 +156,23 @@ class DrawLogits:
             logits = logits.masked_fill(torch.cat(missing).cpu(), -torch.inf)
         order = rows.argsort(stable=True)
         return logits[:, order], rows[order]
+
+
+def private_weights(model: nn.Module, posterior: WeightPosterior, adapter_name: str | None = None) -> AdapterWeights:
+    """Return the weights that a posterior is of, in a private copy of the model.
+
+    Raises:
+        AdapterMismatchError: The posterior has other weights than the adapter, or was made on another base.
+        SwagError: The adapter is merged, switched off or not active.
+    """
+    with torch.inference_mode(False):  # tensors made in inference mode would never have derivatives
+        weights = private_copy(model, adapter_name, posterior.layout.keys)
+    difference = posterior.layout.difference(weights.layout, ours="The posterior", theirs="The adapter")
+    if difference:
+        raise AdapterMismatchError(f"The posterior is of another adapter than the model's. {difference}")
+    if posterior.record.base_fingerprint:
+        check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
+    return weights
 
 
 def check_method(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from swag_trainer.tasks.base import Task
 
 # The modules of the tasks that come with this package; a module's class registers itself when it is imported.
-_BUILT_IN = ("multiple_choice", "sequence_classification")
+_BUILT_IN = ("generation", "multiple_choice", "sequence_classification")
 
 
 def task_named(name: str | None) -> Task:

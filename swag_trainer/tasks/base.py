@@ -35,7 +35,8 @@ class Task(ABC):
         name: Name of the pipeline's task, such as "swag-text-classification". It stands in a posterior's record.
         hub_tag: The Hub's own name of the task, such as "text-classification".
         auto_model: The class of transformers that loads a base model for it.
-        head: What the class names of its models end in, such as "ForSequenceClassification"; None where they do not tell the task.
+        head: What the class names of its models end in, such as "ForSequenceClassification", or several such endings; None where they do
+            not tell the task.
         peft_task_type: PEFT's "task_type" of its adapters; None where there is none.
         columns: Columns of a batch that the task reads and the model does not take.
         row_columns: Those of them, of shape (B, ...), whose second dimension does not count positions.
@@ -46,7 +47,7 @@ class Task(ABC):
     name: ClassVar[str]
     hub_tag: ClassVar[str]
     auto_model: ClassVar[type]
-    head: ClassVar[str | None] = None
+    head: ClassVar[str | tuple[str, ...] | None] = None
     peft_task_type: ClassVar[str | None] = None
     columns: ClassVar[frozenset[str]] = frozenset()
     row_columns: ClassVar[frozenset[str]] = frozenset()

@@ -6,6 +6,7 @@ from typing import Any
 
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks import task_names, task_of
+from swag_trainer.tasks.generation import TextGeneration, refuse_classes
 
 # What class names of transformers end in, and what they are for. The predictor reads one row of logits for each example: it would take
 # the start positions of an answer for classes.
@@ -16,8 +17,6 @@ _NO_PREDICTOR = (
     ("ForMaskedLM", "masked language modelling"),
     ("ForNextSentencePrediction", "next-sentence prediction"),
     ("ForPreTraining", "pre-training"),
-    ("ForCausalLM", "language modelling"),
-    ("LMHeadModel", "language modelling"),
     ("ForConditionalGeneration", "text generation"),
     ("ForSpeechSeq2Seq", "speech recognition"),
     ("ForCTC", "speech recognition"),
@@ -36,7 +35,6 @@ BY_HAND = (
     "weights = posterior.sample(10, seed=0); then, for each draw i, peft.set_peft_model_state_dict(model, {key: draws[i] for key, draws in "
     "weights.items()}), the model's own predictions, and their average"
 )
-_CHOICES = " To choose between answers to a question, train with swag_trainer.MultipleChoiceMixin: that task has a predictor and a pipeline."
 
 
 def limits_of(model: Any) -> str | None:
@@ -52,7 +50,6 @@ def limits_of(model: Any) -> str | None:
         return (
             f"{type(model).__name__} is for {purpose}, which has no predictor and no pipeline in swag_trainer (those are {task_names()}). The "
             f"posterior is collected and saved, and plain PEFT loads its mean. Average predictions by hand: {BY_HAND}."
-            + (_CHOICES if purpose == "language modelling" else "")
         )
     purpose = _purpose(model, _NO_PIPELINE)
     if purpose is not None:
@@ -67,15 +64,16 @@ def refuse_without_predictor(model: Any) -> None:
     """Refuse to predict with a base model whose class says that it does not give one row of logits for each example.
 
     Raises:
-        SwagError: It is such a model; the message says how to average its predictions by hand.
+        SwagError: It is such a model; the message says how to average its predictions by hand, or what else there is.
     """
+    if task_of(model) == TextGeneration.name:
+        refuse_classes()
     purpose = None if task_of(model) is not None else _purpose(model, _NO_PREDICTOR)
     if purpose is not None:
         raise SwagError(
             f"{type(model).__name__} is for {purpose}, and MonteCarloPredictor predicts {task_names()}, and other classifiers with one row of "
             f"logits for each example. Average its predictions by hand: {BY_HAND}. Or write a class that inherits from "
             "swag_trainer.tasks.base.Task, and pass MonteCarloPredictor(task=...)."
-            + (_CHOICES if purpose == "language modelling" else "")
         )
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks.base import Link, Task, class_numbers
+from swag_trainer.tasks.generation import check_causal_language_model
 from swag_trainer.tasks.questions import LETTER, PRESENT, ChoiceSettings
 from swag_trainer.tasks.shared_prompt import (
     CHOICE,
@@ -67,15 +68,10 @@ class MultipleChoice(Task):
             SwagError: The model is no causal language model.
         """
         base: Any = base_model(adapted_model(model))
-        head = getattr(base, "get_output_embeddings", lambda: None)()
-        config = getattr(base, "config", None)
-        if head is None or getattr(config, "is_encoder_decoder", False) or not base.can_generate():
-            raise SwagError(
-                f"The task {self.name!r} needs a causal language model, such as AutoModelForCausalLM loads, got {type(base).__name__}."
-            )
+        check_causal_language_model(base, self.name)
         bound = copy.copy(self)
         bound._parameters = set(inspect.signature(base.forward).parameters)
-        bound._dtype, bound._window = base.dtype, _window(config)
+        bound._dtype, bound._window = base.dtype, _window(base.config)
         bound._mask = mask_for(model, base, bound._parameters) if self.settings.scoring == "answers" else None
         return bound
 

@@ -20,7 +20,7 @@ class SequenceClassification(Task):
     name: ClassVar[str] = "swag-text-classification"
     hub_tag: ClassVar[str] = "text-classification"
     auto_model: ClassVar[type] = AutoModelForSequenceClassification
-    head: ClassVar[str | None] = "ForSequenceClassification"
+    head: ClassVar[str | tuple[str, ...] | None] = "ForSequenceClassification"
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
 
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:

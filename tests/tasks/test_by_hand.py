@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, GPT2Config, set_seed
+from transformers import BertConfig, set_seed
 
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.adapters.weights import private_copy
@@ -13,13 +13,12 @@ from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.tasks.by_hand import BY_HAND, limits_of
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-DECODER = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)
 BATCH = {"input_ids": torch.arange(12).reshape(2, 6) + 3}
 
 
 def base(class_name):
     set_seed(0)
-    return getattr(transformers, class_name)(DECODER if class_name.startswith("GPT2") else BertConfig(**SIZES))
+    return getattr(transformers, class_name)(BertConfig(**SIZES))
 
 
 def collected(class_name, task_type):
@@ -39,7 +38,6 @@ def collected(class_name, task_type):
         ("BertForTokenClassification", "TOKEN_CLS", "token classification"),
         ("BertForQuestionAnswering", "QUESTION_ANS", "extractive question answering"),
         ("BertModel", "FEATURE_EXTRACTION", "embeddings"),
-        ("GPT2LMHeadModel", "CAUSAL_LM", "language modelling"),
     ],
 )
 def test_a_task_without_a_predictor_is_refused_by_name_with_the_way_by_hand(class_name, task_type, purpose):
@@ -49,7 +47,6 @@ def test_a_task_without_a_predictor_is_refused_by_name_with_the_way_by_hand(clas
         MonteCarloPredictor(model, posterior)
     limits = limits_of(model.get_base_model())
     assert limits is not None and purpose in limits and BY_HAND in limits
-    assert ("MultipleChoiceMixin" in limits) == (task_type == "CAUSAL_LM")
 
 
 def test_the_way_by_hand_averages_the_predictions_of_the_draws():
@@ -75,11 +72,13 @@ def test_the_way_by_hand_averages_the_predictions_of_the_draws():
 
 
 @pytest.mark.parametrize(
-    ("class_name", "expected"), [("BertForSequenceClassification", None), ("ViTForImageClassification", "no pipeline")]
+    ("class_name", "expected"),
+    [("BertForSequenceClassification", None), ("GPT2LMHeadModel", None), ("ViTForImageClassification", "no pipeline")],
 )
 def test_what_has_a_pipeline_is_not_mentioned_and_images_are_only_without_one(class_name, expected):
     # Red for: a warning before every training; a predictor that works called impossible.
     with torch.device("meta"):
-        model = getattr(transformers, class_name)(getattr(transformers, class_name.partition("For")[0] + "Config")())
+        config = class_name.partition("For")[0].removesuffix("LMHeadModel") + "Config"
+        model = getattr(transformers, class_name)(getattr(transformers, config)())
     limits = limits_of(model)
     assert limits is None if expected is None else expected in limits and "MonteCarloPredictor" in limits

@@ -165,7 +165,7 @@ class PackedSampler:
             except torch.OutOfMemoryError:
                 raise
             except Exception as problem:  # the plain forward, below, may do without
-                reason = _reason(problem)
+                reason = reason_of(problem)
         self._packing.mode = "plain"
         self._restore()
         logits = self._sequential(batch, draws)  # raises where the batch is at fault
@@ -200,12 +200,12 @@ class PackedSampler:
             except torch.OutOfMemoryError:
                 raise
             except Exception as problem:  # what an architecture does with S * B rows is its own business
-                reason = _reason(problem)
+                reason = reason_of(problem)
                 continue
             found = logits[-1, (events == first).to(logits.device)]
             if strategy.prune and not torch.isfinite(logits).all():
                 reason = "the logits of a row depend on another position than those of the first row"
-            elif _agree(found, plain.logits):
+            elif agree(found, plain.logits):
                 if reason and not strategy.cache_prefix:
                     logger.info("What comes before the adapter is computed for each draw: %s.", reason)
                 self._strategies = self._strategies[self._strategies.index(strategy) :]
@@ -296,12 +296,13 @@ class PackedSampler:
         logger.info("Draws run one after the other, as they cannot be packed: %s.", reason)
 
 
-def _reason(problem: Exception) -> str:
+def reason_of(problem: Exception) -> str:
+    """Return why draws could not be packed, for a log line."""
     return str(problem) if isinstance(problem, NotPacked) else f"{type(problem).__name__}: {problem}"
 
 
-def _agree(packed: Tensor, plain: Tensor) -> bool:
-    """Whether logits differ by rounding only; those of another draw or another row are further away."""
+def agree(packed: Tensor, plain: Tensor) -> bool:
+    """Return whether logits differ by rounding only; those of another draw or another row are further away."""
     tolerance = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(packed, plain, rtol=tolerance, atol=tolerance, equal_nan=True)
 

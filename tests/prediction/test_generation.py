@@ -1,0 +1,206 @@
+"""TextGenerator: transformers' own generation at scale 0, a plain loop over draws at S = 3, and what cannot be averaged refused."""
+
+import numpy as np
+import pytest
+import torch
+from generation_models import language_posterior, log_probabilities, mean_model, posterior_of
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, StoppingCriteria, T5Config, T5ForConditionalGeneration, set_seed
+
+from swag_trainer import MonteCarloPredictor, SwagError, TextGenerator, tune
+from swag_trainer.prediction.token_scores import TokenScores
+
+IDS = torch.tensor([[3, 9, 12, 20], [7, 8, 5, 11]])
+PROMPTS, CONTINUATIONS = [[3, 9, 12, 20, 4, 5], [7, 8]], [[5, 6, 7], [9, 10, 11, 12, 13]]
+KINDS = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "gpt2": ("gpt2", {}),
+    "upper layer": ("llama", {"layers_to_transform": [1]}),
+    "upper layer of gpt2": ("gpt2", {"layers_to_transform": [1]}),
+    "output projection": ("llama", {"target_modules": ["o_proj"]}),
+    "head": ("llama", {"target_modules": ["lm_head"]}),
+    "dora": ("llama", {"use_dora": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Models and posteriors by kind, made when they are first asked for."""
+    known = {}
+
+    def get(kind):
+        if kind not in known:
+            name, lora = KINDS[kind]
+            known[kind] = language_posterior(name, tmp_path_factory.mktemp("lm"), **lora)
+        return known[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_at_scale_0_the_tokens_are_those_of_transformers(made, kind):
+    # Red for: a shifted position, a step without the cache, logits that repetition_penalty takes for others, another generator.
+    model, posterior = made(kind)
+    generator, plain = TextGenerator(model, posterior, scale=0), mean_model(model, posterior)
+    padded, mask = torch.tensor([[3, 9, 12, 20], [0, 0, 5, 11]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    sampled = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "num_return_sequences": 2}
+    for ids, attended in ((IDS, torch.ones_like(IDS)), (padded, mask)):
+        for options in ({}, sampled, {"repetition_penalty": 1.3, "use_cache": False}, {"eos_token_id": [0, 13, 20]}):
+            found, expected = None, None
+            for model_or_draws in ("draws", "plain"):
+                torch.manual_seed(1)
+                if model_or_draws == "draws":
+                    found = generator.generate(ids, attended, max_new_tokens=9, **options).sequences
+                else:
+                    expected = plain.generate(input_ids=ids, attention_mask=attended, max_new_tokens=9, **options)
+            assert torch.equal(found, expected), options
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_draws_generate_by_the_average_that_a_plain_loop_gives(made, kind):
+    # Red for: logits averaged in the place of probabilities, rows of another draw, a cache of shared layers that lags behind.
+    model, posterior = made(kind)
+    generator = TextGenerator(model, posterior, num_samples=3, seed=0)
+    seen = []
+
+    class Watch(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    averaged = generator._average
+
+    def watched(logits):
+        seen.append(averaged(logits))
+        return seen[-1]
+
+    generator._average = watched
+    made_tokens = generator.generate(IDS, max_new_tokens=6, stopping_criteria=[Watch()], eos_token_id=None, pad_token_id=0)
+    draws = log_probabilities(model, posterior, made_tokens.sequences)[:, :, 3:-1]
+    average = draws.exp().mean(0)
+    torch.testing.assert_close(torch.cat(seen, dim=1).double().softmax(-1), average, rtol=0, atol=1e-5)
+    assert torch.equal(average.argmax(-1), made_tokens.sequences[:, 4:])
+    chosen = draws.gather(-1, made_tokens.sequences[:, 4:].expand(3, -1, -1)[..., None])[..., 0]
+    torch.testing.assert_close(made_tokens.draw_log_probabilities.double(), chosen.transpose(0, 1), rtol=0, atol=5e-5)
+    torch.testing.assert_close(made_tokens.entropy.double(), torch.special.entr(average).sum(-1), rtol=0, atol=1e-5)
+    is_shared = kind in ("upper layer", "upper layer of gpt2", "head")
+    assert generator._decoder.num_shared_layers == (is_shared and 1 + (kind == "head"))
+    assert (generator.obstacle is None) == (kind != "dora")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "upper layer", "dora"])
+@pytest.mark.parametrize("max_tokens", [None, 12])
+def test_given_continuations_are_scored_as_a_plain_loop_scores_them_alone(made, kind, max_tokens):
+    # Red for: a token scored by the place behind it, padding that is attended to, a prompt cut at the wrong place.
+    model, posterior = made(kind)
+    generator = TextGenerator(model, posterior, num_samples=3, seed=0, max_tokens=max_tokens)
+    scored = generator.score(PROMPTS, CONTINUATIONS)
+    for prompt, continuation, found in zip(PROMPTS, CONTINUATIONS, scored, strict=True):
+        draws = log_probabilities(model, posterior, torch.tensor([prompt + continuation]))[:, 0, len(prompt) - 1 : -1]
+        average, chosen = draws.exp().mean(0), draws.gather(-1, torch.tensor(continuation).expand(3, -1)[..., None])[..., 0]
+        np.testing.assert_allclose(found.draw_log_probabilities, chosen, atol=3e-5)
+        np.testing.assert_allclose(found.log_probabilities, chosen.exp().mean(0).log(), atol=3e-5)
+        assert found.log_probability == pytest.approx(float(chosen.sum(-1).exp().mean().log()), abs=1e-4)
+        np.testing.assert_allclose(found.entropy, torch.special.entr(average).sum(-1), atol=1e-5)
+        np.testing.assert_allclose(found.aleatoric, torch.special.entr(draws.exp()).sum(-1).mean(0), atol=1e-5)
+        assert (found.mutual_information > 1e-3).all() and found.tokens.tolist() == continuation
+
+
+def test_a_padded_prompt_is_continued_as_it_is_alone(made):
+    # Red for: positions that count the padding, or keys of padding that are attended to behind the cache.
+    for kind in ("llama", "gpt2", "upper layer"):
+        generator = TextGenerator(*made(kind), num_samples=3, seed=0, max_tokens=12)
+        both = generator.generate(
+            torch.tensor([[3, 9, 12, 20], [0, 0, 5, 11]]), torch.tensor([[1] * 4, [0, 0, 1, 1]]), max_new_tokens=6
+        )
+        alone = generator.generate(torch.tensor([[5, 11]]), max_new_tokens=6)
+        length = int(alone.lengths[0])
+        assert both.lengths[1] == length and both.sequences[1, 4 : 4 + length].tolist() == alone.sequences[0, 2:].tolist()
+        torch.testing.assert_close(both.entropy[1, :length], alone.entropy[0], rtol=0, atol=1e-5)
+
+
+def test_draws_of_unequal_weight_and_a_temperature_count_in_every_mean(made):
+    # Red for: a plain mean over the draws of a mixture; a temperature that divides after the average.
+    draws = np.log(np.array([[0.5, 0.2], [0.1, 0.4]]))
+    scores = TokenScores(np.array([1, 2]), draws, np.ones(2), np.array([0.4, 1.1]), weights=np.array([0.75, 0.25]))
+    np.testing.assert_allclose(np.exp(scores.log_probabilities), [0.4, 0.25])
+    assert np.exp(scores.log_probability) == pytest.approx(0.75 * 0.1 + 0.25 * 0.04)
+    np.testing.assert_allclose(scores.mutual_information, [0.6, 0.0])
+    assert scores.summary()["mutual_information"] == pytest.approx(0.3)
+    assert scores.token_rows(["a", "b"])[1] == pytest.approx(
+        {"token": "b", "log_probability": np.log(0.25), "entropy": 1.0, "aleatoric": 1.1, "mutual_information": 0.0}
+    )
+    model, posterior = made("llama")
+    found = TextGenerator(model, posterior, num_samples=3, seed=0, temperature=2.0).score([[3, 9]], [[5]])[0]
+    tempered = (log_probabilities(model, posterior, torch.tensor([[3, 9]]))[:, 0, -1] / 2).softmax(-1)
+    np.testing.assert_allclose(np.exp(found.draw_log_probabilities[:, 0]), tempered[:, 5], atol=1e-5)
+
+
+REFUSED = {
+    "num_beams": 3, "penalty_alpha": 0.6, "dola_layers": "low", "assistant_model": object(), "prompt_lookup_num_tokens": 2,
+    "custom_generate": "user/code", "guidance_scale": 1.5, "cache_implementation": "static", "past_key_values": object(),
+    "output_scores": True, "return_dict_in_generate": True, "force_words_ids": [[1]], "prefill_chunk_size": 4, "synced_gpus": True,
+}  # fmt: skip
+
+
+def test_ways_of_decoding_without_an_average_are_refused_before_anything_runs(made, monkeypatch):
+    # Red for: beams that reorder the caches of other draws, an assistant that is not drawn, a default of the model that is overlooked.
+    generator = TextGenerator(*made("llama"), num_samples=2)
+    monkeypatch.setattr(generator, "_decoder", None)
+    for name, value in REFUSED.items():
+        with pytest.raises(SwagError, match=f"^{name}=.*from the averaged next-token distribution"):
+            generator.generate(IDS, **{name: value})
+        if hasattr(GenerationConfig(), name):
+            with pytest.raises(SwagError, match=f"^{name}=.* in the generation config is for"):
+                generator.generate(IDS, generation_config=GenerationConfig(**{name: value}))
+    generator.generation_config.num_beams = 4
+    with pytest.raises(SwagError, match="num_beams=4 in the generation config is for beam search.*Pass num_beams=1"):
+        generator.generate(IDS)
+    generator.generation_config.num_beams = None
+
+
+def test_models_posteriors_and_texts_that_cannot_be_scored_are_refused(made):
+    # Red for: an encoder's text scored by a decoder, a raw IndexError of the table of positions, classes that are a vocabulary.
+    model, posterior = made("gpt2")
+    for prompts, continuations in (([[]], [[3]]), ([[3]], [[]]), ([[3]], [[3], [4]])):
+        with pytest.raises(SwagError, match="each with a token at least"):
+            TextGenerator(model, posterior).score(prompts, continuations)
+    with pytest.raises(SwagError, match="129 tokens to read, and the model has 128 positions"):
+        TextGenerator(model, posterior).generate(IDS, max_new_tokens=126)
+    with pytest.raises(SwagError, match="128 positions"):
+        TextGenerator(model, posterior).score([[3] * 127], [[3, 3, 3]])
+    assert TextGenerator(model, posterior).score([[3] * 127], [[3, 3]])[0].tokens.tolist() == [3, 3]
+    with pytest.raises(SwagError, match="dropout=False"):
+        TextGenerator(model, posterior, dropout=True)
+    with pytest.raises(SwagError, match="max_tokens must be at least 1"):
+        TextGenerator(model, posterior, max_tokens=0)
+    assert posterior.record.task == "swag-text-generation"
+    for refused in (lambda: MonteCarloPredictor(model, posterior), lambda: tune(posterior, model, [])):
+        with pytest.raises(SwagError, match="vocabulary in the place of classes.*TextGenerator"):
+            refused()
+    set_seed(0)
+    sizes = {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "vocab_size": 40,
+        "decoder_start_token_id": 0,
+    }
+    other = get_peft_model(T5ForConditionalGeneration(T5Config(**sizes)), LoraConfig(r=2, target_modules=["q"]))
+    with pytest.raises(SwagError, match="needs a causal language model.*got T5ForConditionalGeneration"):
+        TextGenerator(other, posterior_of(other))
+
+
+def test_a_merged_adapter_and_nan_logits_are_refused(tmp_path):
+    # Red for: draws added to a merged adapter; a text "generated" from NaN, whose first token is always token 0.
+    model, posterior = language_posterior("llama", tmp_path)
+    generator = TextGenerator(model, posterior, num_samples=2)
+    model.merge_adapter()
+    with pytest.raises(SwagError, match="merged into the base"):
+        generator.generate(IDS, max_new_tokens=2)
+    model.unmerge_adapter()
+    wide = TextGenerator(model, posterior, num_samples=2, scale=1e38)
+    with pytest.raises(SwagError, match="NaN or infinite logits"):
+        wide.score([[3, 4]], [[5]])
