@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from swag_trainer.posterior.nola import Nola
     from swag_trainer.posterior.point import PointPosterior
     from swag_trainer.posterior.swag import SwagPosterior
+    from swag_trainer.prediction.generation import TextGenerator
     from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
+    from swag_trainer.prediction.pipelines.text_generation import SwagTextGenerationPipeline
     from swag_trainer.prediction.predictive import Predictive
     from swag_trainer.prediction.predictor import MonteCarloPredictor
     from swag_trainer.prediction.sampler import Sampling
@@ -81,7 +83,9 @@ __all__ = [
     "SwagMultipleChoicePipeline",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
+    "SwagTextGenerationPipeline",
     "SwagTrainerMixin",
+    "TextGenerator",
     "TooFewCollectionsError",
     "VariationalMixin",
     "WeightPosterior",
@@ -125,7 +129,9 @@ _MODULES = {
     "SwagMultipleChoicePipeline": "prediction.pipelines.multiple_choice",
     "SwagPosterior": "posterior.swag",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
+    "SwagTextGenerationPipeline": "prediction.pipelines.text_generation",
     "SwagTrainerMixin": "collection.trainer_mixin",
+    "TextGenerator": "prediction.generation",
     "VariationalMixin": "collection.variational",
     "WeightPosterior": "posterior.base",
     "fit_posterior": "fitting.fit",

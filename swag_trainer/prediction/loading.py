@@ -27,6 +27,7 @@ from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.generation import TextGeneration
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.sequence_classification import SequenceClassification
 
@@ -159,6 +160,12 @@ class AutoSwagModelForMultipleChoice(AutoSwagModel):
     """Loads a PEFT causal language model with its posterior, to choose between the answers to a question."""
 
     task_name: ClassVar[str | None] = MultipleChoice.name
+
+
+class AutoSwagModelForTextGeneration(AutoSwagModel):
+    """Loads a PEFT causal language model with its posterior, to score and generate texts."""
+
+    task_name: ClassVar[str | None] = TextGeneration.name
 
 
 def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> None:

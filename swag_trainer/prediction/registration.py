@@ -7,7 +7,7 @@ from types import ModuleType
 
 import wrapt
 
-_PIPELINES = ("text_classification", "multiple_choice")
+_PIPELINES = ("text_classification", "multiple_choice", "text_generation")
 
 
 def register_tasks() -> None:

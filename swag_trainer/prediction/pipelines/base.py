@@ -38,7 +38,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
     A subclass names its ``swag_task``, makes model inputs of a text in ``preprocess(inputs, **tokenizer_arguments)``, and an output of
     what `predictive_of` returns in ``postprocess(model_outputs, options)``. Where it also inherits from a pipeline of transformers, it
     overrides `own_parameters` to call that class's ``_sanitize_parameters``. Where posteriors of other tasks serve it as well, it names
-    these ``other_tasks``.
+    these ``other_tasks``; where not all options of `PredictionOptions` make sense, those that do its ``option_names``; ``takes_tokenizer_arguments``
+    where arguments of the tokenizer may be given in a call.
 
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
@@ -61,6 +62,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
     swag_task: ClassVar[str]
     own_arguments: ClassVar[Sequence[str]] = ()
     other_tasks: ClassVar[Sequence[str]] = ()
+    option_names: ClassVar[Sequence[str]] = tuple(PredictionOptions.option_names())
+    takes_tokenizer_arguments: ClassVar[bool] = True
 
     def __init__(self, model: Any, *, posterior: WeightPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         posterior = posterior if posterior is not None else getattr(model, "swag_posterior", None)
@@ -74,13 +77,13 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         self.posterior = posterior
         # _sanitize_parameters, which the constructor calls, asks the tokenizer for its arguments.
         self.tokenizer = _loaded(tokenizer, model)
-        self._predictor: MonteCarloPredictor | None = None
+        self._predictor: Any = None
         self._settings: dict[str, Any] = {}
         self._lock = threading.Lock()
         # A tokenizer is told where to truncate before it encodes: of two threads one would get the other's length.
         self._tokenizer_lock = threading.Lock()
         self.num_truncated = 0
-        asked = {name: kwargs.pop(name) for name in PredictionOptions.option_names() if name in kwargs}
+        asked = {name: kwargs.pop(name) for name in self.option_names if name in kwargs}
         self.options = PredictionOptions().updated(asked)
         super().__init__(model=model, tokenizer=self.tokenizer, **{"task": self.swag_task, **kwargs})
 
@@ -129,7 +132,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         return arguments, {}, {}
 
     def _sanitize_parameters(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        asked = {name: arguments.pop(name) for name in PredictionOptions.option_names() if name in arguments}
+        asked = {name: arguments.pop(name) for name in self.option_names if name in arguments}
         self._refuse_unknown(arguments)
         options = self.options.updated(asked)
         check_options(options, self.posterior)  # before a text is read
@@ -138,8 +141,9 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
 
     def _refuse_unknown(self, arguments: Mapping[str, Any]) -> None:
         """Refuse a misspelt argument: transformers passes it to the tokenizer, which ignores it."""
-        ours = [*PredictionOptions.option_names(), *self.own_arguments, "batch_size"]
-        tokenizers = list(inspect.signature(type(self.tokenizer).__call__).parameters) if self.tokenizer is not None else []
+        ours = [*self.option_names, *self.own_arguments, "batch_size"]
+        is_asked = self.takes_tokenizer_arguments and self.tokenizer is not None
+        tokenizers = list(inspect.signature(type(self.tokenizer).__call__).parameters) if is_asked else []
         for name in arguments:
             if name not in (*tokenizers, *self.own_arguments) or name in ("self", "kwargs"):
                 close = difflib.get_close_matches(name, ours + tokenizers, n=1)
