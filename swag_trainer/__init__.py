@@ -15,6 +15,7 @@ from swag_trainer.version import __version__
 
 if TYPE_CHECKING:
     from swag_trainer.adapters.coefficients import train_coefficients
+    from swag_trainer.adapters.export import export_adapters
     from swag_trainer.adapters.gguf import as_dequantised
     from swag_trainer.adapters.plain_lora import to_plain_lora
     from swag_trainer.calibration.stack import stack
@@ -90,6 +91,7 @@ __all__ = [
     "VariationalMixin",
     "WeightPosterior",
     "__version__",
+    "export_adapters",
     "fit_posterior",
     "as_dequantised",
     "last_complete_checkpoint",
@@ -134,6 +136,7 @@ _MODULES = {
     "TextGenerator": "prediction.generation",
     "VariationalMixin": "collection.variational",
     "WeightPosterior": "posterior.base",
+    "export_adapters": "adapters.export",
     "fit_posterior": "fitting.fit",
     "as_dequantised": "adapters.gguf",
     "last_complete_checkpoint": "collection.checkpoints",

@@ -27,7 +27,7 @@ _BASE_CHANGING = ("olora", "pissa", "corda", "lora_ga", "loftq")
 _REPRODUCIBLE = ("olora", "pissa")
 # Settings of a LoRA adapter that make its contribution something else than s B A at every token, or A and B something else than
 # two matrices that can be made longer.
-_NOT_PLAIN = (
+NOT_PLAIN = (
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -105,7 +105,7 @@ def plain_lora_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "adapter gives this model's answers. Load the base in 4 bit, initialise with init_lora_weights=True and call "
             "peft.replace_lora_weights_loftq(model)."
         )
-    obstacle = next((name for name in _NOT_PLAIN if config.get(name)), None)
+    obstacle = next((name for name in NOT_PLAIN if config.get(name)), None)
     if obstacle is not None or config.get("peft_type") != "LORA":
         raise SwagError(
             f"An adapter initialised with {initialisation!r} is exported as plain LoRA only where its part in a layer is s B A; "

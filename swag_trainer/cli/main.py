@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "show the metadata of a posterior",
     "card": "write the model card with the metrics that evaluate measured",
     "push": "put adapter, posterior, tokenizer, card and plots on the Hub",
+    "export": "write the draws as LoRA adapters for vLLM, TGI, LoRAX or plain PEFT",
     "serve": "serve a local web page that classifies texts",
 }
 
