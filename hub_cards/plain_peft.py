@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -14,6 +15,24 @@ from swag_trainer.tasks import task_named
 _MOST_LABELS, _LONGEST_LABEL = 100, 60
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PROBLEM_TYPES = ("regression", "multi_label_classification")  # the third is transformers' own choice
+
+
+class _Example(NamedTuple):
+    """How transformers alone predicts with the models of an auto class: the pipeline, what makes its inputs, and an input."""
+
+    task: str
+    preprocessor: str
+    argument: str
+    given: str
+
+
+# Where the labels are names of classes.
+_EXAMPLES = {
+    "AutoModelForSequenceClassification": _Example(
+        "text-classification", "AutoTokenizer", "tokenizer", '"A text of the kind it was trained on.", truncation=True'
+    ),
+    "AutoModelForImageClassification": _Example("image-classification", "AutoImageProcessor", "image_processor", '"image.png"'),
+}
 
 
 def plain_peft_example(posterior: WeightPosterior, *, repo_id: str, base_model: str | None) -> Markup:
@@ -28,9 +47,9 @@ def plain_peft_example(posterior: WeightPosterior, *, repo_id: str, base_model: 
         base_model: Id of the base model on the Hub, if it is there.
     """
     record, auto_model = posterior.record, task_named(posterior.record.task).auto_model.__name__
-    is_classifier = auto_model == "AutoModelForSequenceClassification"
-    labels = record.labels if is_classifier else None
-    names = ["AutoTokenizer", auto_model, *(["pipeline"] if is_classifier else [])]
+    example = _EXAMPLES.get(auto_model)
+    preprocessor, argument = example[1:3] if example else ("AutoTokenizer", "tokenizer")
+    names = [preprocessor, auto_model, *(["pipeline"] if example else [])]
     lines = [
         "from peft import PeftModel",
         f"from transformers import {', '.join(sorted(names, key=str.lower))}",
@@ -40,19 +59,19 @@ def plain_peft_example(posterior: WeightPosterior, *, repo_id: str, base_model: 
     ]
     if base_model and record.base_revision and _COMMIT.fullmatch(record.base_revision):
         lines.append(f'    revision="{record.base_revision}",')
-    if labels:
-        lines += _label_arguments(labels)
-    if is_classifier and record.problem_type in _PROBLEM_TYPES:
+    if example and record.labels:
+        lines += _label_arguments(record.labels)
+    if example and record.problem_type in _PROBLEM_TYPES:
         lines.append(f'    problem_type="{record.problem_type}",')
     lines += [
         ")",
         f'model = PeftModel.from_pretrained(base, "{repo_id}").eval()',
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")',
+        f'{argument} = {preprocessor}.from_pretrained("{repo_id}")',
     ]
-    if is_classifier:
+    if example:
         lines += [
-            'classify = pipeline("text-classification", model=model, tokenizer=tokenizer)',
-            'print(classify("A text of the kind it was trained on.", truncation=True))',
+            f'classify = pipeline("{example.task}", model=model, {argument}={argument})',
+            f"print(classify({example.given}))",
         ]
     return Markup("\n".join(lines))
 

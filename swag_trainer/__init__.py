@@ -45,13 +45,17 @@ if TYPE_CHECKING:
     from swag_trainer.posterior.point import PointPosterior
     from swag_trainer.posterior.swag import SwagPosterior
     from swag_trainer.prediction.generation import TextGenerator
+    from swag_trainer.prediction.pipelines.image_classification import SwagImageClassificationPipeline
     from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
+    from swag_trainer.prediction.pipelines.multiple_choice_encoder import SwagMultipleChoiceEncoderPipeline
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.pipelines.text_generation import SwagTextGenerationPipeline
+    from swag_trainer.prediction.pipelines.zero_shot_classification import SwagZeroShotClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
     from swag_trainer.prediction.predictor import MonteCarloPredictor
     from swag_trainer.prediction.sampler import Sampling
     from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
+    from swag_trainer.tasks.choice_pairs import ChoicePairCollator
     from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
 
 __all__ = [
@@ -59,6 +63,7 @@ __all__ = [
     "AdapterMismatchError",
     "Blob",
     "ChoiceCollator",
+    "ChoicePairCollator",
     "ChoiceSettings",
     "CollaborationCallback",
     "CoefficientPosterior",
@@ -81,12 +86,15 @@ __all__ = [
     "SwagCallback",
     "SwagError",
     "SwagEvaluationMixin",
+    "SwagImageClassificationPipeline",
+    "SwagMultipleChoiceEncoderPipeline",
     "SwagMultipleChoicePipeline",
     "SwagPosterior",
     "SwagTextClassificationPipeline",
     "SwagTextGenerationPipeline",
     "SwagTrainerMixin",
     "TextGenerator",
+    "SwagZeroShotClassificationPipeline",
     "TooFewCollectionsError",
     "VariationalMixin",
     "WeightPosterior",
@@ -109,6 +117,7 @@ _MODULES = {
     "Adaptive": "collection.acceptance",
     "Blob": "collection.blob",
     "ChoiceCollator": "tasks.questions",
+    "ChoicePairCollator": "tasks.choice_pairs",
     "ChoiceSettings": "tasks.questions",
     "CollaborationCallback": "collection.collaboration",
     "CoefficientPosterior": "posterior.coefficients",
@@ -128,10 +137,13 @@ _MODULES = {
     "Sampling": "prediction.sampler",
     "SwagCallback": "collection.callback",
     "SwagEvaluationMixin": "prediction.trainer_evaluation",
+    "SwagImageClassificationPipeline": "prediction.pipelines.image_classification",
+    "SwagMultipleChoiceEncoderPipeline": "prediction.pipelines.multiple_choice_encoder",
     "SwagMultipleChoicePipeline": "prediction.pipelines.multiple_choice",
     "SwagPosterior": "posterior.swag",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
     "SwagTextGenerationPipeline": "prediction.pipelines.text_generation",
+    "SwagZeroShotClassificationPipeline": "prediction.pipelines.zero_shot_classification",
     "SwagTrainerMixin": "collection.trainer_mixin",
     "TextGenerator": "prediction.generation",
     "VariationalMixin": "collection.variational",

@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[1]
 # Numbers in the documents that take minutes: what they are replaced with.
 SHORTER = {"num_train_epochs=20": "max_steps=60"}
 # Documents that need a library which is in no environment of the tests.
-NEEDS = {"docs/guides/quantised.md": "bitsandbytes"}
+NEEDS = {"docs/guides/quantised.md": "bitsandbytes", "docs/guides/rewards.md": "sentence_transformers"}
 CLASSIFIER, LANGUAGE_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+VISION = "google/vit-base-patch16-224-in21k"
 SENTIMENT, SENTENCES = "distilbert/distilbert-base-uncased-finetuned-sst-2-english", "stanfordnlp/sst2"
 
 
@@ -106,6 +107,15 @@ def save_language_model(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=0, bos_token_id=0, **sizes)).save_pretrained(folder)
 
 
+def save_image_model(folder: Path) -> None:
+    """A tiny ViT without a head, and its image processor."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def play_sentences() -> None:
     """Let `datasets.load_dataset` return the demo's messages for the name of a data set on the Hub, with two classes."""
     import datasets
@@ -137,6 +147,7 @@ def main(documents: list[str]) -> int:
         played = {
             CLASSIFIER: save_classifier,
             LANGUAGE_MODEL: save_language_model,
+            VISION: save_image_model,
             SENTIMENT: partial(save_classifier, kind="BertForSequenceClassification"),
         }
         play_sentences()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swag_trainer.errors import SwagError
-from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.base import Task, label_flags
 
 UNNAMED = "unnamed"
 # Builders of the datasets library that read any file: their names do not identify the data.
@@ -24,7 +24,7 @@ class HeldOut:
 
     Attributes:
         rows: The examples as the Trainer takes them.
-        labels: True classes. Shape (N,), int64.
+        labels: True classes, shape (N,); or which labels each example has, 0 or 1, shape (N, C). Int64.
         name: The data set's name on the Hub, or the one that was given, or "unnamed".
         split, revision: None where not known.
     """
@@ -42,6 +42,7 @@ class HeldOut:
         *,
         task: Task,
         num_labels: int,
+        exclusive: bool = True,
         name: str | None = None,
         split: str | None = None,
         revision: str | None = None,
@@ -52,6 +53,7 @@ class HeldOut:
             dataset: Examples as the Trainer takes them.
             task: Which reads their labels.
             num_labels: C, how many classes the model has.
+            exclusive: Whether every example has one label, and not any number of them.
             name, split, revision: Of the data set.
 
         Raises:
@@ -63,7 +65,8 @@ class HeldOut:
             name, revision = own_name, revision or own_revision
         if split is None and getattr(dataset, "split", None) is not None:
             split = str(dataset.split)
-        return cls(rows, task.labels(rows, num_labels), checked_name(name or UNNAMED), split, revision)
+        labels = task.labels(rows, num_labels) if exclusive else label_flags(rows, num_labels)
+        return cls(rows, labels, checked_name(name or UNNAMED), split, revision)
 
 
 def _origin(info: Any) -> tuple[str | None, str | None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from swag_trainer.metrics.conformal import ConformalMethod, calibrate_conformal
+from swag_trainer.metrics.conformal import ConformalMethod, ConformalSets, calibrate_conformal, calibrate_label_sets
 from swag_trainer.metrics.selective import threshold_for_coverage, threshold_for_risk
 from swag_trainer.posterior.tuning import CalibratedThreshold, ConformalQuantile
 from swag_trainer.prediction.decisions import confidence as confidence_scores
@@ -56,21 +56,33 @@ def calibrate_thresholds(
 
 def calibrate_quantiles(probabilities: np.ndarray, labels: np.ndarray, levels: Sequence[float]) -> list[ConformalQuantile]:
     """Return a quantile for each level and method, not randomised; arguments as in `calibrate_thresholds`."""
-    records = []
-    for level in levels:
-        for method in CONFORMAL_METHODS:
-            sets = calibrate_conformal(probabilities, labels, level=level, method=method)
-            records.append(
-                ConformalQuantile(
-                    method=method,
-                    level=float(level),
-                    quantile=sets.quantile if math.isfinite(sets.quantile) else None,
-                    mean_size=float(sets.sets(probabilities).sum(axis=1).mean()),
-                    penalty=sets.penalty,
-                    regularised_rank=sets.regularised_rank,
-                )
-            )
-    return records
+    return [
+        _quantile(calibrate_conformal(probabilities, labels, level=level, method=method), probabilities)
+        for level in levels
+        for method in CONFORMAL_METHODS
+    ]
+
+
+def calibrate_label_quantiles(probabilities: np.ndarray, flags: np.ndarray, levels: Sequence[float]) -> list[ConformalQuantile]:
+    """Return a quantile for each level, of sets that hold all right labels.
+
+    Args:
+        probabilities: Of each label. Shape (N, C).
+        flags: Which labels are right, 0 or 1. Shape (N, C).
+        levels: Fractions of the sets that shall hold all right labels.
+    """
+    return [_quantile(calibrate_label_sets(probabilities, flags, level=level), probabilities) for level in levels]
+
+
+def _quantile(sets: ConformalSets, probabilities: np.ndarray) -> ConformalQuantile:
+    return ConformalQuantile(
+        method=sets.method,
+        level=float(sets.level),
+        quantile=sets.quantile if math.isfinite(sets.quantile) else None,
+        mean_size=float(sets.sets(probabilities).sum(axis=1).mean()),
+        penalty=sets.penalty,
+        regularised_rank=sets.regularised_rank,
+    )
 
 
 def holds_every_label(record: ConformalQuantile, num_classes: int) -> bool:

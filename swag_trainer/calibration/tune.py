@@ -19,13 +19,18 @@ from swag_trainer.calibration.cross_fitting import (
     CandidateLogits,
     choose,
     cross_fitted,
-    folds_of,
 )
+from swag_trainer.calibration.events import CalibrationEvents
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.ood import with_ood_score
-from swag_trainer.calibration.thresholds import calibrate_quantiles, calibrate_thresholds, holds_every_label
+from swag_trainer.calibration.thresholds import (
+    calibrate_label_quantiles,
+    calibrate_quantiles,
+    calibrate_thresholds,
+    holds_every_label,
+)
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
-from swag_trainer.metrics.scores import log_probabilities, negative_log_likelihood
+from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
 from swag_trainer.prediction.decisions import DEFAULT_SETS
@@ -78,13 +83,18 @@ def tune(
     held the true label in 80.4, 90.6 and 95.6 % of the cases, and promised risks were broken on less than 1 % of the data sets
     (benchmarks/cross_fitting.py).
 
+    Where several labels may be right, each label of each example is a yes or no that chooses, and every NLL is a mean over these. There
+    are no thresholds, as no label is the one to withhold. Conformal sets of "lac" hold *all* right labels of an example with the
+    probability ``levels``.
+
     A candidate without noise costs one forward for each example, every other one as many as there are draws. One pass serves every
     temperature exactly, since a draw's logits are divided by it. A point estimate has only its temperature to choose.
 
     Args:
         posterior: The posterior of the model's adapter, of any family. It stays as it is.
         model: The PEFT model, as for `MonteCarloPredictor`.
-        data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``; none may have been trained on.
+        data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``, or where several labels may be right a
+            0 or 1 for each of them; none may have been trained on.
         sampling: Draws, seed and design; default: ``Sampling()``. What is found holds for these, and the pipeline uses them from then on.
             Its scale, temperature, centre and dropout are what is looked for, and stay None.
         scales: Factors of the covariance to try, > 0, each with every centre and with dropout.
@@ -109,22 +119,24 @@ def tune(
             dropout could not be tried, or prediction sets of "lac" hold every label.
 
     Raises:
-        SwagError: Fewer than 20 examples, labels that are not class numbers, a regression or labels that do not exclude each other, a
-            name that is a path, or a number out of range.
+        SwagError: Fewer than 20 examples, labels of another kind, a regression, a name that is a path, or a number out of range.
     """
     sampling = sampling or Sampling()
     _check_settings(sampling, scales)
     _check_fractions(risks=risks, coverages=coverages, levels=levels, confidence=[] if confidence is None else [confidence])
     config, task = base_model(adapted_model(model)).config, task_for(posterior.record)
-    if (link := task.link(config)) != "softmax":
-        kind = "a regression" if link == "identity" else "labels that do not exclude each other"
-        raise SwagError(f"Tuning is for classes that exclude each other, and this model is for {kind}.")
+    if (link := task.link(config)) == "identity":
+        raise SwagError(
+            "Tuning is for classes or labels, and this model is for a regression: its numbers have no likelihood here."
+        )
     if train_data is not None:
         check_link(model, task)  # refuses now what it would refuse when all candidates have been tried
-    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), name=name, split=split, revision=revision)
-    labels = held_out.labels
-    if len(labels) < MIN_EXAMPLES:
-        raise SwagError(f"Tuning on {len(labels)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
+    source: dict[str, Any] = {"name": name, "split": split, "revision": revision}
+    held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), exclusive=link == "softmax", **source)
+    if len(held_out.rows) < MIN_EXAMPLES:
+        raise SwagError(f"Tuning on {len(held_out.rows)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
+    events = CalibrationEvents(held_out.labels)
+    labels = events.true
 
     plain = posterior.with_features(None)  # no OOD scores while candidates are compared
 
@@ -135,14 +147,16 @@ def tune(
         )
         draws = predictor.predict(held_out.rows, return_draws=True).draw_probabilities
         weights = predictor.draw_weights(len(draws))
-        logits, counts = log_probabilities(draws), None if weights is None else weights.double().numpy()
+        logits, counts = events.logits(draws), None if weights is None else weights.double().numpy()
         return CandidateLogits(center, scale, dropout, logits, labels, counts)
 
     candidates = list(_candidates(posterior, [float(scale) for scale in scales], logits_of))
     choice = choose(candidates, np.arange(len(labels)))
     chosen = candidates[choice.best]
-    folds = folds_of(len(labels), seed=sampling.seed)
-    probabilities = cross_fitted(candidates, folds)
+    folds = events.folds(seed=sampling.seed)
+    of_events = cross_fitted(candidates, folds)
+    probabilities = events.by_example(of_events)
+    num_examples = len(held_out.rows)
     energy = posterior.relative_energy(chosen.scale)
     tuning = Tuning(
         temperature=choice.temperature,
@@ -152,8 +166,8 @@ def tune(
         dataset=held_out.name,
         split=held_out.split,
         revision=held_out.revision,
-        num_examples=len(labels),
-        num_calibration=len(labels),
+        num_examples=num_examples,
+        num_calibration=num_examples,
         num_folds=NUM_FOLDS,
         num_samples=sampling.num_samples,
         seed=sampling.seed,
@@ -162,16 +176,22 @@ def tune(
             Candidate(each.center, each.scale, each.dropout, temperature, each.nll(temperature))
             for each, temperature in zip(candidates, choice.temperatures, strict=True)
         ],
-        nll=negative_log_likelihood(probabilities, labels),
+        nll=negative_log_likelihood(of_events, labels),
         baselines=_baselines(posterior, candidates, labels, folds),
-        thresholds=calibrate_thresholds(probabilities, labels, risks=risks, confidence=confidence, coverages=coverages),
-        conformal=calibrate_quantiles(probabilities, labels, levels),
+        thresholds=calibrate_thresholds(probabilities, labels, risks=risks, confidence=confidence, coverages=coverages)
+        if events.exclusive
+        else [],
+        conformal=calibrate_quantiles(probabilities, labels, levels)
+        if events.exclusive
+        else calibrate_label_quantiles(probabilities, held_out.labels, levels),
     )
     _warn_where_not_better(tuning, posterior.title, chosen)
     _warn_at_the_edge(tuning, chosen.scale, scales)
-    _warn_of_empty_promises(tuning, config.num_labels)
+    _warn_of_empty_promises(tuning, task.num_classes(config))
     tuned = posterior.with_tuning(tuning, scale=chosen.scale)
     reading: dict[str, Any] = {"data_collator": data_collator, "batch_size": batch_size}
+    if not events.exclusive:  # no class is the nearest
+        return tuned
     return with_ood_score(tuned, model, held_out.rows, labels, task=task, train_data=train_data, **reading)
 
 

@@ -17,8 +17,8 @@ from swag_trainer.errors import SwagError
 from swag_trainer.tasks import settings_of, task_of
 from swag_trainer.version import __version__
 
-# Names of language models end in these; the labels in their configs are placeholders.
-_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+# Names of models without classes of their own end in these; the labels in their configs are placeholders.
+_WITHOUT_LABELS = ("ForCausalLM", "LMHeadModel", "ForMultipleChoice")
 
 
 def check_saved_modules(weights: AdapterWeights) -> None:
@@ -74,11 +74,11 @@ def task_metadata(weights: AdapterWeights, *, problem_type: str | None) -> dict[
     model = base_model(weights.model)
     config = getattr(model, "config", None)
     id2label = getattr(config, "id2label", None) or {}
-    is_language_model = type(model).__name__.endswith(_LANGUAGE_MODELS)
+    has_labels = not type(model).__name__.endswith(_WITHOUT_LABELS)
     return {
         "task": task_of(model),
         "task_settings": settings_of(model),
-        "labels": None if is_language_model else [str(id2label[index]) for index in sorted(id2label)] or None,
+        "labels": [str(id2label[index]) for index in sorted(id2label)] or None if has_labels else None,
         "problem_type": getattr(config, "problem_type", None) or problem_type,
         "pad_token_id": getattr(config, "pad_token_id", None),
     }

@@ -1,4 +1,4 @@
-"""MultipleChoiceMixin: a Trainer whose causal language model learns to choose between the answers to a question."""
+"""MultipleChoiceMixin: a Trainer whose model learns to choose between the answers to a question."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.adapters.positions import longest_input
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks import mark
+from swag_trainer.tasks.choice_pairs import ChoicePairCollator
 from swag_trainer.tasks.multiple_choice import MultipleChoice
+from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
 from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
     _Base = object
+
+ChoiceTask = MultipleChoice | MultipleChoiceEncoder
 
 
 class MultipleChoiceMixin(_Base):
@@ -45,12 +49,17 @@ class MultipleChoiceMixin(_Base):
     predictions of ``evaluate`` and ``predict`` are the logits of the choices, minus infinity for those that a question does not have.
     ``args.remove_unused_columns`` becomes False, as the columns of a question are no arguments of the model.
 
+    An encoder that `transformers.AutoModelForMultipleChoice` loads is trained in the same way, for "swag-multiple-choice-encoder"; of the
+    settings it has ``max_choices`` alone. Its head belongs into ``modules_to_save``.
+
     Args:
         choice_settings: How questions are put and scored; default: ``ChoiceSettings()``.
-        **kwargs: Of the Trainer. Default of ``data_collator``: `ChoiceCollator`, which needs the tokenizer as ``processing_class``.
+        **kwargs: Of the Trainer. Default of ``data_collator``: `ChoiceCollator`, or `ChoicePairCollator` for an encoder, which need the
+            tokenizer as ``processing_class``.
 
     Raises:
-        SwagError: There is no tokenizer, the model is no causal language model with an adapter, or a letter is not one token.
+        SwagError: There is no tokenizer, the model is of another kind or has no adapter, a letter is not one token, or an encoder is given
+            settings that it does not have.
     """
 
     def __init__(self, *args: Any, choice_settings: ChoiceSettings | None = None, **kwargs: Any) -> None:
@@ -65,7 +74,7 @@ class MultipleChoiceMixin(_Base):
                 "MultipleChoiceMixin needs the PEFT model itself: pass model=model to the Trainer, and no model_init."
             )
         as_dequantised(base_model(adapted_model(model)))
-        collator = ChoiceCollator(tokenizer, choice_settings, max_length=longest_input(tokenizer, model))
+        task, collator = _task_and_collator(model, tokenizer, choice_settings)
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = collator
         super().__init__(*args, **kwargs)
@@ -75,9 +84,8 @@ class MultipleChoiceMixin(_Base):
                 f"MultipleChoiceMixin trains by the cross-entropy of the choices and does not use {other}: leave it out, or override "
                 "compute_loss(), which can call choice_logits()."
             )
-        settings = collator.encoder.settings
-        self._choice_task = MultipleChoice(settings).for_model(self.model)
-        mark(base_model(adapted_model(self.model)), MultipleChoice.name, settings.as_record())
+        self._choice_task = task.for_model(self.model)
+        mark(base_model(adapted_model(self.model)), task.name, _settings_of(task))
         self.args.remove_unused_columns = False
         # The loss is a mean over the questions of a batch, and the Trainer divides it by the batches of a step.
         self.model_accepts_loss_kwargs = False
@@ -102,13 +110,31 @@ class MultipleChoiceMixin(_Base):
             return None, choice_logits(self._choice_task, model, self._prepare_inputs(inputs)), None
 
 
-def choice_logits(task: MultipleChoice, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _task_and_collator(model: nn.Module, tokenizer: Any, settings: ChoiceSettings | None) -> tuple[ChoiceTask, Any]:
+    limit = longest_input(tokenizer, model)
+    if not type(base_model(adapted_model(model))).__name__.endswith(str(MultipleChoiceEncoder.head)):
+        collator = ChoiceCollator(tokenizer, settings, max_length=limit)
+        return MultipleChoice(collator.encoder.settings), collator
+    settings = settings or ChoiceSettings()
+    if settings != ChoiceSettings(max_choices=settings.max_choices):
+        raise SwagError(
+            "An encoder reads each choice with its question and has no prompt and no scoring: of ChoiceSettings it takes max_choices alone, "
+            f"got {settings}."
+        )
+    return MultipleChoiceEncoder(settings.max_choices), ChoicePairCollator(tokenizer, settings.max_choices, max_length=limit)
+
+
+def _settings_of(task: ChoiceTask) -> dict[str, Any]:
+    return {"max_choices": task.max_choices} if isinstance(task, MultipleChoiceEncoder) else task.settings.as_record()
+
+
+def choice_logits(task: ChoiceTask, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Return the logits of a batch of questions under a model's weights, for a loss of one's own. Shape (B, C), float32.
 
     Args:
-        task: What `MultipleChoice.for_model` returned.
+        task: What `MultipleChoice.for_model`, or that of `MultipleChoiceEncoder`, returned.
         model: The model, which may be wrapped.
-        batch: What `ChoiceCollator` returned.
+        batch: What `ChoiceCollator`, or `ChoicePairCollator`, returned.
     """
     outputs = model(**task.inputs(batch), **task.constants(model))
     return task.read(outputs, batch).float().masked_fill(task.missing(batch), -torch.inf)

@@ -87,10 +87,10 @@ def fit_posterior(
             raise SwagError(f"{setting} is a number, got {shortened(repr(value))}.")
     adapter, config = TrainedAdapter.of(model, adapter_name), base_model(adapted_model(model)).config
     task = adapter.task
-    if method == "laplace-head" and task.name != SequenceClassification.name:
+    if method == "laplace-head" and not isinstance(task, SequenceClassification):
         raise SwagError(
-            f'method="laplace-head" is a posterior of a classification head, and a model for {task.name!r} has none: it predicts with the '
-            'head of its language model. Use method="tfb".'
+            f'method="laplace-head" is a posterior of a classification head with an output for each class, and a model for {task.name!r} '
+            'has none. Use method="tfb".'
         )
     if task.link(config) != "softmax":
         raise SwagError(

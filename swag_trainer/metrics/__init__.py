@@ -9,7 +9,7 @@ from swag_trainer.metrics.calibration import (
     maximum_calibration_error,
     reliability_bins,
 )
-from swag_trainer.metrics.conformal import ConformalSets, calibrate_conformal
+from swag_trainer.metrics.conformal import ConformalSets, calibrate_conformal, calibrate_label_sets
 from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.regression import (
     ensemble_coverage,
@@ -54,6 +54,7 @@ __all__ = [
     "brier_decomposition",
     "brier_score",
     "calibrate_conformal",
+    "calibrate_label_sets",
     "classification_metrics",
     "classwise_calibration_error",
     "compute_metrics",

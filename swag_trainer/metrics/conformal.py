@@ -31,6 +31,8 @@ class ConformalSets:
         penalty: Of "raps": added to the score for every rank beyond ``regularised_rank``.
         regularised_rank: Of "raps": how many labels are free of the penalty.
         seed: Decides, with the row itself, the number that randomises the row's scores; None where scores are not randomised.
+        exclusive: Whether a row has one true label, and its probabilities sum to 1. Sets of "lac" alone are for several, see
+            `calibrate_label_sets`.
     """
 
     method: ConformalMethod
@@ -40,6 +42,7 @@ class ConformalSets:
     penalty: float = 0.0
     regularised_rank: int = 0
     seed: int | None = None
+    exclusive: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in get_args(ConformalMethod):
@@ -50,6 +53,10 @@ class ConformalSets:
             raise ValueError(f"A quantile of at least 1 row is needed, got {self.quantile} of {self.num_calibration}.")
         if not (0 <= self.penalty < math.inf and self.regularised_rank >= 0):
             raise ValueError(f"penalty and regularised_rank must be >= 0, got {self.penalty} and {self.regularised_rank}.")
+        if not self.exclusive and self.method != "lac":
+            raise ValueError(
+                f'Sets for several true labels are those of "lac": {self.method!r} adds up probabilities that sum to 1.'
+            )
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Return which labels are in each row's set. Shape (N, C), bool.
@@ -58,7 +65,7 @@ class ConformalSets:
         in it, which can only raise the coverage.
 
         Args:
-            probabilities: Of the same model as in the calibration. Shape (N, C), rows sum to 1.
+            probabilities: Of the same model as in the calibration. Shape (N, C), rows sum to 1 where labels exclude each other.
         """
         scores = self._scores(probabilities)
         chosen = scores <= self.quantile
@@ -68,7 +75,7 @@ class ConformalSets:
 
     def _scores(self, probabilities: np.ndarray) -> np.ndarray:
         """Nonconformity score of every label. Shape (N, C)."""
-        probabilities = _checked(probabilities)
+        probabilities = _checked(probabilities, sum_to_1=self.exclusive)
         if self.method == "lac":
             return 1 - probabilities
         order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -129,6 +136,30 @@ def calibrate_conformal(
     return ConformalSets(method, float(true[place - 1]), level, len(labels), *options, seed=made.seed)
 
 
+def calibrate_label_sets(probabilities: np.ndarray, flags: np.ndarray, *, level: float) -> ConformalSets:
+    """Find the quantile that makes sets hold all true labels of a row with probability at least ``level``; a row may have none.
+
+    The score of a row is that of "lac" for its least likely true label, 1 - min p(label), and 0 for a row without.
+
+    Args:
+        probabilities: Of rows that nothing was fitted on. Shape (n, C), each between 0 and 1.
+        flags: Which labels are true, 0 or 1. Shape (n, C).
+        level: Fraction of the sets that shall hold all true labels, in (0, 1).
+
+    Raises:
+        ValueError: No rows, shapes that do not fit, or a level out of range.
+    """
+    made = ConformalSets("lac", math.inf, level, max(1, len(np.atleast_1d(flags))), exclusive=False)
+    scores, flags = made._scores(probabilities), np.asarray(flags)
+    if flags.shape != scores.shape or not np.isin(flags, (0, 1)).all():
+        raise ValueError(f"A 0 or 1 for each of {scores.shape} labels is needed, got {flags.shape}.")
+    place = math.ceil((len(flags) + 1) * level - 1e-9)
+    if place > len(flags):
+        return made
+    worst = np.sort(np.where(flags == 1, scores, 0.0).max(axis=1))
+    return ConformalSets("lac", float(worst[place - 1]), level, len(flags), exclusive=False)
+
+
 def _uniform_numbers(probabilities: np.ndarray, seed: int) -> np.ndarray:
     """Return a number in [0, 1) for each row, from a hash of the row and the seed. Shape (N,)."""
     key = str(seed).encode()[:64]
@@ -137,10 +168,13 @@ def _uniform_numbers(probabilities: np.ndarray, seed: int) -> np.ndarray:
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(11)) * 2.0**-53
 
 
-def _checked(probabilities: np.ndarray) -> np.ndarray:
+def _checked(probabilities: np.ndarray, *, sum_to_1: bool) -> np.ndarray:
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if probabilities.ndim != 2 or probabilities.size == 0:
         raise ValueError(f"Probabilities of shape (N, C) are needed, got {probabilities.shape}.")
-    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, rtol=0, atol=1e-4):
+    if not sum_to_1:
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise ValueError("Probabilities must lie between 0 and 1.")
+    elif not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, rtol=0, atol=1e-4):
         raise ValueError("Probabilities must be >= 0 and each row must sum to 1.")
     return probabilities

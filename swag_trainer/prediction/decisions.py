@@ -204,8 +204,13 @@ def _text(value: Any) -> str:
 def _threshold(tuning: Tuning, goal: str, target: float) -> CalibratedThreshold:
     records = [record for record in tuning.thresholds if record.goal == goal]
     record = next((record for record in records if math.isclose(record.target, target)), None)
+    if not records:
+        raise SwagError(
+            f"The tuning calibrated no threshold for a {goal}: it was asked for none, or the model's labels do not exclude each other, so that "
+            "none is the likeliest one, which abstaining withholds."
+        )
     if record is None:
-        there = ", ".join(f"{record.target:g}" for record in records) or "none"
+        there = ", ".join(f"{record.target:g}" for record in records)
         raise SwagError(
             f"No threshold was calibrated for {goal}={target:g}; there are: {there}. Tune with {goal}s=({target:g},)."
         )

@@ -28,8 +28,11 @@ from swag_trainer.prediction.transformers_internals import refuse_remote_code
 from swag_trainer.tasks import task_named
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.generation import TextGeneration
+from swag_trainer.tasks.image_classification import ImageClassification
 from swag_trainer.tasks.multiple_choice import MultipleChoice
+from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
 from swag_trainer.tasks.sequence_classification import SequenceClassification
+from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Of transformers, PEFT, huggingface_hub, torch and safetensors while they load files that are not what they should be.
 _FAILURES = (
@@ -130,7 +133,7 @@ class AutoSwagModel:
                 f"The posterior in {name!r} is for the task {recorded.name!r}, and was to be loaded for {task.name!r}, which needs "
                 f"another kind of model. Use pipeline({recorded.name!r}, model=...)."
             )
-        source, base_revision = _base_of(posterior, base_model, name)
+        source, base_revision = base_of(posterior, base_model, name)
         base_kwargs = dict(base_kwargs)
         gguf = _gguf_file(posterior, source, base_kwargs.pop("gguf_file", None))
         base = _load_base(posterior, task, source, revision=base_revision, **hub, **gguf, **base_kwargs)
@@ -145,7 +148,7 @@ class AutoSwagModel:
             hub=where,
             base_hub={**hub, **gguf, "revision": base_revision},
             config=base.config,
-            pad_token_id=base.config.pad_token_id,
+            pad_token_id=getattr(base.config, "pad_token_id", None),
         )
         return model.eval()
 
@@ -154,6 +157,24 @@ class AutoSwagModelForSequenceClassification(AutoSwagModel):
     """Loads a PEFT classifier of texts with its posterior."""
 
     task_name: ClassVar[str | None] = SequenceClassification.name
+
+
+class AutoSwagModelForMultipleChoiceEncoder(AutoSwagModel):
+    """Loads a PEFT encoder with a head for multiple choice and its posterior."""
+
+    task_name: ClassVar[str | None] = MultipleChoiceEncoder.name
+
+
+class AutoSwagModelForZeroShotClassification(AutoSwagModel):
+    """Loads a PEFT classifier of natural-language inference with its posterior."""
+
+    task_name: ClassVar[str | None] = ZeroShotClassification.name
+
+
+class AutoSwagModelForImageClassification(AutoSwagModel):
+    """Loads a PEFT classifier of images with its posterior."""
+
+    task_name: ClassVar[str | None] = ImageClassification.name
 
 
 class AutoSwagModelForMultipleChoice(AutoSwagModel):
@@ -201,10 +222,18 @@ def _one_error(name: str) -> Iterator[None]:
         raise SwagError(f"Loading {name!r} failed: {type(error).__name__}: {message}{hint}") from error
 
 
-def _base_of(posterior: WeightPosterior, base_model: str | Path | None, name: str) -> tuple[str, str | None]:
+def base_of(posterior: WeightPosterior, base_model: str | Path | None, name: str) -> tuple[str, str | None]:
     """Return folder or Hub name of the base model, and the commit that the posterior was collected on where it is that repository.
 
     A repository from the Hub may name a repository, and a local folder also a folder; only the caller may name anything else.
+
+    Args:
+        posterior: The posterior.
+        base_model: What the caller names.
+        name: Where the posterior lies.
+
+    Raises:
+        SwagError: There is none, or it may not be loaded from where the adapter says.
     """
     named = posterior.adapter.base_model
     source = str(base_model or named or "")

@@ -213,7 +213,7 @@ class MonteCarloPredictor:
         num_rows = len(next(iter(inputs.values())))
         if self.max_error is None:
             logits, rows = self._logits(inputs)
-            predicted = [self._summary(logits[:, rows == row]) for row in range(num_rows)]
+            predicted = [self.summary(logits[:, rows == row]) for row in range(num_rows)]
         else:
             whole, places = self._predict_within_error(inputs)
             predicted = [whole.select(places == row) for row in range(num_rows)]
@@ -231,6 +231,13 @@ class MonteCarloPredictor:
             SwagError: They are not finite, or not those of the task.
         """
         return self._logits(self._logits.tensors(batch))[0]
+
+    def summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
+        """Return the prediction for logits under these draws: what `logits` returns, or others made of them. Shape (S, N, C)."""
+        averaging = self._logits.averaging(len(logits)) | {"keep_draws": keep_draws}
+        return summarise(
+            logits, self.link, temperature=self.temperature, members=self._logits.members(len(logits)), **averaging
+        )
 
     def __repr__(self) -> str:
         """What is drawn from, and how."""
@@ -278,16 +285,10 @@ class MonteCarloPredictor:
             predictive, rows = self._predict_within_error(inputs)
         else:
             logits, events = self._logits(inputs)
-            predictive, rows = self._summary(logits, keep_draws=keep_draws), events.numpy()
+            predictive, rows = self.summary(logits, keep_draws=keep_draws), events.numpy()
         if self._ood_scores is not None and isinstance(predictive, Predictive):
             predictive = replace(predictive, ood_score=self._ood_scores(inputs))
         return predictive, rows
-
-    def _summary(self, logits: Tensor, *, keep_draws: bool = False) -> Predictive | RegressionPredictive:
-        averaging = self._logits.averaging(len(logits)) | {"keep_draws": keep_draws}
-        return summarise(
-            logits, self.link, temperature=self.temperature, members=self._logits.members(len(logits)), **averaging
-        )
 
     def _predict_within_error(self, inputs: dict[str, Tensor]) -> tuple[Predictive | RegressionPredictive, np.ndarray]:
         """As `_predict_batch`, each row with as many blocks as it needs; that number depends on the row's own predictions alone."""
@@ -301,7 +302,7 @@ class MonteCarloPredictor:
                 is_open[rows[~(limit <= self.max_error)]] = True
             done = ~is_open[rows]
             if done.any():
-                parts.append(self._summary(logits[:, done]))
+                parts.append(self.summary(logits[:, done]))
                 finished.append(rows[done].numpy())
             if done.all():
                 break

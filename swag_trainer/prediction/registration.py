@@ -7,7 +7,14 @@ from types import ModuleType
 
 import wrapt
 
-_PIPELINES = ("text_classification", "multiple_choice", "text_generation")
+_PIPELINES = (
+    "text_classification",
+    "multiple_choice",
+    "image_classification",
+    "zero_shot_classification",
+    "multiple_choice_encoder",
+    "text_generation",
+)
 
 
 def register_tasks() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class TokenizerSource:
         Raises:
             SwagError: It cannot be loaded, or it cannot be determined whether there is one beside the adapter without asking the Hub.
         """
-        folder = self._folder_beside_the_adapter()
+        folder = self.folder_beside_the_adapter(_TOKENIZER_FILE, _FILES)
         if folder is not None:
             tokenizer = load_tokenizer(folder, config=self.config)
         else:
@@ -163,10 +163,18 @@ class TokenizerSource:
             tokenizer.pad_token_id = self.pad_token_id
         return tokenizer
 
-    def _folder_beside_the_adapter(self) -> Path | None:
-        """Return the folder, or that of a download, where a tokenizer lies beside the adapter; None where there is none."""
+    def folder_beside_the_adapter(self, name: str, files: Sequence[str]) -> Path | None:
+        """Return the folder, or that of a download, where a file lies beside the adapter; None where there is none.
+
+        Args:
+            name: The file, such as "tokenizer_config.json".
+            files: What is downloaded where it is there.
+
+        Raises:
+            SwagError: It cannot be determined whether it is there without asking the Hub, or it cannot be fetched.
+        """
         if Path(self.adapter).is_dir():
-            return Path(self.adapter) if (Path(self.adapter) / _TOKENIZER_FILE).is_file() else None
+            return Path(self.adapter) if (Path(self.adapter) / name).is_file() else None
         hub = dict(self.hub)
         try:
             hub["revision"] = HfApi(token=hub.get("token")).resolve_revision(
@@ -176,20 +184,21 @@ class TokenizerSource:
                 revision=hub.get("revision"),
             )
             where = {"cache_dir": hub.get("cache_dir"), "revision": hub["revision"]}
-            found = try_to_load_from_cache(self.adapter, _TOKENIZER_FILE, **where)
+            found = try_to_load_from_cache(self.adapter, name, **where)
             if found is None:  # not asked for yet
-                found = hf_hub_download(self.adapter, _TOKENIZER_FILE, **hub)
+                found = hf_hub_download(self.adapter, name, **hub)
             if not isinstance(found, str):
                 return None
-            return Path(snapshot_download(self.adapter, allow_patterns=list(_FILES), **hub))
+            return Path(snapshot_download(self.adapter, allow_patterns=list(files), **hub))
         except LocalEntryNotFoundError as error:
+            kind, argument = ("tokenizer", "tokenizer") if name == _TOKENIZER_FILE else (name, "image_processor")
             raise SwagError(
-                f"Whether {self.adapter!r} has a tokenizer beside the adapter is not known, and the Hub cannot be reached or must not "
-                "be asked (offline mode). Load it once while online, or pass pipeline(..., tokenizer=...)."
+                f"Whether {self.adapter!r} has a {kind} beside the adapter is not known, and the Hub cannot be reached or must not "
+                f"be asked (offline mode). Load it once while online, or pass pipeline(..., {argument}=...)."
             ) from error
         except EntryNotFoundError:
             return None
         except (*_FAILURES, RevisionResolutionError) as error:
             raise SwagError(
-                f"The tokenizer beside the adapter in {self.adapter!r} cannot be fetched: {type(error).__name__}: {str(error)[:300]}"
+                f"{name!r} beside the adapter in {self.adapter!r} cannot be fetched: {type(error).__name__}: {str(error)[:300]}"
             ) from error

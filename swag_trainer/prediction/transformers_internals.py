@@ -88,13 +88,16 @@ def find_adapter_config_file(*args: Any, **kwargs: Any) -> str | None:
     return transformers_utils.find_adapter_config_file(*args, **kwargs)
 
 
-def register_pipeline(pipeline_class: Any, loader: type, *, peft_classes: Sequence[str] = ("PeftModel",)) -> None:
-    """Register a pipeline for texts under the name of its task, for ``transformers.pipeline(name, model=...)``.
+def register_pipeline(
+    pipeline_class: Any, loader: type, *, peft_classes: Sequence[str] = ("PeftModel",), inputs: str = "text"
+) -> None:
+    """Register a pipeline under the name of its task, for ``transformers.pipeline(name, model=...)``.
 
     Args:
         pipeline_class: A subclass of `PosteriorPipeline`; ``swag_task`` is the name.
         loader: A subclass of `AutoSwagModel`.
         peft_classes: Names of PEFT's classes that the pipeline takes, where the pipeline of transformers below it checks them.
+        inputs: What it takes, in transformers' words: "text" or "image".
     """
     from transformers import pipelines
     from transformers.pipelines import PIPELINE_REGISTRY
@@ -105,5 +108,5 @@ def register_pipeline(pipeline_class: Any, loader: type, *, peft_classes: Sequen
     pipelines.AutoConfig = PipelineConfig
     pipelines.find_adapter_config_file = find_adapter_config_file
     if name not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(name, pipeline_class=pipeline_class, pt_model=loader, type="text")
+        PIPELINE_REGISTRY.register_pipeline(name, pipeline_class=pipeline_class, pt_model=loader, type=inputs)
         SUPPORTED_PEFT_TASKS[name] = list(peft_classes)

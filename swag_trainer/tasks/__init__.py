@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from swag_trainer.tasks.base import Task
 
 # The modules of the tasks that come with this package; a module's class registers itself when it is imported.
-_BUILT_IN = ("generation", "multiple_choice", "sequence_classification")
+_BUILT_IN = (
+    "generation",
+    "image_classification",
+    "multiple_choice",
+    "multiple_choice_encoder",
+    "sequence_classification",
+    "zero_shot",
+)
 
 
 def task_named(name: str | None) -> Task:
@@ -68,8 +75,12 @@ def task_of(model: Any) -> str | None:
     noted = getattr(getattr(model, "config", None), "swag_task", None)
     if isinstance(noted, str) and noted in _tasks():
         return noted
-    architecture = type(model).__name__
-    return next((task.name for task in _tasks().values() if task.head and architecture.endswith(task.head)), None)
+    return task_of_architecture(type(model).__name__)
+
+
+def task_of_architecture(name: str) -> str | None:
+    """Return the name of the task that the head of a model is made for, by the name of its class; None where that does not tell."""
+    return next((task.name for task in _tasks().values() if task.head and name.endswith(task.head)), None)
 
 
 def task_of_adapter(config: Mapping[str, Any]) -> str | None:

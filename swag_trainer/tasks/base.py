@@ -155,11 +155,7 @@ def class_numbers(rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndar
     Raises:
         SwagError: No rows, no such column, or a value that is not a class number of the model.
     """
-    if not rows:
-        raise SwagError("A data set without rows cannot be measured on.")
-    column = next((column for column in LABEL_COLUMNS if column in rows[0]), None)
-    if column is None:
-        raise SwagError(f"The rows have no column {' or '.join(map(repr, LABEL_COLUMNS))}; they have {sorted(rows[0])}.")
+    column = _label_column(rows)
     labels = np.empty(len(rows), dtype=np.int64)
     for index, row in enumerate(rows):
         try:
@@ -172,6 +168,37 @@ def class_numbers(rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndar
         if not 0 <= labels[index] < num_labels:
             raise SwagError(f"Row {index} has {column}={labels[index]}; the model has the classes 0 to {num_labels - 1}.")
     return labels
+
+
+def label_flags(rows: Sequence[Mapping[str, Any]], num_labels: int) -> np.ndarray:
+    """Return which labels each row has, from a 0 or 1 for each label in the column "labels", "label" or "label_ids". Shape (N, C), int64.
+
+    Raises:
+        SwagError: No rows, no such column, or a value that is not a 0 or 1 for each label of the model.
+    """
+    column = _label_column(rows)
+    flags = np.empty((len(rows), num_labels), dtype=np.int64)
+    for index, row in enumerate(rows):
+        try:
+            values = np.asarray(row[column], dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError, KeyError):
+            values = np.empty(0)
+        if len(values) != num_labels or not np.isin(values, (0, 1)).all():
+            raise SwagError(
+                f"Row {index} has {column}={str(row.get(column))[:50]}; a 0 or 1 is needed for each of the model's {num_labels} labels, "
+                "which do not exclude each other."
+            )
+        flags[index] = values
+    return flags
+
+
+def _label_column(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        raise SwagError("A data set without rows cannot be measured on.")
+    column = next((column for column in LABEL_COLUMNS if column in rows[0]), None)
+    if column is None:
+        raise SwagError(f"The rows have no column {' or '.join(map(repr, LABEL_COLUMNS))}; they have {sorted(rows[0])}.")
+    return column
 
 
 def positions_of_images(model: nn.Module, images: Tensor) -> int:

@@ -13,7 +13,6 @@ from swag_trainer.tasks.generation import TextGeneration, refuse_classes
 _NO_PREDICTOR = (
     ("ForTokenClassification", "token classification"),
     ("ForQuestionAnswering", "extractive question answering"),
-    ("ForMultipleChoice", "multiple choice with a head of its own"),
     ("ForMaskedLM", "masked language modelling"),
     ("ForNextSentencePrediction", "next-sentence prediction"),
     ("ForPreTraining", "pre-training"),
@@ -27,7 +26,6 @@ _NO_PREDICTOR = (
     ("Model", "embeddings"),
 )
 _NO_PIPELINE = (
-    ("ForImageClassification", "image classification"),
     ("ForAudioClassification", "audio classification"),
     ("ForVideoClassification", "video classification"),
 )

@@ -73,9 +73,14 @@ def test_the_way_by_hand_averages_the_predictions_of_the_draws():
 
 @pytest.mark.parametrize(
     ("class_name", "expected"),
-    [("BertForSequenceClassification", None), ("GPT2LMHeadModel", None), ("ViTForImageClassification", "no pipeline")],
+    [
+        ("BertForSequenceClassification", None),
+        ("GPT2LMHeadModel", None),
+        ("ViTForImageClassification", None),
+        ("ASTForAudioClassification", "no pipeline"),
+    ],
 )
-def test_what_has_a_pipeline_is_not_mentioned_and_images_are_only_without_one(class_name, expected):
+def test_what_has_a_pipeline_is_not_mentioned_and_sounds_are_only_without_one(class_name, expected):
     # Red for: a warning before every training; a predictor that works called impossible.
     with torch.device("meta"):
         config = class_name.partition("For")[0].removesuffix("LMHeadModel") + "Config"

@@ -153,7 +153,7 @@ def test_choices_behind_one_question_are_scored_as_one_by_one(decoder, attention
     assert torch.equal(cut, expected)  # beyond the window of local attention there is no tree
 
 
-def test_a_model_that_takes_no_tree_mask_answers_draw_by_draw(decoder, monkeypatch):
+def test_a_model_that_takes_no_tree_mask_is_given_a_row_for_each_choice_packed_too(decoder, monkeypatch):
     # Red for: rows of choices packed as if they were rows of the batch, or a model's word taken for what it does with a mask.
     settings = ChoiceSettings(scoring="answers")
     batch = ChoiceCollator(choice_tokenizer(), settings)(questions(6))
@@ -170,7 +170,7 @@ def test_a_model_that_takes_no_tree_mask_answers_draw_by_draw(decoder, monkeypat
     monkeypatch.setattr(kind, "forward", ignorant)
     predictor = MonteCarloPredictor(decoder.model, decoder.posterior, **arguments)
     torch.testing.assert_close(predictor.logits(batch), expected, rtol=0, atol=1e-4)
-    assert "several rows" in predictor._logits.sampler.obstacle
+    assert predictor._logits.sampler.obstacle is None
 
 
 def test_scale_0_is_the_plain_model_at_the_mean(decoder):

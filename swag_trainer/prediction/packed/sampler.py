@@ -62,12 +62,14 @@ class _Plain:
         row: The row.
         logits: The logits of the row's events. Shape (E, C).
         sampled: The modules to run for S draws at once.
+        num_rows: How many rows the model was given for it.
     """
 
     trace: Trace
     row: Mapping[str, Tensor]
     logits: Tensor
     sampled: Sequence[SampledModule]
+    num_rows: int
 
 
 class PackedSampler:
@@ -226,22 +228,23 @@ class PackedSampler:
         row = {name: value[first : first + 1] for name, value in batch.items()}
         with masked(self._masks, range(len(draws) - 1, len(draws)), row):
             inputs = self._task.inputs(row)
-            if any(len(value) != 1 for value in inputs.values() if isinstance(value, Tensor)):
-                raise NotPacked("the model is given several rows for one row of the batch")
+            num_rows = _num_rows(inputs)
             trace = trace_calls(model, inputs, self._constants)
+            # Of several rows, such as those of a question's choices, the first one is traced.
+            outputs = trace.outputs if num_rows == 1 else model(**inputs, **self._constants)
         largest = max(call.size for made in trace.calls.values() for call in made)
         # A block holds about eight tensors of the size of its largest at once.
-        self._bytes_per_token = 8 * largest * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
+        self._bytes_per_token = 8 * largest * num_rows * len(next(iter(batch.values()))) // self._task.tokens(batch, model)
         sampled = promote_to_parent(model, sampled_modules(self._weights), trace.calls)
-        logits = self._task.read(trace.outputs, row)
+        logits = self._task.read(outputs, row)
         self._task.check_logits(logits, row, model)
-        return _Plain(trace, row, logits, sampled)
+        return _Plain(trace, row, logits, sampled, num_rows)
 
     def _replace_forwards(self, plain: _Plain, strategy: _Strategy) -> None:
         self._restore()
         model, calls = self._weights.model, plain.trace.calls
         pruned, position = [], 0
-        if strategy.prune:
+        if strategy.prune and plain.num_rows == 1:
             pruned, position = prunable_modules(
                 plain.trace,
                 lambda: self._task.read(model(**self._task.inputs(plain.row), **self._constants), plain.row),
@@ -263,22 +266,21 @@ class PackedSampler:
 
     def _run(self, batch: Mapping[str, Tensor], draws: Tensor) -> Tensor:
         if self._prefix is not None:
+            inputs = self._task.inputs(batch)
             with masked(self._masks, range(0), batch):
-                self._prefix.record(
-                    lambda: self._model(**self._task.inputs(batch), **self._constants), num_rows=len(next(iter(batch.values())))
-                )
+                self._prefix.record(lambda: self._model(**inputs, **self._constants), num_rows=_num_rows(inputs))
         predict = functools.partial(self._run_chunk, batch)
         tokens = self._task.tokens(batch, self._weights.model)
         return self._chunks.run(predict, draws, tokens=tokens, bytes_per_token=self._bytes_per_token)
 
     def _run_chunk(self, batch: Mapping[str, Tensor], draws: Tensor, first: int) -> Tensor:
-        num_rows = len(next(iter(batch.values())))
-        self._packing.begin(len(draws), num_rows, self._weights.layout.unflatten(draws))
+        copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
+        inputs = self._task.inputs(copies)
+        self._packing.begin(len(draws), _num_rows(inputs) // len(draws), self._weights.layout.unflatten(draws))
         if self._prefix is not None:
             self._prefix.restart()
-        copies = {name: value.repeat(len(draws), *[1] * (value.ndim - 1)) for name, value in batch.items()}
         with masked(self._masks, range(first, first + len(draws)), batch):
-            outputs = self._model(**self._task.inputs(copies), **self._constants)
+            outputs = self._model(**inputs, **self._constants)
         logits = self._task.read(outputs, copies)
         num_events = len(self._task.events(batch))
         if len(logits) != len(draws) * num_events:
@@ -294,6 +296,14 @@ class PackedSampler:
     def _give_up(self, reason: str) -> None:
         self.obstacle = reason
         logger.info("Draws run one after the other, as they cannot be packed: %s.", reason)
+
+
+def _num_rows(inputs: Mapping[str, object]) -> int:
+    """Return how many rows a model is given."""
+    counts = {len(value) for value in inputs.values() if isinstance(value, Tensor)}
+    if len(counts) != 1:
+        raise NotPacked("the model's inputs do not all have the rows in their first dimension")
+    return counts.pop()
 
 
 def reason_of(problem: Exception) -> str:

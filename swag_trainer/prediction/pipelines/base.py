@@ -39,7 +39,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
     what `predictive_of` returns in ``postprocess(model_outputs, options)``. Where it also inherits from a pipeline of transformers, it
     overrides `own_parameters` to call that class's ``_sanitize_parameters``. Where posteriors of other tasks serve it as well, it names
     these ``other_tasks``; where not all options of `PredictionOptions` make sense, those that do its ``option_names``; ``takes_tokenizer_arguments``
-    where arguments of the tokenizer may be given in a call.
+    where arguments of the tokenizer may be given in a call. One for images sets ``takes_text = False`` and has no tokenizer.
 
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
@@ -64,6 +64,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
     other_tasks: ClassVar[Sequence[str]] = ()
     option_names: ClassVar[Sequence[str]] = tuple(PredictionOptions.option_names())
     takes_tokenizer_arguments: ClassVar[bool] = True
+    takes_text: ClassVar[bool] = True
 
     def __init__(self, model: Any, *, posterior: WeightPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         posterior = posterior if posterior is not None else getattr(model, "swag_posterior", None)
@@ -76,7 +77,9 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
             raise SwagError(f"The posterior is for the task {posterior.record.task!r}, this pipeline for {self.swag_task!r}.")
         self.posterior = posterior
         # _sanitize_parameters, which the constructor calls, asks the tokenizer for its arguments.
-        self.tokenizer = _loaded(tokenizer, model)
+        if tokenizer is not None and not self.takes_text:
+            raise SwagError(f"{self.swag_task} takes images, and no tokenizer: leave tokenizer=... out.")
+        self.tokenizer = _loaded(tokenizer, model) if self.takes_text else None
         self._predictor: Any = None
         self._settings: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -148,7 +151,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
             if name not in (*tokenizers, *self.own_arguments) or name in ("self", "kwargs"):
                 close = difflib.get_close_matches(name, ours + tokenizers, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise SwagError(f"{self.swag_task} knows no argument {name!r}, and neither does the tokenizer.{hint}")
+                tokenizer = ", and neither does the tokenizer" if self.takes_text else ""
+                raise SwagError(f"{self.swag_task} knows no argument {name!r}{tokenizer}.{hint}")
 
     def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Link | None = None) -> dict[str, Any]:
         if "input_ids" in model_inputs:

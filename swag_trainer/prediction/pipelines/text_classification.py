@@ -7,20 +7,12 @@ from typing import Any
 from transformers import TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 
-from swag_trainer.errors import SwagError
-from swag_trainer.prediction.decisions import PredictionOptions, decide
+from swag_trainer.prediction.decisions import PredictionOptions
 from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.base import PosteriorPipeline, check_top_k
-from swag_trainer.prediction.predictive import RegressionPredictive
+from swag_trainer.prediction.pipelines.label_scores import LabelScores, decision_for, link_of
 from swag_trainer.prediction.transformers_internals import register_pipeline
-from swag_trainer.tasks.base import Link
 from swag_trainer.tasks.sequence_classification import SequenceClassification
-
-_LINKS: dict[ClassificationFunction, Link] = {
-    ClassificationFunction.SOFTMAX: "softmax",
-    ClassificationFunction.SIGMOID: "sigmoid",
-    ClassificationFunction.NONE: "identity",
-}
 
 
 class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeline):
@@ -43,8 +35,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
     the likeliest label's score is too low. The label is then under ``top_label`` and a sentence under ``reason``; score and uncertainty
     stay, and a prediction that is not withheld has neither of the two keys. So it is with ``ood``, alone or beside one of the others, where
     the text is out-of-distribution. With ``prediction_set`` the labels that cannot be ruled out are
-    under that key, the likeliest first. With ``top_k`` all this is in the first entry of the ranking, the others stay as they are. For
-    classes that exclude each other only.
+    under that key, the likeliest first. With ``top_k`` all this is in the first entry of the ranking, the others stay as they are. Where
+    several labels may be right there are sets, which hold all of them with that probability, and no abstaining: no label is the likeliest.
 
     Args:
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
@@ -89,8 +81,8 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         preprocess, forward, postprocess = TextClassificationPipeline._sanitize_parameters(
             self, function_to_apply, top_k, **tokenizer
         )
-        function = postprocess.get("function_to_apply")
-        return preprocess, forward | ({"link": _LINKS[function]} if function in _LINKS else {}), postprocess
+        link = link_of(postprocess.get("function_to_apply"))
+        return preprocess, forward | ({} if link is None else {"link": link}), postprocess
 
     def postprocess(
         self,
@@ -101,33 +93,14 @@ class SwagTextClassificationPipeline(PosteriorPipeline, TextClassificationPipeli
         options: PredictionOptions = PredictionOptions(),  # noqa: B008 - frozen
     ) -> Any:
         """Put the prediction of one input into transformers' form, and decide upon it."""
-        config, predictive = self.model.config, self.predictive_of(model_outputs)
-        link = _LINKS[function_to_apply] if function_to_apply in _LINKS else SequenceClassification().link(config)
-        decision, ood_score = decide(options, self.posterior), None
-        if decision and link != "softmax":
-            raise SwagError(
-                "Abstaining and prediction sets are for classes that exclude each other, whose probabilities sum to 1; these predictions "
-                f"are {'plain numbers' if link == 'identity' else 'judged label by label'}."
-            )
-        if isinstance(predictive, RegressionPredictive):
-            scores, extra = predictive.mean[0], [{"std": float(std)} for std in predictive.std[0]]
-        else:
-            uncertainty = {
-                "entropy": float(predictive.entropy[0]),
-                "mutual_information": float(predictive.mutual_information[0]),
-            }
-            if predictive.between_members is not None:
-                uncertainty["between_members"] = float(predictive.between_members[0])
-            if predictive.ood_score is not None:
-                uncertainty["ood_score"] = ood_score = float(predictive.ood_score[0])
-            scores, extra = predictive.probabilities[0], [uncertainty] * len(predictive.probabilities[0])
-        rows = [{"label": config.id2label[index], "score": float(score), **extra[index]} for index, score in enumerate(scores)]
+        config = self.model.config
+        own = SequenceClassification().link(config)
+        decision = decision_for(options, self.posterior, link_of(function_to_apply) or own, own=own)
+        found = LabelScores.of(self.predictive_of(model_outputs), config.id2label)
         if top_k == 1 and _legacy:
-            best = [rows[int(scores.argmax())]]
-            return decision.apply(best, scores, config.id2label, ood_score=ood_score)[0] if decision else best[0]
-        if not _legacy:
-            rows = sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
-        return decision.apply(rows, scores, config.id2label, ood_score=ood_score) if decision else rows
+            return found.decided(decision, [found.rows[int(found.scores.argmax())]], config.id2label)[0]
+        rows = found.rows if _legacy else found.ranked(top_k)
+        return found.decided(decision, rows, config.id2label)
 
 
 register_pipeline(

@@ -1,0 +1,60 @@
+"""Events that a tuning chooses by: one for each example, or where several labels may be right, one for each example and label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from swag_trainer.calibration.cross_fitting import folds_of
+from swag_trainer.metrics.scores import log_probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationEvents:
+    """True outcomes of held-out examples.
+
+    The labels of an example that may have several are C events of two classes, "no" and "yes". Their likelihoods are multiplied as if
+    they were independent given the model, as its own loss does; the folds keep an example's events together.
+
+    Attributes:
+        labels: Class numbers, shape (N,); or which labels each example has, 0 or 1, shape (N, C).
+    """
+
+    labels: np.ndarray
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether every example has one label."""
+        return self.labels.ndim == 1
+
+    @property
+    def true(self) -> np.ndarray:
+        """The class of each event. Shape (E,)."""
+        return self.labels.reshape(-1)
+
+    def logits(self, draws: np.ndarray) -> np.ndarray:
+        """Return logits of the events, up to a constant, from each draw's probabilities.
+
+        Args:
+            draws: Shape (S, N, C).
+
+        Returns:
+            Shape (S, E, C) for one label each, (S, E, 2) for several.
+        """
+        if self.exclusive:
+            return log_probabilities(draws)
+        flat = draws.reshape(len(draws), -1)
+        return log_probabilities(np.stack([1 - flat, flat], axis=-1))
+
+    def folds(self, *, seed: int) -> list[np.ndarray]:
+        """Return the numbers of the events in each fold; every example is in one fold."""
+        folds = folds_of(len(self.labels), seed=seed)
+        if self.exclusive:
+            return folds
+        places = np.arange(self.labels.size).reshape(self.labels.shape)
+        return [places[fold].reshape(-1) for fold in folds]
+
+    def by_example(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the probabilities of each example's labels, shape (N, C), from those of the events."""
+        return probabilities if self.exclusive else probabilities[:, 1].reshape(self.labels.shape)

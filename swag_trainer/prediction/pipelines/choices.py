@@ -1,0 +1,77 @@
+"""Base class of the pipelines for multiple choice: questions with their choices in, ranked choices with their uncertainty out."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from swag_trainer.errors import SwagError
+from swag_trainer.prediction.decisions import PredictionOptions, decide
+from swag_trainer.prediction.pipelines.base import PosteriorPipeline, check_top_k
+from swag_trainer.prediction.tokenizers import encoding_errors
+from swag_trainer.tasks.questions import LETTERS
+
+logger = logging.getLogger(__name__)
+
+
+class ChoicePipeline(PosteriorPipeline):
+    """Answers multiple-choice questions. A subclass makes model inputs of a question in `encode`."""
+
+    own_arguments = ("top_k",)
+
+    @abstractmethod
+    def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return the model inputs of a question, as a batch of one, and how many questions were cut so far."""
+
+    def own_parameters(self, top_k: int | None = 1, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Divide arguments among preprocessing, forward and postprocessing; the tokenizer's are refused."""
+        if arguments:
+            raise SwagError(
+                f"The prompt is tokenised whole, so there is no argument {next(iter(arguments))!r} of the tokenizer."
+            )
+        check_top_k(top_k)
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        """Make model inputs of a question. One that the model cannot take is cut."""
+        if not isinstance(inputs, Mapping):
+            raise SwagError(
+                f'{self.swag_task} takes questions {{"question": ..., "choices": [...]}}, got {type(inputs).__name__}.'
+            )
+        with self._tokenizer_lock, encoding_errors():
+            encoded, num_truncated = self.encode(inputs)
+        if num_truncated > self.num_truncated:
+            if self.num_truncated == 0:
+                logger.warning(
+                    "A prompt is too long for the model and was truncated; the pipeline's num_truncated counts them."
+                )
+            self.num_truncated = num_truncated
+        choices = inputs["choices"]
+        return {**encoded, "choices": [list(choices["text"] if isinstance(choices, Mapping) else choices)]}
+
+    def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Any = None) -> dict[str, Any]:
+        inputs = {name: value for name, value in model_inputs.items() if name != "choices"}
+        return {**super()._forward(inputs, options, link), "choices": model_inputs["choices"]}
+
+    def postprocess(
+        self,
+        model_outputs: Mapping[str, Any],
+        options: PredictionOptions = PredictionOptions(),  # noqa: B008 - frozen
+        top_k: int | None = 1,
+    ) -> Any:
+        """Put the prediction of one question into its form, and decide upon it."""
+        predictive: Any = self.predictive_of(model_outputs)
+        choices = model_outputs["choices"]
+        while not isinstance(choices[0], str):  # a batch of one
+            choices = choices[0]
+        scores = predictive.probabilities[0, : len(choices)]
+        uncertainty = {"entropy": float(predictive.entropy[0]), "mutual_information": float(predictive.mutual_information[0])}
+        ranking = [
+            {"label": LETTERS[place], "choice": choices[place], "score": float(scores[place]), **uncertainty}
+            for place in (-scores).argsort(kind="stable").tolist()
+        ][:top_k]
+        if decision := decide(options, self.posterior):
+            ranking = decision.apply(ranking, scores, dict(enumerate(LETTERS)))
+        return ranking[0] if top_k == 1 else ranking
