@@ -21,6 +21,7 @@ def two(tmp_path_factory):
     return [result["everything"] for result in results]
 
 
+@pytest.mark.slow
 def test_both_processes_get_the_first_ones_tensor_bit_for_bit(two):
     # Red for: a tensor of the second process, a view sent with its holes, or a cast on the way.
     sent = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
@@ -32,22 +33,26 @@ def test_both_processes_get_the_first_ones_tensor_bit_for_bit(two):
         assert received["own"]
 
 
+@pytest.mark.slow
 def test_both_processes_get_the_number_of_every_process_in_the_same_order(two):
     # Red for: each process with its own number first, or numbers that lose bits on the way.
     assert [received["numbers"] for received in two] == [[-(2**62), -(2**62) + 1]] * 2
 
 
+@pytest.mark.slow
 def test_both_processes_get_the_first_ones_document(two):
     # Red for: a document cut to the length of the other process's, or a float that comes back as another.
     assert [received["document"] for received in two] == [DOCUMENT] * 2
     assert [received["nothing"] for received in two] == [None, None]
 
 
+@pytest.mark.slow
 def test_both_processes_get_every_value_in_the_order_of_the_processes(two):
     # Red for: lists that accelerate's gather_object joins into one.
     assert [received["gathered"] for received in two] == [[[0, "text"], [1, "text"]]] * 2
 
 
+@pytest.mark.slow
 def test_one_process_is_the_first_of_two(two):
     # Red for: statistics in no process, or in both.
     assert [received["is_first"] for received in two] == [True, False]

@@ -283,7 +283,7 @@ def start_two(run, *, late_first=False, final_weights="mean", resume=None, **arg
     return trainer, swag, late, witness
 
 
-@pytest.mark.parametrize("late_first", [False, True])
+@pytest.mark.parametrize("late_first", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_callbacks_collect_side_by_side_and_both_resume(run, base_folder, tmp_path, late_first):
     # Red for: one's moments, posterior or mean in the place of the other's, in either order.
     arguments = {"late_first": late_first, "save_strategy": "steps", "save_steps": 4}
@@ -305,7 +305,7 @@ def test_two_callbacks_collect_side_by_side_and_both_resume(run, base_folder, tm
     assert same(resumed_late.posterior, late.posterior)
 
 
-@pytest.mark.parametrize("late_first", [False, True])
+@pytest.mark.parametrize("late_first", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_trained_weights_of_a_second_callback_are_the_last_iterate_whoever_comes_first(run, tmp_path, late_first):
     # Red for: the mean, which the first callback has put into the model by then, called the trained weights.
     _, _, late, witness = start_two(run, late_first=late_first, final_weights="trained")

@@ -55,24 +55,23 @@ def test_the_tokenizer_beside_the_adapter_is_taken_and_an_explicit_one_before_it
     assert classifier(run).tokenizer.model_max_length == 64
 
 
-def test_a_repository_answers_with_its_own_tokenizer_of_the_same_commit_also_offline(run, hub, base_folder, tmp_path):
-    # Red for: the base's tokenizer for a repository, that of another commit, or a request that offline mode cannot make.
-    swag = SwagPosterior.from_pretrained(run)
-    first = swag.push_to_hub("user/with-tokenizer")
+def test_a_repository_predicts_with_its_own_tokenizer_of_the_same_commit(run, hub, base_folder):
+    # Red for: the base's tokenizer for a repository, or that of another commit.
+    first = SwagPosterior.from_pretrained(run).push_to_hub("user/with-tokenizer")
     HfApi().upload_folder(repo_id="user/with-tokenizer", folder_path=run, allow_patterns="tokenizer*")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    code = (
-        "import sys, swag_trainer; from transformers import pipeline; "
-        "one, two = (pipeline('swag-text-classification', model='user/with-tokenizer', device='cpu', "
-        f"model_kwargs={{'base_model': {str(base_folder)!r}, 'adapter_kwargs': {{'revision': revision}}}}) "
-        "for revision in sys.argv[1:]); "
-        "print(one.tokenizer.model_max_length, two.tokenizer.model_max_length)"
-    )
-    words = [sys.executable, "-c", code, first.oid, "main"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["64", str(SHORT)], done.stderr[-2000:]
+    for revision, length in ((first.oid, 64), ("main", SHORT)):
+        settings = {"base_model": str(base_folder), "adapter_kwargs": {"revision": revision}}
+        assert classifier("user/with-tokenizer", model_kwargs=settings).tokenizer.model_max_length == length
+
+
+@pytest.mark.slow
+def test_a_repository_has_its_own_tokenizer_offline_too(run, hub, base_folder, tmp_path):
+    # Red for: a request that offline mode cannot make, or the base's tokenizer in its place.
+    SwagPosterior.from_pretrained(run).push_to_hub("user/cached")
+    HfApi().upload_folder(repo_id="user/cached", folder_path=run, allow_patterns="tokenizer*")
+    snapshot_download("user/cached", cache_dir=tmp_path / "home" / "hub")
     requests = len(hub.hub.log)
-    assert asked_offline(tmp_path / "home", "user/with-tokenizer", base_folder) == str(SHORT)
+    assert asked_offline(tmp_path / "home", "user/cached", base_folder) == str(SHORT)
     assert len(hub.hub.log) == requests
 
 

@@ -76,6 +76,7 @@ def chooser(run, **arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_training_process_predictions_bit_for_bit(run, tmp_path):
     # Red for: the scoring or the prompt lost on the way, a base of random weights, another path of prediction.
     model, posterior, tokenizer = run
