@@ -66,7 +66,7 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
     # Red for: a schedule that is not trained, recipes of earlier calls that are lost, an adapter that is distilled and not used,
     # resampling that is left out because everything else is there.
     first = run_study(task, base_folder, tmp_path, "--seeds", "0")["0"]["recipes"]
-    parts = ["variants", "rates", "smoothing", "distillation", "fits", "members", "blob", "ivon", "coefficients"]
+    parts = ["variants", "rates", "smoothing", "distillation", "fits", "members", "sgd", "blob", "ivon", "coefficients"]
     found = run_study(task, base_folder, tmp_path, "--seeds", "0", "--parts", *parts)["0"]["recipes"]
     assert set(found) == {name for part in command.PARTS.values() for name in part}
     assert {name: found[name] for name in first} == first
@@ -82,7 +82,13 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
 def test_a_schedule_goes_the_same_way_wherever_it_branches_off(task, base_folder, tmp_path, monkeypatch):
     # Red for: another batch order, an optimizer or a random state that starts anew at the branching, a step kept twice or left out.
     data = tasks.read_data(task, base_folder, seed=0, sizes=SIZES)
-    options = {"steps": 20, "seed": 0, "learning_rate": 5e-3, "frozen_layers": 1, "schedules": ["decay"]}
+    options = {
+        "steps": 20,
+        "seed": 0,
+        "optimization": training.Optimization(),
+        "frozen_layers": 1,
+        "schedules": ["decay"],
+    }
     whole = []
     for start in (0.3, 0.8):
         monkeypatch.setattr(training, "START", start)

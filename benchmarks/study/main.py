@@ -14,14 +14,14 @@ import torch
 from study.catalogue import DISTILLATION, FITS, IDEAS, RATES, RECIPES, SMOOTHING, SWAG_MEAN, VARIANTS
 from study.coefficients import COEFFICIENTS
 from study.detection import detection
-from study.members import MEMBERS
 from study.predictions import Run, relative_energy
 from study.recipes import Outcome
 from study.resampling import resampled_nll
 from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
-from study.training import LEARNING_RATE, train_run
+from study.training import Optimization, train_run
+from study.trainings import MEMBERS, SGD
 from study.variational import BLOB, IVON
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.scores import brier_score, negative_log_likelihood
@@ -36,6 +36,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "distillation": DISTILLATION,
     "fits": FITS,
     "members": MEMBERS,
+    "sgd": SGD,
     "blob": BLOB,
     "ivon": IVON,
     "coefficients": COEFFICIENTS,
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", type=Path, help="folder with clinc15, hwu64 and banking77; without it the demo's text alone")
     options.add_argument("--tasks", nargs="+", help="names of tasks; default: all")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    options.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    options.add_argument("--learning-rate", type=float, default=Optimization.learning_rate)
     options.add_argument("--frozen-layers", type=int, default=Sizes.frozen_layers)
     options.add_argument(
         "--parts",
@@ -141,7 +142,7 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         folder,
         steps=task.steps,
         seed=seed,
-        learning_rate=options.learning_rate,
+        optimization=Optimization(learning_rate=options.learning_rate),
         frozen_layers=sizes.frozen_layers,
         schedules=schedules,
     )
@@ -155,7 +156,7 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         steps=task.steps,
         seed=seed,
         frozen_layers=sizes.frozen_layers,
-        learning_rate=options.learning_rate,
+        optimization=Optimization(learning_rate=options.learning_rate),
     )
     known["recipes"] = measured(
         {name: recipe(run) for name, recipe in everything.items() if name in wanted}, data.splits["test"].labels
@@ -205,4 +206,4 @@ def _schedules(options: argparse.Namespace) -> list[str]:
 
 
 def _settings(options: argparse.Namespace, sizes: Sizes) -> dict[str, object]:
-    return {"learning_rate": options.learning_rate, "schedules": _schedules(options), **asdict(sizes)}
+    return {**asdict(Optimization(learning_rate=options.learning_rate)), "schedules": _schedules(options), **asdict(sizes)}

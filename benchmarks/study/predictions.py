@@ -14,7 +14,7 @@ from torch import Tensor
 
 from study.distillation import distil
 from study.tasks import TaskData
-from study.training import LEARNING_RATE, Trajectory, build_model
+from study.training import Optimization, Trajectory, build_model
 from swag_trainer import Evenly
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.schedule import collection_steps
@@ -71,7 +71,7 @@ class Run:
         base: The base model.
         steps: Optimizer steps of the run.
         seed: Of the draws and masks.
-        frozen_layers, learning_rate: As in training.
+        frozen_layers, optimization: As in training.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Run:
         steps: int,
         seed: int,
         frozen_layers: int,
-        learning_rate: float = LEARNING_RATE,
+        optimization: Optimization = Optimization(),  # noqa: B008 - frozen
     ) -> None:
         self.folder, self.data, self.base, self.steps, self.seed = folder, data, base, steps, seed
-        self.frozen_layers, self.learning_rate = frozen_layers, learning_rate
+        self.frozen_layers, self.optimization = frozen_layers, optimization
         self.fitted: dict[tuple[Draw, float], tuple[float, float]] = {}
 
     @cached_property

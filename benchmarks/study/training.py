@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ WARMUP = 0.06
 KEPT = 100
 EVALUATIONS = 20
 BATCH_SIZE = 16
-LEARNING_RATE = 5e-3
 
 
 def _decay(step: int, steps: int) -> float:
@@ -48,6 +48,25 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "smoothed": _decay,
 }
 LABEL_SMOOTHING = {"smoothed": 0.1}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a run is optimised.
+
+    Attributes:
+        optimizer: "adamw", or "sgd" with a running mean of the gradients (momentum .9, dampening .9), whose rates are those of IVON.
+        learning_rate: At the end of the warm-up.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 5e-3
+
+    def of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimizer of some parameters."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=0.9, dampening=0.9)
 
 
 def branching_step(steps: int) -> int:
@@ -156,7 +175,7 @@ def train_run(
     *,
     steps: int,
     seed: int,
-    learning_rate: float,
+    optimization: Optimization,
     frozen_layers: int,
     schedules: list[str],
 ) -> None:
@@ -172,14 +191,14 @@ def train_run(
             continue
         model = build_model(base, data.num_labels, seed=seed, frozen_layers=frozen_layers)
         weights = AdapterWeights(model)
-        optimizer = torch.optim.AdamW(weights.parameters(), lr=learning_rate, weight_decay=0.0)
+        optimizer = optimization.of(weights.parameters())
         first, last, schedule = (1, split, _decay) if name == "beginning" else (split + 1, steps, SCHEDULES[name])
         if name != "beginning":
             begun = torch.load(state, weights_only=True)
             weights.write(weights.layout.unflatten(begun["weights"]))
             optimizer.load_state_dict(begun["optimizer"])
             torch.set_rng_state(begun["random"])
-        rates = {step: learning_rate * schedule(step, steps) for step in range(first, last + 1)}
+        rates = {step: optimization.learning_rate * schedule(step, steps) for step in range(first, last + 1)}
         run = _train(model, weights, optimizer, data, order, rates, steps, LABEL_SMOOTHING.get(name, 0.0))
         if name == "beginning":
             vector = weights.layout.flatten(weights.read()).clone()
