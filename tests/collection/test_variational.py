@@ -79,7 +79,7 @@ def test_kl_weights_of_an_epoch_are_those_of_the_paper():
 
 def test_ivon_takes_the_steps_of_its_paper():
     # Red for: a Hessian that is updated after the mean; momentum without its correction; the noise left in the weights.
-    method, sizes = Ivon(hessian=0.3, weight_decay=0.01, beta1=0.8, beta2=0.9), 50
+    method, sizes = Ivon(hessian=0.3, weight_decay=0.01, beta1=0.8, beta2=0.9, effective_sample_size=None), 50
     parameter = nn.Parameter(torch.tensor([0.5, -1.0]))
     optimizer = IvonOptimizer([parameter], method, learning_rate=0.1, num_examples=sizes)
     curvature, target = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])
@@ -110,7 +110,9 @@ def test_ivon_finds_the_posterior_of_a_quadratic_loss():
     torch.manual_seed(0)
     curvature = torch.tensor([0.5, 2.0, 8.0])
     parameter = nn.Parameter(torch.zeros(3))
-    optimizer = IvonOptimizer([parameter], Ivon(hessian=1.0, beta2=0.999), learning_rate=0.1, num_examples=100)
+    optimizer = IvonOptimizer(
+        [parameter], Ivon(hessian=1.0, beta2=0.999, effective_sample_size=None), learning_rate=0.1, num_examples=100
+    )
     for _ in range(6000):
         optimizer.begin_step()
         parameter.grad = curvature * (parameter.detach() - 1)
