@@ -2,11 +2,15 @@
 
     python examples/active_learning.py
     python examples/active_learning.py --dataset clinc/clinc_oos:plus --first-rows 300 --rows-per-round 150
+    python examples/active_learning.py --posterior mixture --members 3 --strategies random "mutual information"
 
 Starts with few labelled examples, and in each round labels as many more: at random, those with the highest entropy, those with the highest
 mutual information, or drawn with probabilities in proportion to it (Kirsch et al. 2023, arXiv:2106.12059), as the highest ones are often
 alike. Every model is trained anew on all examples labelled so far; the first one is shared. LoRA sits in the last two layers only; 45
 trainings take about half an hour on one core.
+
+The posterior that predicts and chooses is SWAG's, a mixture of SWAG posteriors of several trainings (MultiSWAG), or Laplace's over the head
+around the mean of SWAG.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from scipy.stats import t as student
 from text_data import TextTask, read_task, recipe_parser
 from transformers import AutoTokenizer
 
-from swag_trainer import MonteCarloPredictor, Predictive, SwagCallback
+from swag_trainer import MonteCarloPredictor, PosteriorMixture, Predictive, SwagCallback, fit_posterior
 from swag_trainer.metrics import accuracy, negative_log_likelihood
 
 STRATEGIES = ("random", "entropy", "mutual information", "drawn by mutual information")
+POSTERIORS = ("swag", "mixture", "laplace-head")
 LAST_TWO_LAYERS = [f"layer.{layer}.attention.self.{name}" for layer in (4, 5) for name in ("query", "value")]
 Curve = list[dict[str, float]]  # accuracy and NLL after each round
 
@@ -42,7 +47,7 @@ def main() -> None:
     console.print(f"{len(task.labels)} classes, {len(task.texts['train'])} examples to choose from, {arguments.seeds} seeds.")
     curves = [one_seed(task, arguments, seed) for seed in range(arguments.seeds)]
     console.print(as_table(task, curves, arguments))
-    for strategy in STRATEGIES[1:]:
+    for strategy in [strategy for strategy in arguments.strategies if strategy != "random"]:
         for metric in ("accuracy", "NLL"):
             console.print(compared_with_random(curves, strategy, metric))
 
@@ -56,7 +61,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, default=200, help="examples of the test split to measure on")
     parser.add_argument("--num-samples", type=int, default=8, help="number of draws")
     parser.add_argument("--seeds", type=int, default=5)
-    return parser.parse_args()
+    parser.add_argument("--posterior", choices=POSTERIORS, default="swag", help="of what predicts and chooses")
+    parser.add_argument("--members", type=int, default=3, help="trainings of each mixture")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="'random' among them")
+    arguments = parser.parse_args()
+    if "random" not in arguments.strategies:
+        parser.error("--strategies needs 'random', with which the others are compared.")
+    return arguments
 
 
 def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[str, Curve]:
@@ -67,16 +78,10 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
     test = test.shuffle(seed=0).select(range(min(arguments.test_rows, len(test))))
     first = first_rows(task, arguments.first_rows, seed)
 
-    def fitted(labelled: np.ndarray) -> MonteCarloPredictor:
-        swag = SwagCallback()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), no_warnings():
-            model = train(task, rows.select(labelled), tokenizer, arguments, folder, seed, callbacks=[swag]).model.eval()
-        return MonteCarloPredictor(model, swag.posterior, num_samples=arguments.num_samples, seed=seed, progress=False)
-
-    start = fitted(first)
+    start = fitted(task, rows.select(first), tokenizer, arguments, seed)
     start_metrics = metrics(start, test)
     curves = {}
-    for strategy in STRATEGIES:
+    for strategy in arguments.strategies:
         generator = np.random.default_rng([seed, 1])  # the same pools and the same random numbers for every strategy
         choice_generator = np.random.default_rng([seed, 2])
         labelled, predictor, curve = first, start, [start_metrics]
@@ -85,7 +90,7 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
             pool = unlabelled[: arguments.pool]
             picked = chosen(strategy, predictor, rows.select(pool), arguments.rows_per_round, choice_generator)
             labelled = np.concatenate([labelled, pool[picked]])
-            predictor = fitted(labelled)
+            predictor = fitted(task, rows.select(labelled), tokenizer, arguments, seed)
             curve.append(metrics(predictor, test))
         curves[strategy] = curve
         last = curve[-1]
@@ -93,6 +98,26 @@ def one_seed(task: TextTask, arguments: argparse.Namespace, seed: int) -> dict[s
             f"seed {seed}, {strategy}: accuracy {last['accuracy']:.3f}, NLL {last['NLL']:.3f} with {len(labelled)} examples"
         )
     return curves
+
+
+def fitted(
+    task: TextTask, labelled: Dataset, tokenizer: object, arguments: argparse.Namespace, seed: int
+) -> MonteCarloPredictor:
+    """Train on the labelled examples, as often as the posterior has members, and return what predicts with it."""
+    count = arguments.members if arguments.posterior == "mixture" else 1
+    posteriors = []
+    for member in range(count):
+        swag = SwagCallback()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), no_warnings():
+            trainer = train(task, labelled, tokenizer, arguments, folder, seed + 1000 * member, callbacks=[swag])
+        posteriors.append(swag.posterior)
+    model, posterior = trainer.model.eval(), posteriors[0]
+    if arguments.posterior == "mixture":
+        posterior = PosteriorMixture.of(posteriors)
+    elif arguments.posterior == "laplace-head":  # the callback left the mean in the model
+        posterior = fit_posterior(model, labelled, method="laplace-head", progress=False)
+    num_samples = -(-arguments.num_samples // count) * count  # as many draws of each member
+    return MonteCarloPredictor(model, posterior, num_samples=num_samples, seed=seed, progress=False)
 
 
 @contextlib.contextmanager
@@ -137,7 +162,7 @@ def as_table(task: TextTask, curves: list[dict[str, Curve]], arguments: argparse
     counts = [arguments.first_rows + index * arguments.rows_per_round for index in range(arguments.rounds + 1)]
     table = Table("chosen by", "metric", *(f"{count} examples" for count in counts))
     table.title = f"{task.name}, test split: mean ± standard deviation over {len(curves)} seeds"
-    for strategy in STRATEGIES:
+    for strategy in curves[0]:
         for metric in ("accuracy", "NLL"):
             values = np.array([[point[metric] for point in seed[strategy]] for seed in curves])
             spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.full(values.shape[1], np.nan)

@@ -124,6 +124,26 @@ def test_the_example_follows_every_strategy_from_the_same_start(active_learning,
     assert "mutual information, NLL: better than random choice for" in shown
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "shown"), [(["mixture", "--members", "2"], "MultiSWAG, 4"), (["laplace-head"], "Laplace (head), 3")]
+)
+def test_the_posterior_that_was_asked_for_predicts(active_learning, base_folder, tmp_path, monkeypatch, options, shown):
+    # Red for: an option without effect, members of one seed, another number of draws for each member.
+    base = headless_base(base_folder, tmp_path / "base")
+    common = ["--model", str(base), "--target-modules", "query", "--steps", "10", "--num-samples", "3"]
+    monkeypatch.setattr(sys, "argv", ["active_learning.py", *common, "--posterior", *options])
+    arguments = active_learning.parse_arguments()
+    task = active_learning.read_task(arguments.dataset)
+    tokenizer = active_learning.AutoTokenizer.from_pretrained(base)
+    rows = active_learning.tokenised(task.texts["train"][:30], tokenizer, task.targets["train"][:30])
+    seeds, train = [], active_learning.train
+    monkeypatch.setattr(active_learning, "train", lambda *given, **named: seeds.append(given[5]) or train(*given, **named))
+    predictor = active_learning.fitted(task, rows, tokenizer, arguments, 7)
+    assert shown in repr(predictor) and len(set(seeds)) == len(seeds) == (2 if "mixture" in options else 1)
+    assert (predictor.predict(rows).mutual_information > 0).any()
+
+
 def test_the_first_rows_are_balanced_over_the_classes(active_learning):
     # Red for: rows taken as they come, or the same rows for every seed.
     targets = np.array([0] * 50 + [1] * 10 + [2] * 10)
