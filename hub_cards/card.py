@@ -109,6 +109,7 @@ def build_card(
         tuning=posterior.tuning,
         results=results,
         metric_tables=_metric_tables(results) if results else [],
+        costs=_costs(results) if results else [],
         verdicts=_verdicts(results) if results else [],
         differences=[each for each in results.comparisons if each.metric == NLL] if results else [],
         measured_with=_versions(results.versions if results else {}),
@@ -175,6 +176,16 @@ def _metric_tables(results: CardResults) -> list[tuple[str, list[tuple[str, str]
         ]
         tables.append((f"{name} of detecting out-of-distribution (OOD) examples by:", columns))
     return [(caption, columns) for caption, columns in tables if columns]
+
+
+def _costs(results: CardResults) -> list[tuple[str, Mapping[str, float], str]]:
+    """Return the columns of what each method costs: heading, values by method, and what stands where there is none."""
+    columns: list[tuple[str, Mapping[str, float], str]] = [
+        ("trainings", results.num_trainings, "-"),
+        ("seconds to fit", results.fit_seconds, "-"),
+        ("seconds per example", results.seconds_per_example, "not measured"),
+    ]
+    return [column for column in columns if column[1]]
 
 
 def _verdicts(results: CardResults) -> list[Markup]:

@@ -17,8 +17,19 @@ BACKGROUND = "#FFFFFF"
 FOREGROUND = "#222222"
 GREY = "#6B6B6B"
 # Colour is never the only difference: markers tell methods apart, and a dashed line has a temperature.
-_MARKERS = {"SWAG": "o", "SWA": "^", "MAP": "s", "MC dropout": "D"}
-_OTHER_MARKERS = ("v", "P", "X", "<", ">", "*", "d")
+_MARKERS = {
+    "SWAG": "o",
+    "MultiSWAG": "o",
+    "SWA": "^",
+    "MultiSWA": "^",
+    "MAP": "s",
+    "MC dropout": "D",
+    "Ensemble": "v",
+    "TFB": "P",
+    "Laplace (head)": "X",
+    "Laplace (LoRA)": "<",
+}
+_OTHER_MARKERS = (">", "*", "d", "p", "h")
 
 
 class InlineFigure(Figure):

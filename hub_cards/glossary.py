@@ -14,6 +14,7 @@ _METRICS = {
     "ece_quantile": "the same in bins of equally many examples",
     "brier": "Brier score: squared distance between probabilities and truth, the lower the better",
     "aurc": "area under the risk-coverage curve: mean fraction of wrong labels when the least certain examples are left out first, the lower the better",
+    "augrc": "area under the generalised risk-coverage curve: mean fraction of all examples that are accepted with a wrong label, the lower the better",
 }
 _DETECTION = {
     "auroc": "how well a score tells out-of-distribution examples from others: 1 is perfect, 0.5 is chance",
@@ -24,7 +25,13 @@ _METHODS = {
     "MAP": "one pass with the weights that training ended with, or with those in the adapter's file (maximum a posteriori: no draws)",
     "SWA": "one pass with the posterior mean (stochastic weight averaging)",
     "SWAG": "averaged predictions of draws from the posterior",
+    "MultiSWA": "averaged predictions of one pass with each member's mean",
+    "MultiSWAG": "averaged predictions of draws from the posteriors of several trainings",
     "MC dropout": "averaged predictions of passes with dropout",
+    "Ensemble": "averaged predictions of one pass with the final weights of each of several trainings (deep ensemble)",
+    "TFB": "averaged predictions of draws of LoRA's A around MAP's weights, with as much noise as the training loss allows",
+    "Laplace (head)": "averaged predictions of draws of the classification head around MAP's weights, by the curvature of the loss",
+    "Laplace (LoRA)": "averaged predictions of draws of the adapter and the head around MAP's weights, by the curvature of the loss",
 }
 
 

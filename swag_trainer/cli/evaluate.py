@@ -44,6 +44,12 @@ class Options(ClassifierOptions, TextOptions, DeviceOptions):
         default=None,
         metadata={"help": "examples to fit temperatures on; default: those that it was tuned on, else no method has one"},
     )
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "training examples, for the posteriors that are fitted to them: TFB and Laplace; default: these are left out"
+        },
+    )
     ood: str | None = field(
         default=None,
         metadata={"help": "out-of-distribution text: the examples marked as out of scope, or all where none is marked"},
@@ -53,7 +59,12 @@ class Options(ClassifierOptions, TextOptions, DeviceOptions):
     labels: list[str] | None = field(
         default=None, metadata={"help": "names of the classes in the order of the logits, for a model without"}
     )
-    methods: list[str] | None = field(default=None, metadata={"help": f"some of {', '.join(map(repr, METHODS))}"})
+    methods: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"some of {', '.join(map(repr, METHODS))}; 'SWAG' has the name of the posterior's family; default: all that apply"
+        },
+    )
     draws_file: list[str] | None = field(
         default=None,
         metadata={"help": "NAME=FILE: another method's probabilities of each draw for the same examples, .npz or .safetensors"},
@@ -84,24 +95,18 @@ def run(options: Options, out: TextIO) -> None:
         SwagError: The data or the model cannot be used, or a file is there already.
     """
     require("rich.table", *(["pyarrow.parquet"] if options.rows else []))
-    unknown = sorted(set(options.methods or []) - set(METHODS))
-    if unknown:
-        raise SwagError(f"--methods takes some of {list(METHODS)}, got {unknown[0]!r}.")
-    if options.validation_split is not None and options.validation_split == options.split:
-        raise SwagError(
-            f"--validation-split and --split are both {options.split!r}: nothing may be fitted on what is measured."
-        )
+    for option in ("validation_split", "train_split"):
+        if getattr(options, option) == options.split:
+            raise SwagError(
+                f"--{option.replace('_', '-')} and --split are both {options.split!r}: nothing may be fitted on what is measured."
+            )
     asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
         data = _Data.read(options)
         loaded = load_any_classifier(options, device=options.device)
         data = replace(data, validation=data.validation or _tuned_on(options, loaded.posterior, data.examples))
-        if data.validation is None and options.methods is None:
-            sys.stderr.write(
-                "Methods with a temperature are left out: --validation-split names the examples to fit one on, which the model was not "
-                "trained on.\n"
-            )
-        classifier = loaded.named(options.labels, [part for part in (data.examples, data.validation) if part is not None])
+        parts = (data.examples, data.validation, data.train)
+        classifier = loaded.named(options.labels, [part for part in parts if part is not None])
         sampling = Sampling().changed(asked.sampling)
         if classifier.posterior is not None:
             tuned = asked.resolved(classifier.posterior)
@@ -123,12 +128,14 @@ class _Data:
         examples: In-distribution text with its labels.
         validation: For the temperatures of "MAP, temperature" and the like; None where no split was named and the posterior was not tuned
             on a split of this data.
+        train: For the posteriors that are fitted; None where no split was named.
         ood: Out-of-distribution text, if there is any.
         others: Predictions of other methods for the same examples.
     """
 
     examples: LabelledText
     validation: LabelledText | None
+    train: LabelledText | None
     ood: LabelledText | None
     others: Mapping[str, MethodPredictions]
 
@@ -140,7 +147,9 @@ class _Data:
             SwagError: Something cannot be read, or does not fit the rest.
         """
         examples = read_text(options, options.split)
-        validation = None if options.validation_split is None else read_text(options, options.validation_split)
+        validation, train = (
+            None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
+        )
         ood = None if options.ood is None else read_ood(options.ood, options.ood_split or options.split)
         if ood is not None and set(ood.ood) & set(examples.texts):
             raise SwagError(
@@ -153,7 +162,7 @@ class _Data:
                     f"--draws-file {name!r} has predictions for {len(predictions.probabilities)} examples; the split "
                     f"{examples.split!r} of {examples.name!r} has {len(examples.texts)}."
                 )
-        return cls(examples, validation, ood, others)
+        return cls(examples, validation, train, ood, others)
 
 
 def _tuned_on(options: Options, posterior: WeightPosterior | None, examples: LabelledText) -> LabelledText | None:
@@ -179,19 +188,28 @@ def _measured(options: Options, data: _Data, classifier: AnyClassifier, sampling
         map_weights = map_weights or ("adapter" if posterior.last_snapshot() is None else "last")
         if map_weights == "last":
             _load_last_snapshot(classifier.model, posterior)
-    validation = data.validation
+
+    def with_labels(part: LabelledText | None) -> list[dict[str, Any]] | None:
+        return None if part is None else tokenised(tokenizer, classifier.model, part.texts, part.numbers(classes))
+
+    skipped: dict[str, str] = {}
     predictions = predict_methods(
         classifier.model,
         posterior,
         tokenised(tokenizer, classifier.model, data.examples.texts),
         ood=None if data.ood is None else tokenised(tokenizer, classifier.model, data.ood.ood),
-        validation=None
-        if validation is None
-        else tokenised(tokenizer, classifier.model, validation.texts, validation.numbers(classes)),
+        validation=with_labels(data.validation),
+        train=with_labels(data.train),
         sampling=sampling,
         methods=options.methods,
+        skipped=skipped,
         batch_size=options.batch_size,
     )
+    for reason in dict.fromkeys(skipped.values()):
+        names = ", ".join(repr(name) for name, other in skipped.items() if other == reason)
+        sys.stderr.write(f"Left out: {names}. {reason}\n")
+    if taken := sorted(set(predictions) & set(data.others)):
+        raise SwagError(f"--draws-file {taken[0]!r} has the name of a method that is measured too. Give it another name.")
     methods = {**predictions, **data.others}
     if options.rows is not None:
         ood_texts = None if data.ood is None else data.ood.ood

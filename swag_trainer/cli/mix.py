@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TextIO
@@ -33,11 +34,19 @@ def run(options: Options, out: TextIO) -> None:
         SwagError: The members do not go together, or the folder has a posterior already.
     """
     with prepared_outputs(posteriors=[options.output], overwrite=options.overwrite):
-        folder, weights = Path(options.output), options.weights
-        mixture = PosteriorMixture.from_pretrained(options.members, weights="uniform" if weights is None else weights)
-        mixture.save_pretrained(folder)
-        source = last_with_tokenizer(options.members)
-        if source is not None:
-            load_tokenizer(source).save_pretrained(folder)
+        mix_into(Path(options.output), options.members, out, weights=options.weights)
+
+
+def mix_into(folder: Path, members: Sequence[str], out: TextIO, *, weights: Sequence[float] | None = None) -> None:
+    """Save a mixture of posteriors, and where a member's folder has one the tokenizer; print what it is.
+
+    Raises:
+        SwagError: The members do not go together.
+    """
+    mixture = PosteriorMixture.from_pretrained(members, weights="uniform" if weights is None else weights)
+    mixture.save_pretrained(folder)
+    source = last_with_tokenizer(members)
+    if source is not None:
+        load_tokenizer(source).save_pretrained(folder)
     counts = ", ".join(f"{weight:.3g}" for weight in mixture.member_weights)
     out.write(f"{folder}: {mixture.title} of {len(mixture.members)} members with the weights {counts}\n")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -33,12 +35,13 @@ from swag_trainer.cli.paths import neighbour_hint
 from swag_trainer.cli.resumable import ResumableInterrupt
 from swag_trainer.cli.splits import balanced
 from swag_trainer.cli.text_data import LabelledText, read_text
+from swag_trainer.cli.train_mixture import train_mixture
 from swag_trainer.cli.training_arguments import swag_callback, training_arguments
 from swag_trainer.cli.training_interruption import SaveOnInterrupt
 from swag_trainer.cli.training_options import TrainOptions
 from swag_trainer.cli.training_order import ResumableOrder
 from swag_trainer.cli.training_progress import TrainingProgress
-from swag_trainer.cli.unfinished_run import PlannedRun, mark_finished, marked_unfinished, plan
+from swag_trainer.cli.unfinished_run import PlannedRun, folder_of, mark_finished, marked_unfinished, plan
 from swag_trainer.collection.callback import SwagCallback
 from swag_trainer.errors import SwagError
 
@@ -46,14 +49,24 @@ Options = TrainOptions
 
 
 def run(options: Options, out: TextIO) -> None:
-    """Train once for each seed.
+    """Train once for each seed; mix the posteriors where they are the members of a mixture.
 
     Raises:
         SwagError: The data or the model cannot be used, or a folder has a posterior or an interrupted run already.
         ResumableInterrupt: Ctrl-C was pressed, and the run is saved.
     """
-    callbacks = [swag_callback(options) for _ in options.seeds]  # checks its numbers before anything is loaded
-    runs = plan(options.seeds, options.output, options.of_the_run(), resume=options.resume, overwrite=options.overwrite)
+    if options.members is not None:
+        train_mixture(options, out, train=_train_all)
+        return
+    seeds = options.run_seeds
+    output = Path(options.output)
+    _train_all(options, {seed: output if len(seeds) == 1 else folder_of(seed, options.output) for seed in seeds}, out)
+
+
+def _train_all(options: Options, folders: Mapping[int, Path], out: TextIO) -> None:
+    """Train each seed in its folder, but for those that are finished."""
+    callbacks = [swag_callback(options) for _ in folders]  # checks its numbers before anything is loaded
+    runs = plan(folders, options.of_the_run(), resume=options.resume, overwrite=options.overwrite)
     arguments = [training_arguments(options, each.folder, each.seed) for each in runs]
     for each in runs:
         if each.is_finished:
@@ -71,7 +84,7 @@ def run(options: Options, out: TextIO) -> None:
         for each, swag, args in due:
             if interrupt.requested:
                 raise ResumableInterrupt(f"Interrupted before the run in {str(each.folder)!r} began.")
-            examples = data.training_examples(options, each.seed)
+            examples = data.training_examples(options, each.seed if options.members is None else options.run_seeds[0])
             _train(options, data, examples, args, each, swag, interrupt)
             swag.posterior.save_pretrained(each.folder)
             data.tokenizer.save_pretrained(each.folder)
@@ -159,7 +172,7 @@ def _train(
     interrupt: SaveOnInterrupt,
 ) -> None:
     """Train one run, from its beginning or from the checkpoint that it goes on from."""
-    progress = TrainingProgress(swag, f"Seed {run.seed}" if len(options.seeds) > 1 else "Training")
+    progress = TrainingProgress(swag, f"Seed {run.seed}" if len(options.run_seeds) > 1 else "Training")
     early = [] if options.patience is None else [ResumableEarlyStopping(options.patience)]
     weights = None
     if options.class_weights == "balanced":

@@ -20,7 +20,7 @@ _OWN = {
     "num_train_epochs": "epochs",
     "learning_rate": "learning-rate",
     "per_device_train_batch_size": "batch-size",
-    "seed": "seeds",
+    "seed": "seed",
     "save_strategy": "save-steps",
     "save_steps": "save-steps",
     "eval_strategy": "eval",

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 from swag_trainer.cli.devices import check_precision
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.mixture import MAX_MEMBERS
 
 DEFAULT_STEPS = 400
 # Options that change nothing about what a run computes: another value may continue it.
-_NOT_OF_THE_RUN = {"config", "debug", "output", "overwrite", "resume", "seeds", "dataset_name"}
+_NOT_OF_THE_RUN = {"config", "debug", "output", "overwrite", "resume", "seed", "seeds", "members", "dataset_name"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class TrainOptions(TextOptions):
 
     model: str = field(metadata={"help": "the base model: a name on the Hub or a folder"})
     output: str = field(
-        metadata={"help": "folder for adapter, posterior and tokenizer; with several seeds, for a folder of each"}
+        metadata={
+            "help": "folder for adapter, posterior and tokenizer; with several seeds or members, for a folder of each too"
+        }
     )
     split: str = field(default="train", metadata={"help": "examples to train on"})
     train_rows: int | None = field(default=None, metadata={"help": "train on that many examples, balanced over the classes"})
@@ -52,7 +55,17 @@ class TrainOptions(TextOptions):
             "classes of one size"
         },
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "train once with each of these seeds"})
+    seed: int | None = field(default=None, metadata={"help": "of the run, and of the first of --members; default: 0"})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "train once with each of these seeds: posteriors to compare, or to mix later"}
+    )
+    members: int | None = field(
+        default=None,
+        metadata={
+            "help": "train that many members, with consecutive seeds, and save one mixture of them (MultiSWAG); torchrun or accelerate "
+            "launch trains them at the same time"
+        },
+    )
     steps: int | None = field(default=None, metadata={"help": f"optimizer steps; default: {DEFAULT_STEPS}"})
     epochs: float | None = field(default=None, metadata={"help": "passes over the training examples, instead of --steps"})
     learning_rate: float = field(default=5e-3, metadata={"help": "peak learning rate"})
@@ -134,9 +147,17 @@ class TrainOptions(TextOptions):
                 raise SwagError(f"--{name.replace('_', '-')} must be a number above 0, got {value}.")
         if not 0 <= self.lora_dropout < 1:
             raise SwagError(f"--lora-dropout is a probability below 1, got {self.lora_dropout}.")
-        for seed in self.seeds:
+        chosen = [f"--{name}" for name in ("seeds", "members", "seed") if getattr(self, name) is not None]
+        if "--seeds" in chosen[:1] and len(chosen) > 1:
+            raise SwagError(
+                f"--seeds trains posteriors to compare, each in a folder of its own, and does not go with {chosen[1]}: for one mixture of "
+                "consecutive seeds give --members, and --seed for the first."
+            )
+        if self.members is not None and not 2 <= self.members <= MAX_MEMBERS:
+            raise SwagError(f"--members is the number of members of a mixture, 2 to {MAX_MEMBERS}, got {self.members}.")
+        for seed in self.run_seeds:
             if not 0 <= seed < 2**32:
-                raise SwagError(f"--seeds are numbers from 0 to {2**32 - 1}, got {seed}.")
+                raise SwagError(f"--{'seeds' if self.seeds else 'seed'}: seeds are numbers from 0 to {2**32 - 1}, got {seed}.")
         if self.dtype is not None:
             check_precision(self.dtype)
         if self.steps is not None and self.epochs is not None:
@@ -152,6 +173,14 @@ class TrainOptions(TextOptions):
                 f"--save-steps must be a multiple of --eval-steps, so that the best weights are saved; got {self.save_steps} and "
                 f"{self.eval_steps}."
             )
+
+    @property
+    def run_seeds(self) -> list[int]:
+        """The seed of each training."""
+        if self.seeds is not None:
+            return self.seeds
+        first = self.seed or 0
+        return list(range(first, first + (self.members or 1)))
 
     def of_the_run(self) -> dict[str, Any]:
         """Return the options that decide what a run computes, as JSON values: a run that goes on has the same."""

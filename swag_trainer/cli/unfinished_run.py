@@ -38,12 +38,16 @@ class PlannedRun:
     checkpoint: str | None = None
 
 
-def plan(seeds: Sequence[int], output: str, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> list[PlannedRun]:
+def folder_of(seed: int, output: str) -> Path:
+    """Return the folder of one of several seeds."""
+    return Path(output) / f"seed-{seed}"
+
+
+def plan(folders: Mapping[int, Path], settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> list[PlannedRun]:
     """Return what is to be done for each seed.
 
     Args:
-        seeds: Several get a folder each, below ``output``.
-        output: The folder.
+        folders: That of each run, by its seed.
         settings: Options that decide what the run computes, as JSON values.
         resume: Whether an interrupted run goes on.
         overwrite: Whether it may be thrown away, where ``resume`` is False.
@@ -51,15 +55,15 @@ def plan(seeds: Sequence[int], output: str, settings: Mapping[str, Any], *, resu
     Raises:
         SwagError: The folder holds an interrupted run, and neither was asked for; or one of other options.
     """
-    folders = [Path(output) if len(seeds) == 1 else Path(output) / f"seed-{seed}" for seed in seeds]
-    return [_planned(seed, folder, settings, resume, overwrite) for seed, folder in zip(seeds, folders, strict=True)]
+    return [_planned(seed, folder, settings, resume, overwrite) for seed, folder in folders.items()]
 
 
 @contextlib.contextmanager
 def marked_unfinished(runs: Sequence[PlannedRun], settings: Mapping[str, Any]) -> Iterator[None]:
     """Record the options in each folder, and delete the checkpoints of runs that begin anew, for the length of a ``with`` block.
 
-    `mark_finished` removes the record of one run. Where the block fails before anything was saved, all go.
+    `mark_finished` removes the record of one run. Where the block fails before anything was saved, all go, but for those beside an earlier
+    posterior, which is not that of the run.
     """
     folders = [run.folder for run in runs]
     for run in runs:
@@ -72,7 +76,8 @@ def marked_unfinished(runs: Sequence[PlannedRun], settings: Mapping[str, Any]) -
     except BaseException as error:
         if not isinstance(error, ResumableInterrupt) and not any(_checkpoints(folder) for folder in folders):
             for folder in folders:
-                mark_finished(folder)
+                if not (folder / POSTERIOR_FILE).exists():
+                    mark_finished(folder)
         raise
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from swag_trainer.errors import SwagError
 
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# The environment variables by which each Trainer finds the other processes of a launch.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 class Clients:
@@ -30,7 +31,7 @@ class Clients:
     def __init__(self, client: int, num_clients: int, rendezvous: str, *, timeout: float = 600.0) -> None:
         if num_clients < 2 or not 0 <= client < num_clients:
             raise SwagError(f"Clients are numbered from 0 to num_clients - 1, got client={client} of {num_clients}.")
-        if launched := [name for name in _LAUNCHED if name in os.environ]:
+        if launched := [name for name in LAUNCHED if name in os.environ]:
             raise SwagError(
                 f"The environment has {launched[0]}, by which each Trainer would average gradients with the other processes instead of "
                 "training alone. Start the clients without torchrun or accelerate launch."

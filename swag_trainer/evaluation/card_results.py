@@ -43,6 +43,8 @@ class CardResults:
         intervals: ``{method: {metric: (low, high)}}`` of any of these metrics, by bootstrap over the examples.
         interval_level: What the intervals are meant to cover, such as 0.95; None where there are none.
         seconds_per_example: ``{method: seconds}`` that one example took, of any of the methods.
+        num_trainings: ``{method: number}`` of trainings that the method needs, of any of the methods.
+        fit_seconds: ``{method: seconds}`` that it took to fit the method after them, of any of the methods.
         scale: Factor of the covariance that "SWAG" was measured with; None for the posterior's own.
         temperature: By which the logits of "SWAG" were divided; None for none.
         ood: Name of the out-of-distribution data that metrics such as an AUROC compare with; None where there was none.
@@ -65,6 +67,8 @@ class CardResults:
     intervals: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     interval_level: float | None = None
     seconds_per_example: Mapping[str, float] = field(default_factory=dict)
+    num_trainings: Mapping[str, int] = field(default_factory=dict)
+    fit_seconds: Mapping[str, float] = field(default_factory=dict)
     scale: float | None = None
     temperature: float | None = None
     ood: str | None = None
@@ -106,7 +110,9 @@ class CardResults:
                         f"CardResults({name}=...) is a finite number {range_}, or None, got {shortened(repr(value))}."
                     )
                 object.__setattr__(self, name, float(value))
-        object.__setattr__(self, "seconds_per_example", _checked_seconds(self.seconds_per_example, self.metrics))
+        for name in ("seconds_per_example", "fit_seconds"):
+            object.__setattr__(self, name, _checked_seconds(name, getattr(self, name), self.metrics))
+        object.__setattr__(self, "num_trainings", _checked_trainings(self.num_trainings, self.metrics))
         object.__setattr__(self, "versions", _checked_versions(self.versions))
         object.__setattr__(self, "comparisons", _checked_comparisons(self.comparisons))
 
@@ -231,14 +237,24 @@ def _checked_intervals(
     return copied
 
 
-def _checked_seconds(seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    _check_mapping("seconds_per_example", seconds)
+def _checked_seconds(
+    name: str, seconds: Mapping[str, float], metrics: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, float]:
+    _check_mapping(name, seconds)
     for method, value in seconds.items():
         if method not in metrics or not _is_finite(value) or value < 0:
-            raise ValueError(
-                f"CardResults(seconds_per_example=...) gives {value!r} seconds to {method!r}; methods: {list(metrics)}."
-            )
+            raise ValueError(f"CardResults({name}=...) gives {value!r} seconds to {method!r}; methods: {list(metrics)}.")
     return {method: float(value) for method, value in seconds.items()}
+
+
+def _checked_trainings(counts: Mapping[str, int], metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, int]:
+    _check_mapping("num_trainings", counts)
+    for method, value in counts.items():
+        if method not in metrics or not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"CardResults(num_trainings=...) gives {shortened(repr(value))} trainings to {method!r}; methods: {list(metrics)}."
+            )
+    return {method: int(value) for method, value in counts.items()}
 
 
 def _checked_versions(versions: Mapping[str, str]) -> dict[str, str]:

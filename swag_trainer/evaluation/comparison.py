@@ -17,6 +17,7 @@ from swag_trainer.metrics.scores import log_losses
 
 MIN_EXAMPLES = 20  # fewer have intervals by bootstrap that are too narrow
 NLL, OOD_DETECTION = "nll", "auroc_entropy"
+MEANS = ("SWA", "MultiSWA")
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,18 @@ def compare_ood_detection(
     return [Comparison(method, other, difference, num_examples, OOD_DETECTION, num_ood)]
 
 
-def strongest(comparisons: Sequence[Comparison], *, without: Sequence[str] = ("SWA",)) -> Comparison | None:
+def strongest(comparisons: Sequence[Comparison], *, without: Sequence[str] = MEANS) -> Comparison | None:
     """Return the comparison of the NLL with the strongest other method; None where there is none.
 
     Args:
         comparisons: Of one method with others.
-        without: Others that are left out: "SWA" is a part of the posterior, and no alternative to collecting one.
+        without: Others that are left out: "SWA" and "MultiSWA" are parts of the posterior, and no alternative to collecting one.
     """
     rivals = [each for each in comparisons if each.metric == NLL and each.other not in without]
     return min(rivals, key=lambda each: each.difference.value) if rivals else None
 
 
-def verdict(comparisons: Sequence[Comparison], *, without: Sequence[str] = ("SWA",)) -> str | None:
+def verdict(comparisons: Sequence[Comparison], *, without: Sequence[str] = MEANS) -> str | None:
     """Return the comparison that `strongest` finds as one sentence; None where there is none."""
     found = strongest(comparisons, without=without)
     return None if found is None else str(found)

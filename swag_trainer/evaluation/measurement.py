@@ -21,7 +21,11 @@ from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.checks import checked
 from swag_trainer.metrics.ood import aupr, auroc, fpr_at_tpr, uncertainty_scores
 from swag_trainer.metrics.scores import accuracy, brier_score, macro_f1, negative_log_likelihood
-from swag_trainer.metrics.selective import area_under_risk_coverage, risk_coverage_curve
+from swag_trainer.metrics.selective import (
+    area_under_generalised_risk_coverage,
+    area_under_risk_coverage,
+    risk_coverage_curve,
+)
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.version import __version__
@@ -88,6 +92,8 @@ def measure(
             metrics=metrics | _ood_metrics(predictions, options),
             num_draws=predictions.num_draws,
             seconds_per_example=predictions.seconds_per_example,
+            num_trainings=predictions.num_trainings,
+            fit_seconds=predictions.fit_seconds,
             bins=diagram_bins(probabilities, checked_labels, most=num_bins),
             curve=risk_coverage_curve(probabilities.max(axis=1), probabilities.argmax(axis=1) == checked_labels),
         )
@@ -131,6 +137,9 @@ def _metrics(num_bins: int) -> dict[str, Callable[..., float]]:
     def aurc(probabilities: np.ndarray, labels: np.ndarray) -> float:
         return area_under_risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
 
+    def augrc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+        return area_under_generalised_risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
     return {
         "accuracy": accuracy,
         "macro_f1": macro_f1,
@@ -139,6 +148,7 @@ def _metrics(num_bins: int) -> dict[str, Callable[..., float]]:
         "ece_quantile": ece_quantile,
         "brier": brier_score,
         "aurc": aurc,
+        "augrc": augrc,
     }
 
 

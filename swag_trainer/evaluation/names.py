@@ -10,6 +10,7 @@ METRIC_NAMES = {
     "ece_quantile": "ECE, equal mass",
     "brier": "Brier score",
     "aurc": "AURC",
+    "augrc": "AUGRC",
 }
 # What out-of-distribution (OOD) examples are detected by, and how well: every metric of the detection is "<of these>_<of those>".
 DETECTION_METRICS = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at TPR 95 %"}

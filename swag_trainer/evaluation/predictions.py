@@ -53,6 +53,8 @@ class MethodPredictions:
             in-distribution examples and of the OOD examples, None where there are none. Shapes (N,) and (M,).
         seconds_per_example: Time of the in-distribution examples divided by N; None if it was not measured.
         num_draws: Draws per example, the mean where examples differ.
+        num_trainings: How many trainings the method needs; None where that is not known.
+        fit_seconds: What it took to fit the method after them, such as a temperature; None where nothing was, or where it was not measured.
 
     Raises:
         ValueError: The numbers are no probabilities, or their shapes do not fit.
@@ -65,6 +67,8 @@ class MethodPredictions:
     ood_scores: Mapping[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
     seconds_per_example: float | None = None
     num_draws: float = 1.0
+    num_trainings: int | None = None
+    fit_seconds: float | None = None
 
     def __post_init__(self) -> None:
         num_classes = checked_probabilities(self.probabilities).shape[1]
@@ -88,6 +92,8 @@ class MethodPredictions:
                 raise ValueError(f"{expected} in-distribution and OOD examples have {lengths} values of the score {name!r}.")
         if not self.num_draws >= 1:
             raise ValueError(f"num_draws is the number of draws per example and must be at least 1, got {self.num_draws}.")
+        if self.num_trainings is not None and self.num_trainings < 1:
+            raise ValueError(f"num_trainings is the number of trainings and must be at least 1, got {self.num_trainings}.")
 
     @classmethod
     def from_predictive(

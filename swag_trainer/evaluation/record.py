@@ -36,11 +36,13 @@ class MethodMetrics:
 
     Attributes:
         metrics: {metric: value with interval}. Metrics: "accuracy", "macro_f1", "nll" (nats), "ece" and "ece_quantile" (bins of equal
-            width and between quantiles), "brier" (summed over classes), "aurc", and where there are out-of-distribution (OOD) examples
+            width and between quantiles), "brier" (summed over classes), "aurc", "augrc", and where there are out-of-distribution (OOD) examples
             "auroc", "aupr" and "fpr95", each followed by "_entropy", "_one_minus_max", "_mutual_information", "_energy" or "_ood_score",
             the score by which examples are called OOD; of a method that has that score.
         num_draws: Draws per example.
         seconds_per_example: None where it was not measured.
+        num_trainings: How many trainings the method needs; None where that is not known.
+        fit_seconds: What it took to fit the method after them; None where nothing was fitted, or where it was not measured.
         bins: Reliability of the top label in bins of equal mass, for the diagram; in files of earlier versions of equal width.
         curve: Risk against coverage.
     """
@@ -50,6 +52,8 @@ class MethodMetrics:
     seconds_per_example: float | None
     bins: ReliabilityBins
     curve: RiskCoverage
+    num_trainings: int | None = None
+    fit_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +61,7 @@ class Measurement:
     """The record of one evaluation; made by `swag_trainer.evaluation.measurement.measure`.
 
     The file of `to_json` is one JSON object with a key for every attribute below and ``"format": 2``. Of a method it holds "metrics"
-    ({metric: {"value", "low", "high"}}), "num_draws", "seconds_per_example", "reliability" ({"edges": [B + 1], "counts": [B],
+    ({metric: {"value", "low", "high"}}), "num_draws", "seconds_per_example", "num_trainings", "fit_seconds", "reliability" ({"edges": [B + 1], "counts": [B],
     "confidence": [B], "accuracy": [B]}, null in an empty bin) and "risk_coverage" ({"coverage": [...], "risk": [...], "threshold":
     [...]}, at most 1000 points, the first and the last among them); of an uncertainty "in_distribution" ([N]) and "ood" ([M]). Files of
     format 1, of earlier versions, are still read.
@@ -125,7 +129,6 @@ class Measurement:
             raise SwagError("A card states draws and seed, and this measurement has none: pass measure(..., sampling=...).")
         # A single pass has no mutual information to detect OOD examples by, so its metrics are fewer.
         measured = list(dict.fromkeys(metric for found in self.metrics.values() for metric in found))
-        times = {name: method.seconds_per_example for name, method in self.methods.items()}
         return CardResults(
             dataset=self.dataset,
             split=self.split,  # type: ignore[arg-type]  # refused there if it is None
@@ -143,7 +146,7 @@ class Measurement:
                 for name, found in self.metrics.items()
             },
             interval_level=self.level,
-            seconds_per_example={name: seconds for name, seconds in times.items() if seconds is not None},
+            **{cost: self._known(cost) for cost in ("seconds_per_example", "num_trainings", "fit_seconds")},
             scale=self.sampling.scale,
             temperature=None if self.sampling.temperature == 1 else self.sampling.temperature,
             ood=self.ood,
@@ -151,6 +154,11 @@ class Measurement:
             versions=self.versions,
             comparisons=self.comparisons,
         )
+
+    def _known(self, cost: str) -> dict[str, Any]:
+        """Return a cost of each method whose is known."""
+        values = {name: getattr(method, cost) for name, method in self.methods.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> str:
         """Return the text of a results file; floats come back from it exactly."""
@@ -224,6 +232,8 @@ def _method_document(method: MethodMetrics) -> dict[str, Any]:
     return {
         "num_draws": method.num_draws,
         "seconds_per_example": method.seconds_per_example,
+        "num_trainings": method.num_trainings,
+        "fit_seconds": method.fit_seconds,
         "metrics": {metric: asdict(interval) for metric, interval in method.metrics.items()},
         "reliability": {item: _listed(getattr(method.bins, item)) for item in _BINS},
         "risk_coverage": {item: _listed(getattr(method.curve, item)[places]) for item in _CURVE},
@@ -235,6 +245,8 @@ def _method(document: Mapping[str, Any]) -> MethodMetrics:
         metrics={metric: Interval(**interval) for metric, interval in document["metrics"].items()},
         num_draws=document["num_draws"],
         seconds_per_example=document["seconds_per_example"],
+        num_trainings=document.get("num_trainings"),  # files of earlier versions have none
+        fit_seconds=document.get("fit_seconds"),
         bins=ReliabilityBins(**{item: _array(document["reliability"][item]) for item in _BINS}),
         curve=RiskCoverage(**{item: _array(document["risk_coverage"][item]) for item in _CURVE}),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from swag_trainer.evaluation.comparison import NLL, Comparison
@@ -57,15 +57,14 @@ def as_table(measurement: Measured) -> Table:
         second[f"NLL minus that of {own}"] = [
             shown(differences[method].difference) if method in differences else "-" for method in methods
         ]
-    times = [method.seconds_per_example for method in measurement.methods.values()]
-    second["ms each"] = ["-" if time is None else f"{1000 * time:.3g}" for time in times]
-    second["draws"] = [f"{method.num_draws:g}" for method in measurement.methods.values()]
     where = measurement.dataset if measurement.split is None else f"{measurement.dataset}, {measurement.split}"
     grid = Table.grid()
     grid.add_column(max_width=_WIDTH)
     grid.add_row(_block(f"{measurement.num_examples} examples of {where}", methods, first))
     grid.add_row()
     grid.add_row(_block("", methods, second))
+    grid.add_row()
+    grid.add_row(_block("", methods, _costs(list(measurement.methods.values()))))
     for kind, name in DETECTION_METRICS.items():
         columns = {
             shown_score: cells(f"{kind}_{score}")
@@ -96,6 +95,21 @@ def shown(interval: Interval | None) -> str:
         return "-"
     between = "-" if interval.low >= 0 else " to "
     return f"{interval.value:.3f}\n{interval.low:.3f}{between}{interval.high:.3f}"
+
+
+def _costs(methods: Sequence[Any]) -> dict[str, list[str]]:
+    """Return the columns of what training, fitting and predicting cost; those of which nothing is known are left out."""
+
+    def cells(cost: str, spelt: Callable[[Any], str]) -> list[str]:
+        return ["-" if getattr(method, cost) is None else spelt(getattr(method, cost)) for method in methods]
+
+    columns = {
+        "trainings": cells("num_trainings", str),
+        "seconds to fit": cells("fit_seconds", "{:.2g}".format),
+        "ms each": cells("seconds_per_example", lambda seconds: f"{1000 * seconds:.3g}"),
+        "draws": cells("num_draws", "{:g}".format),
+    }
+    return {name: values for name, values in columns.items() if name in ("ms each", "draws") or set(values) != {"-"}}
 
 
 def _block(title: str, methods: Sequence[str], columns: dict[str, list[str]]) -> Table:

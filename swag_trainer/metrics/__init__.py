@@ -29,6 +29,7 @@ from swag_trainer.metrics.scores import (
 )
 from swag_trainer.metrics.selective import (
     RiskCoverage,
+    area_under_generalised_risk_coverage,
     area_under_risk_coverage,
     coverage_at_risk,
     excess_area_under_risk_coverage,
@@ -47,6 +48,7 @@ __all__ = [
     "RiskCoverage",
     "accuracy",
     "adaptive_calibration_error",
+    "area_under_generalised_risk_coverage",
     "area_under_risk_coverage",
     "aupr",
     "auroc",

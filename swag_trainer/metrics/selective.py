@@ -1,4 +1,4 @@
-"""Selective prediction (abstention): risk-coverage curves, AURC, and thresholds for a risk or a coverage.
+"""Selective prediction (abstention): risk-coverage curves, AURC, AUGRC, and thresholds for a risk or a coverage.
 
 An example is *accepted* when its confidence is at or above a threshold. *Coverage* is the fraction of examples that are accepted, *risk*
 the fraction of wrong predictions among those. Examples of equal confidence are accepted together or not at all: no threshold separates
@@ -56,6 +56,18 @@ def area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> flo
     """
     curve = risk_coverage_curve(confidence, correct)
     return float((np.diff(curve.coverage, prepend=0.0) * curve.risk).sum())
+
+
+def area_under_generalised_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the AUGRC of Traub et al. 2024, arXiv:2407.01032: the mean over all coverages of the fraction of all examples that are accepted
+    and wrong.
+
+    The curve is linear between its points, so that examples of equal confidence count as in an AUROC: with the accuracy a and the AUROC of
+    telling right from wrong predictions by the confidence, it is (1 - AUROC) a (1 - a) + (1 - a)^2 / 2.
+    """
+    curve = risk_coverage_curve(confidence, correct)
+    coverage, failures = np.append(0.0, curve.coverage), np.append(0.0, curve.risk * curve.coverage)
+    return float((np.diff(coverage) * (failures[1:] + failures[:-1]) / 2).sum())
 
 
 def excess_area_under_risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -134,6 +134,10 @@ class PosteriorMixture(WeightPosterior):
             total += weight * member.mean_vector()
         return total.float()
 
+    def last_snapshot(self) -> Tensor | None:
+        """Return the weights that the first member's training ended with. Shape (P,), float32; None where it does not have them."""
+        return self.members[0].last_snapshot()
+
     @property
     def plain_weights(self) -> dict[str, Tensor]:
         """The first member's mean, which the adapter beside the mixture holds."""

@@ -75,8 +75,10 @@ def test_baselines_get_their_temperatures_from_the_split_that_the_posterior_was_
         shown[name] = capsys.readouterr()
     measured = {name: Measurement.read(tmp_path / f"{name}.json") for name in shown}
     assert measured["default"].metrics == measured["named"].metrics
-    assert list(measured["default"].metrics) == list(METHODS)
-    assert "left out" not in shown["default"].err and "left out" in shown["tuning"].err
+    assert list(measured["default"].metrics) == list(METHODS[:6])
+    assert "Left out: 'Ensemble'. " in shown["default"].err and "A posterior is fitted to training ex" in shown["default"].err
+    assert "'MAP, temperature', 'MC dropout, temperature'. A temperature needs validation" in shown["tuning"].err
+    assert "temperature" not in shown["default"].err
     assert list(measured["tuning"].metrics) == ["MAP", "SWA", "SWAG", "MC dropout"]
     rivals = {name: found["nll"].value for name, found in measured["default"].metrics.items() if name not in ("SWA", "SWAG")}
     verdict = shown["default"].out.splitlines()[-1]
@@ -87,6 +89,8 @@ def test_baselines_get_their_temperatures_from_the_split_that_the_posterior_was_
     ("options", "words"),
     [
         (["--validation-split", "test"], "nothing may be fitted on what is measured"),
+        (["--train-split", "test"], "--train-split and --split are both 'test'"),
+        (["--methods", "TFB"], "training examples with labels: train=..., --train-split"),
         (["--ood", str(DEMO), "--ood-split", "train"], "are also among the examples to measure"),
         (["--draws-file", "SWAG=x.npz"], "NAME=FILE with a name of its own"),
         (["--draws-file", "x.npz"], "NAME=FILE"),

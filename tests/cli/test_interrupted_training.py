@@ -16,7 +16,7 @@ from swag_trainer import SwagPosterior
 from swag_trainer.cli.class_weights import balanced_weights, weighted_loss
 from swag_trainer.cli.main import main
 from swag_trainer.cli.training_interruption import SaveOnInterrupt
-from swag_trainer.cli.unfinished_run import RUN_FILE, plan
+from swag_trainer.cli.unfinished_run import RUN_FILE, folder_of, plan
 from swag_trainer.errors import SwagError
 
 RECIPE = ["--dataset", str(DEMO), "--steps", "24", "--learning-rate", "2e-2", "--max-length", "24", "--snapshots", "6"]
@@ -97,13 +97,14 @@ def test_runs_of_several_seeds_are_continued_where_they_stand(tmp_path):
     (tmp_path / "seed-2").mkdir()
     (tmp_path / "seed-2" / "swag_posterior.safetensors").write_text("old")
     (tmp_path / "seed-2" / RUN_FILE).write_text('{"steps": 3}')
-    runs = plan([1, 2, 3], str(tmp_path), {"steps": 3}, resume=True, overwrite=False)
+    folders = {seed: folder_of(seed, str(tmp_path)) for seed in (1, 2, 3)}
+    runs = plan(folders, {"steps": 3}, resume=True, overwrite=False)
     assert [(run.is_finished, run.is_continued) for run in runs] == [(True, False), (False, True), (False, False)]
     with pytest.raises(SwagError, match="begun with --steps 3, and is to go on with 4"):
-        plan([1, 2, 3], str(tmp_path), {"steps": 4}, resume=True, overwrite=False)
+        plan(folders, {"steps": 4}, resume=True, overwrite=False)
     (tmp_path / "seed-2" / RUN_FILE).write_text("[")
     with pytest.raises(SwagError, match="the record of an interrupted run, cannot be read"):
-        plan([2], str(tmp_path / "seed-2"), {}, resume=False, overwrite=False)
+        plan({2: folders[2]}, {}, resume=False, overwrite=False)
 
 
 def test_a_run_stops_when_the_evaluation_gets_worse_and_saves_its_best_weights(tmp_path, ctrl_c, capsys):
@@ -156,7 +157,7 @@ def test_balanced_weights_are_the_loss_of_classes_of_one_size():
         (["--learning-rate", "-1"], "--learning-rate must be a number above 0, got -1"),
         (["--learning-rate", "nan"], "--learning-rate must be a number above 0, got nan"),
         (["--lora-dropout", "1"], "is a probability below 1, got 1"),
-        (["--seeds", "-1"], "--seeds are numbers from 0 to"),
+        (["--seeds", "-1"], "--seeds: seeds are numbers from 0 to"),
         (["--snapshots", "1"], "must be at least 2, got 1"),
         (["--patience", "2"], "--patience needs --eval"),
         (["--eval", "train"], "weights are not chosen on what they were trained on"),

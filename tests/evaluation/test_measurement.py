@@ -13,7 +13,7 @@ from swag_trainer.evaluation.card_results import CardResults
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.parquet import predictions_to_parquet
 from swag_trainer.evaluation.predictions import MethodPredictions
-from swag_trainer.metrics.selective import area_under_risk_coverage
+from swag_trainer.metrics.selective import area_under_generalised_risk_coverage, area_under_risk_coverage
 from swag_trainer.prediction.predictive import Predictive
 from swag_trainer.prediction.sampler import Sampling
 
@@ -52,6 +52,7 @@ def test_every_value_is_that_of_its_metric():
         "ece_quantile": metrics.expected_calibration_error(p, labels, num_bins=7, scheme="quantile"),
         "brier": metrics.brier_score(p, labels),
         "aurc": area_under_risk_coverage(p.max(1), p.argmax(1) == labels),
+        "augrc": area_under_generalised_risk_coverage(p.max(1), p.argmax(1) == labels),
     }
     for score, (inside, ood) in scores.items():
         expected[f"auroc_{score}"] = metrics.auroc(inside, ood)
@@ -99,7 +100,8 @@ def as_numbers(measured):
 
 def test_a_record_survives_json_and_brings_its_circumstances():
     # Red for: numpy numbers that json refuses, metrics without N, bins, resamples, draws, data set and seed, an array that is lost.
-    methods = {"one pass": some_predictions(draws=1), "SWAG": some_predictions(time=0.002)}
+    fitted = dataclasses.replace(some_predictions(draws=1), num_trainings=3, fit_seconds=1.5)
+    methods = {"one pass": fitted, "SWAG": some_predictions(time=0.002)}
     circumstances = {"dataset": "glue/sst2", "split": "test", "revision": "55", "ood": "imdb", "map_weights": "last"}
     settings = {"num_bins": 5, "num_resamples": 10, "level": 0.9, "seed": 2}
     measured = measure(methods, some_labels(), sampling=Sampling(num_samples=5, seed=7), **circumstances, **settings)
@@ -110,6 +112,12 @@ def test_a_record_survives_json_and_brings_its_circumstances():
     assert again.sampling == Sampling(num_samples=5, seed=7)
     assert (again.methods["SWAG"].num_draws, again.methods["SWAG"].seconds_per_example) == (5, 0.002)
     assert again.methods["one pass"].seconds_per_example is None
+    costs = [(method.num_trainings, method.fit_seconds) for method in again.methods.values()]
+    assert costs == [(3, 1.5), (None, None)]
+    earlier = json.loads(measured.to_json())
+    for method in earlier["methods"].values():
+        del method["num_trainings"], method["fit_seconds"]
+    assert Measurement.from_json(json.dumps(earlier)).methods["one pass"].num_trainings is None
     assert set(again.versions) == {"swag_trainer", "torch", "transformers", "peft"}
     expected = metrics.uncertainty_scores(methods["SWAG"].probabilities)["entropy"]
     np.testing.assert_array_equal(again.uncertainties["entropy"][0], expected)
@@ -187,6 +195,7 @@ def test_the_table_fits_80_columns_and_cuts_no_name():
     }
     methods = {name: dataclasses.replace(some_predictions(len(name), time=0.002), ood_scores=scores) for name in names}
     methods["one pass"] = some_predictions(draws=1)
+    methods["SWAG"] = dataclasses.replace(methods["SWAG"], num_trainings=3, fit_seconds=0.125)
     measured = measure(methods, some_labels(), num_resamples=4)
     shown = {}
     for width in (80, 200):
@@ -198,7 +207,8 @@ def test_the_table_fits_80_columns_and_cuts_no_name():
     assert max(map(len, lines)) <= 80
     starts = [place for place, line in enumerate(lines) if line.startswith("method")]
     blocks = [lines[start + 2 : start + 2 + 2 * len(names)] for start in starts]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
+    costs = blocks.pop(2)  # without intervals
     for block in blocks:  # each method has two lines: its name and values, and below them the intervals
         found = [
             f"{above[:12].rstrip()} / {below[:12].rstrip()}".removesuffix(" / ")
@@ -213,7 +223,8 @@ def test_the_table_fits_80_columns_and_cuts_no_name():
         values = [ours[f"{kind}_{score}"].value for score in ("entropy", "one_minus_max", "mutual_information", *scores)]
         assert block[-2].split()[1:] == [f"{value:.3f}" for value in values]
         assert block[0].split()[-3:] == ["-", "-", "-"]
-    assert blocks[1][0].split()[-2:] == ["-", "1"] and blocks[1][-2].split()[-2:] == ["2", "5"]
+    assert costs[0].split()[2:] == ["-", "-", "-", "1"]
+    assert next(line for line in costs if line.startswith("SWAG")).split()[1:] == ["3", "0.12", "2", "5"]
 
 
 def test_the_bins_of_the_diagram_hold_about_as_many_examples_each_and_never_few():

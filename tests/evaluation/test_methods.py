@@ -8,14 +8,23 @@ import torch
 from conftest import lora_model, trainer_for
 from scipy.special import softmax
 from tqdm.auto import tqdm
-from transformers import BertTokenizerFast
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 
-from swag_trainer import MonteCarloPredictor, PointPosterior, Sampling, SwagCallback, tune
+from swag_trainer import (
+    MonteCarloPredictor,
+    PointPosterior,
+    PosteriorMixture,
+    Sampling,
+    SwagCallback,
+    fit_posterior,
+    tune,
+)
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.errors import AdapterMismatchError, SwagError
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import METHODS, predict_methods
+from swag_trainer.evaluation.names import has_temperature
 from swag_trainer.metrics.temperature import fit_temperature
 
 
@@ -199,15 +208,85 @@ def test_batch_statistics_of_a_trained_model_are_left_alone(moved, rows):
 def test_all_methods_are_measured_in_one_go(moved, rows):
     # Red for: answers that do not fit what measures them, a time that is not there.
     answers = predictions_of(moved, rows[:12], ood=rows[12:16], validation=rows[16:])
-    assert tuple(answers) == METHODS
+    assert tuple(answers) == METHODS[:6] == ("MAP", "MAP, temperature", "SWA", "SWAG", "MC dropout", "MC dropout, temperature")
+    assert [each.fit_seconds is not None for each in answers.values()] == [has_temperature(name) for name in answers]
     assert all(0 < each.seconds_per_example < 60 for each in answers.values())
     measured = measure(answers, labels_of(rows[:12]), num_resamples=20, posterior=moved[1], sampling=SAMPLING)
-    assert tuple(measured.methods) == METHODS
+    assert tuple(measured.methods) == METHODS[:6]
     assert "auroc_mutual_information" in measured.metrics["SWAG"]
     assert measured.posterior == identity(moved[1])
     assert measured.sampling == Sampling(4, scale=1.0, temperature=1.0, dropout=False, center="mean")
     assert Measurement.from_json(measured.to_json()).sampling == measured.sampling
     assert "MAP, temperature" not in predictions_of(moved, rows[:3])
+
+
+@pytest.fixture
+def fitting(moved, rows):
+    """Training examples whose labels are the model's own predictions: noise raises the loss on them."""
+    labels = plain_logits(moved[0], rows).argmax(1).tolist()
+    return [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("Laplace (head)", "laplace-head"),
+        pytest.param("TFB", "tfb", marks=pytest.mark.slow),
+        pytest.param("Laplace (LoRA)", "laplace", marks=pytest.mark.slow),
+    ],
+)
+def test_a_posterior_is_fitted_around_map_to_the_training_examples(moved, rows, fitting, name, method):
+    # Red for: a fit around the posterior's mean, to the examples to measure, or with SWAG's scale; its time in that of the predictions.
+    model, posterior = moved[0], moved[1].with_scale(4.0)
+    held_out = {"held_out": rows} if method == "laplace" else {}
+    found = predictions_of((model, posterior), rows[:6], train=fitting, validation=rows, methods=[name])[name]
+    fitted = fit_posterior(model, fitting, method=method, sampling=SAMPLING, progress=False, **held_out)
+    alone = MonteCarloPredictor(model, fitted, num_samples=4, progress=False).predict(rows[:6])
+    np.testing.assert_allclose(found.probabilities, alone.probabilities, atol=1e-7)
+    assert (found.num_draws, found.num_trainings) == (4, 1) and found.fit_seconds > 0
+    own = predict_methods(model, fitted, rows[:6], methods=[name], sampling=SAMPLING, progress=False)[name]
+    assert own.fit_seconds is None  # the posterior's own, and not fitted again
+    np.testing.assert_allclose(own.probabilities, alone.probabilities, atol=1e-7)
+
+
+def test_an_ensemble_is_the_final_weights_of_the_members_of_a_mixture(moved, rows):
+    # Red for: means in the place of the final weights, the first member alone, a mixture whose trainings are counted once.
+    model, swag = moved
+    other = replace(swag, gaussian=replace(swag.gaussian, mean=swag.gaussian.mean + 1))
+    mixture = PosteriorMixture.of([swag, other], weights=[0.9, 0.1])
+    found = predictions_of((model, mixture), rows)
+    assert list(found) == ["MAP", "MultiSWA", "MultiSWAG", "MC dropout", "Ensemble"]
+    assert [each.num_trainings for each in found.values()] == [1, 2, 2, 1, 2]
+    finals = [PointPosterior.at(member.last_snapshot(), member) for member in (swag, other)]
+    single = [MonteCarloPredictor(model, final, progress=False).predict(rows).probabilities for final in finals]
+    np.testing.assert_allclose(found["Ensemble"].probabilities, np.mean(single, axis=0), atol=1e-6)
+    assert np.abs(single[0] - single[1]).max() > 1e-3
+    assert torch.equal(mixture.last_snapshot(), swag.last_snapshot())
+
+
+def test_a_method_that_does_not_apply_is_left_out_with_its_reason_and_refused_where_it_is_named(
+    moved, rows, fitting, base_folder
+):
+    # Red for: a method that vanishes without a reason, that ends the evaluation of the others, or that is ignored although it was named.
+    model, posterior = moved
+    few, skipped = fitting[:5], {}
+    found = predictions_of(moved, rows[:6], train=few, skipped=skipped)
+    assert list(found) == ["MAP", "SWA", "SWAG", "MC dropout"]
+    reasons = {"MAP, temperature": "validation examples", "Ensemble": "several trainings", "TFB": "Fitting to 5 examples"}
+    reasons["Laplace (LoRA)"] = "prior needs validation examples"
+    for name, reason in {**reasons, "MC dropout, temperature": "validation examples"}.items():
+        assert reason in skipped[name]
+    with pytest.warns(UserWarning, match="Without TFB. Fitting to 5 examples"):
+        predictions_of(moved, rows[:6], train=few)
+    for name, reason in reasons.items():
+        with pytest.raises(SwagError, match=reason):
+            predictions_of(moved, rows[:6], train=few, methods=["MAP", name])
+    with pytest.raises(SwagError, match="training examples with labels"):
+        predictions_of(moved, rows[:6], methods=["Laplace (head)"])
+    plain = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=3, ignore_mismatched_sizes=True).eval()
+    for name, reason in (("TFB", "this model has none"), ("SWAG", "need a posterior")):
+        with pytest.raises(SwagError, match=reason):
+            predict_methods(plain, None, rows[:6], train=fitting, methods=[name])
 
 
 def test_a_point_estimate_is_compared_under_its_own_name(moved, rows):

@@ -8,7 +8,7 @@ from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from swag_trainer import Sampling, SwagError
-from swag_trainer.evaluation.methods import methods_of, predict_methods
+from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.evaluation.plain_models import point_estimate
 from swag_trainer.metrics.temperature import fit_temperature
 
@@ -36,7 +36,7 @@ def test_a_plain_classifier_has_four_methods_and_map_is_its_own_prediction(model
     # Red for: an adapter that adds something, a temperature fitted on the rows it is judged on, passes of dropout that are all alike.
     test, validation = rows[:12], rows[12:]
     found = predict_methods(model, None, test, validation=validation, ood=validation[:5], sampling=Sampling(6), progress=False)
-    assert list(found) == PLAIN == list(methods_of(None))
+    assert list(found) == PLAIN
     np.testing.assert_allclose(found["MAP"].probabilities, softmax(plain_logits(model, test), axis=1), atol=1e-6)
     temperature = fit_temperature(plain_logits(model, validation), [row["labels"] for row in validation])
     expected = softmax(plain_logits(model, test) / temperature, axis=1)
@@ -93,7 +93,7 @@ def test_a_plain_adapter_needs_no_posterior(base_folder, rows):
 def test_what_a_plain_model_lacks_is_refused(model, base_folder, rows):
     # Red for: a SWA or SWAG made up for a model without a posterior, or a regression measured as a classifier.
     for method in ("SWA", "SWAG"):
-        with pytest.raises(SwagError, match=rf"The methods are .*'MC dropout.*got \['{method}'\]"):
+        with pytest.raises(SwagError, match="need a posterior, and this model has none"):
             predict_methods(model, None, rows, methods=[method])
     regression = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1, ignore_mismatched_sizes=True)
     with pytest.raises(SwagError, match="exclude each other"):

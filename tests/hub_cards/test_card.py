@@ -430,10 +430,15 @@ def test_a_repository_that_is_no_hub_id_is_refused(repo_id):
         build_card(some_posterior(), repo_id=repo_id)
 
 
+NO_COSTS = {"num_trainings": {}, "fit_seconds": {}, "seconds_per_example": {}}
+
+
 def full_results(**changes):
     facts = {
         "intervals": {"SWAG": {"ECE": (0.025, 0.0401)}},
         "interval_level": 0.95,
+        "num_trainings": {"MAP": 1, "SWAG": 3},
+        "fit_seconds": {"SWAG": 2.5},
         "seconds_per_example": {"SWAG": 0.0103},
         "scale": 0.5,
         "temperature": 1.25,
@@ -448,9 +453,9 @@ def test_intervals_and_times_stand_beside_the_figures_they_are_of():
     # Red for: low and high swapped, an interval beside the neighbour's figure, a time that was not measured printed as one.
     card = build_card(some_posterior(), full_results())
     assert table(card) == [
-        ["method", "accuracy", "ECE", "seconds per example"],
-        ["MAP", "0.931", "0.0512", "not measured"],
-        ["SWAG", "0.925", "0.0312 (0.025 to 0.0401)", "0.0103"],
+        ["method", "accuracy", "ECE", "trainings", "seconds to fit", "seconds per example"],
+        ["MAP", "0.931", "0.0512", "1", "-", "not measured"],
+        ["SWAG", "0.925", "0.0312 (0.025 to 0.0401)", "3", "2.5", "0.0103"],
     ]
     text = " ".join(shown(card).split())
     assert "intervals of 95 %, by bootstrap over the examples" in text
@@ -472,7 +477,7 @@ def test_figures_of_another_scale_than_the_posteriors_are_refused():
         build_card(some_posterior(), full_results(scale=0.25))
     assert build_card(
         some_posterior(),
-        full_results(scale=0.25, metrics={"MAP": {"ECE": 0.1}}, intervals={}, interval_level=None, seconds_per_example={}),
+        full_results(scale=0.25, metrics={"MAP": {"ECE": 0.1}}, intervals={}, interval_level=None, **NO_COSTS),
     )
 
 

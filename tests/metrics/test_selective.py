@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from swag_trainer.metrics.ood import auroc
 from swag_trainer.metrics.selective import (
+    area_under_generalised_risk_coverage,
     area_under_risk_coverage,
     coverage_at_risk,
     excess_area_under_risk_coverage,
@@ -38,6 +40,18 @@ def slow_points(confidence, correct):
 def slow_area(confidence, correct):
     risk_at = {threshold: risk for _, risk, threshold in slow_points(confidence, correct)}
     return sum(risk_at[score] for score in confidence.tolist()) / len(confidence)
+
+
+def test_the_augrc_is_that_of_the_papers_identity_with_the_auroc():
+    # Red for: steps in the place of lines between the points, the risk among the accepted in the place of that among all, a first point that
+    # is left out.
+    for seed in range(200):
+        confidence, correct = random_case(seed)
+        accuracy = correct.mean()
+        expected = (1 - accuracy) ** 2 / 2
+        if 0 < accuracy < 1:
+            expected += (1 - auroc(confidence[~correct], confidence[correct])) * accuracy * (1 - accuracy)
+        assert area_under_generalised_risk_coverage(confidence, correct) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("block", range(10))
