@@ -108,7 +108,7 @@ def train(run: Run, method: Method) -> Tensor:
     return torch.stack(snapshots)
 
 
-METHODS = {"NOLA": Method("nola", Nola(500), 8, 2e-2), "LoRA-XS": Method("lora-xs", LoraXs(), 25, 5e-3)}
+METHODS = {"NOLA": Method("nola", Nola(500), 8, 5e-3), "LoRA-XS": Method("lora-xs", LoraXs(), 25, 5e-3)}
 COEFFICIENTS: dict[str, Callable[[Run], Outcome]] = {
     f"{title}, {name}, temperature": averaged(method, scale)
     for title, method in METHODS.items()

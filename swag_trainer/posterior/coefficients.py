@@ -158,11 +158,12 @@ class CoefficientPosterior(WeightPosterior):
         return self.coefficients.metadata() | {_MAP: self.map.metadata()}
 
     def summary(self) -> dict[str, Any]:
-        """Return how it was collected, its rank K, and how many coefficients stand for how many weights."""
+        """Return how it was collected in a few numbers, its rank K, and how many coefficients stand for how many weights."""
         sizes = zip(self.coefficient_layout.keys, self.coefficient_layout.sizes, strict=True)
         count = sum(size for key, size in sizes if weight_key(key) is not None)
         made_of = {"total_coefficients": count, "weights_of_coefficients": self.map.layout.size}
-        return self.coefficients.summary() | self.map.settings() | made_of
+        collected = {name: value for name, value in self.coefficients.summary().items() if isinstance(value, (str, int, float))}
+        return collected | self.map.settings() | made_of
 
     @classmethod
     def from_tensors(

@@ -21,7 +21,7 @@ from swag_trainer.posterior.documents import read_dataclass
 from swag_trainer.posterior.layout import WeightLayout
 
 # Raw 64-bit output of numpy's Philox4x64, which NumPy promises never to change (NEP 19), unlike its normal variables and torch's generators, whose
-# numbers depend on version, device and vector instructions. Two whole numbers below 2^24 of each, as float32 holds exactly; no logarithm or root.
+# numbers depend on version, device and vector instructions. Each gives two whole numbers below 2^24, which float32 holds exactly.
 GENERATOR = "numpy-philox4x64-uniform24"
 # A file of a few kilobytes should not make its reader compute for hours.
 _MOST = 4096
@@ -119,9 +119,7 @@ def uniform(shape: tuple[int, ...], bound: float, *, seed: int, name: str) -> Te
     philox = np.random.Philox(key=int.from_bytes(key, "little"))
     for start in range(0, size, _BLOCK):
         block = numbers[start : start + _BLOCK]
-        raw = philox.random_raw(len(block) // 2)
-        block[::2] = (raw >> np.uint64(40)).astype(np.int64) - 2**23
-        block[1::2] = ((raw >> np.uint64(16)) & np.uint64(2**24 - 1)).astype(np.int64) - 2**23
-    numbers *= np.float32(2.0**-23)
-    numbers *= np.float32(bound)
+        block[:] = philox.random_raw(len(block) // 2).astype("<u8").view("<u4") >> 8
+    numbers -= np.float32(2**23)
+    numbers *= np.float32(bound * 2.0**-23)
     return torch.from_numpy(numbers[:size]).reshape(shape)

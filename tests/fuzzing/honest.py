@@ -20,6 +20,7 @@ from transformers import (
 from swag_trainer import PointPosterior, PosteriorMixture, SwagPosterior
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.posterior.coefficients import CoefficientPosterior
 from swag_trainer.posterior.features import fit
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.gaussian import LowRankGaussian
@@ -27,6 +28,7 @@ from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.kronecker_block import KroneckerBlock
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.mean_field import MeanFieldPosterior
+from swag_trainer.posterior.nola import Nola, NolaMap
 from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagRecord
@@ -96,6 +98,7 @@ def posteriors(base: Path) -> dict[str, WeightPosterior]:
         "mean-field": MeanFieldPosterior(
             layout, mean, torch.rand(layout.size, generator=generator) / 9, replace(record), fitted, saved
         ),
+        "coefficients": _coefficients(saved, record, generator),
         "kronecker": _kronecker(head, record, saved, generator),
         "mixture": PosteriorMixture.of([swag, PointPosterior.at(mean + 0.1, swag), tuned], [0.5, 0.3, 0.2]),
     }
@@ -122,6 +125,18 @@ def _swag(
     )
     steps: dict[str, Any] = {"steps": [2, 4, 6, 8, 10], "learning_rates": [1e-2] * 5, "deviation_norms": [1.0] * 5}
     return SwagPosterior(layout, gaussian, record, SwagRecord(5, "Every(steps=2)", 2, 10, **steps), saved)
+
+
+def _coefficients(saved: SavedAdapter, record: PosteriorRecord, generator: torch.Generator) -> CoefficientPosterior:
+    """Six coefficients for each LoRA matrix, and a head without."""
+    lora = WeightLayout.of({key: tensor for key, tensor in saved.tensors.items() if "lora_" in key})
+    mapping = NolaMap(lora, Nola(6, seed=2))
+    shapes = {key: tensor.shape for key, tensor in saved.tensors.items() if "lora_" not in key}
+    shapes |= {key.replace(".weight", ".coefficients"): (1, 6) for key in lora.keys}
+    layout = WeightLayout.of({key: torch.empty(shape) for key, shape in shapes.items()})
+    swag = _swag(layout, torch.randn(layout.size, generator=generator), record, saved, generator)
+    posterior = CoefficientPosterior.of(swag, mapping)
+    return replace(posterior, adapter=saved.with_weights(posterior.mean))
 
 
 def _kronecker(

@@ -27,7 +27,7 @@ from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.saved_adapter import ADAPTER_WEIGHTS
 from swag_trainer.posterior.storage import encode
 
-KINDS = ("swag", "plain", "point", "mean-field", "kronecker", "mixture")
+KINDS = ("swag", "plain", "point", "mean-field", "kronecker", "mixture", "coefficients")
 _BESIDE = ("initial/", "pristine/", "ood/")
 
 
