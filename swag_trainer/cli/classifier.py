@@ -1,4 +1,4 @@
-"""A classifier with its posterior, loaded for the pipeline, and texts tokenised for it."""
+"""A posterior with its task and model, loaded for the task's pipeline, and texts tokenised for a classifier."""
 
 from __future__ import annotations
 
@@ -12,30 +12,54 @@ from transformers import pipeline
 
 from swag_trainer.adapters.positions import longest_input
 from swag_trainer.cli.options import ClassifierOptions
+from swag_trainer.errors import SwagError
+from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.lengths import count_truncated
-from swag_trainer.prediction.loading import AutoSwagModelForSequenceClassification
 from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
+from swag_trainer.prediction.task_resolution import resolve_task
+from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 
-def load_classifier(
-    options: ClassifierOptions, *, posterior: WeightPosterior | None = None, device: str | None = None, **arguments: Any
-) -> SwagTextClassificationPipeline:
-    """Load a folder or a repository for ``pipeline("swag-text-classification")``; adapter and posterior are read once.
+def find_task(options: ClassifierOptions, posterior: WeightPosterior | None = None) -> tuple[WeightPosterior, Task]:
+    """Return the posterior of a folder or a repository, which is read unless it is given, and the task to load it for.
+
+    Raises:
+        SwagError: No posterior there, or nothing tells the task.
+    """
+    if posterior is None:
+        posterior = load_posterior(
+            options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
+        )
+    task = resolve_task(posterior, given=options.task, name=options.model, base_model=options.base_model)
+    return posterior, task
+
+
+def load_pipeline(
+    options: ClassifierOptions, posterior: WeightPosterior, task: Task, *, device: str | None = None, **arguments: Any
+) -> Any:
+    """Load the model of a posterior for the pipeline of a task.
 
     The pipeline is given the model, not its name: where something is missing, transformers would look for a config.json first, and name
     that in its error.
 
     Args:
-        options: Where adapter, posterior and base model lie.
-        posterior: The posterior of that folder or repository, if it was read already.
+        options: Where adapter and base model lie.
+        posterior: The posterior that lies there.
+        task: What `find_task` found.
         device: Such as "cpu" or "cuda:0"; None for what transformers chooses.
-        **arguments: Of the pipeline, see `SwagTextClassificationPipeline`.
+        **arguments: Of the pipeline.
 
     Raises:
-        SwagError: No posterior there, or one that does not fit.
+        SwagError: The posterior does not fit the model or the task, or the task has no pipeline.
     """
-    loaded = AutoSwagModelForSequenceClassification.from_pretrained(
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if task.name not in PIPELINE_REGISTRY.supported_tasks:
+        raise SwagError(f"The task {task.name!r} has no pipeline: use MonteCarloPredictor(model, posterior) in Python.")
+    loader = PIPELINE_REGISTRY.supported_tasks[task.name]["pt"][0]
+    loaded = loader.from_pretrained(
         options.model,
         posterior=posterior,
         base_model=options.base_model,
@@ -43,7 +67,25 @@ def load_classifier(
         ignore_mismatched_adapter=options.ignore_mismatched_adapter,
         dtype="auto",
     )
-    return pipeline("swag-text-classification", model=loaded, device=device, **arguments)
+    return pipeline(task.name, model=loaded, device=device, **arguments)
+
+
+def load_classifier(
+    options: ClassifierOptions, *, posterior: WeightPosterior | None = None, device: str | None = None, **arguments: Any
+) -> SwagTextClassificationPipeline:
+    """Load a classifier of texts for the commands that read labelled text; arguments as for `load_pipeline`.
+
+    Raises:
+        SwagError: As `find_task` and `load_pipeline`, or the posterior is for another task.
+    """
+    posterior, task = find_task(options, posterior)
+    if task.name != SequenceClassification.name:
+        raise SwagError(
+            f"This command is for classifiers of texts, and {options.model!r} is for {task.name!r}. swag-trainer predict predicts with it. In "
+            "Python swag_trainer.tune tunes it, and swag_trainer.evaluation.methods.predict_methods predicts what measure() measures, with "
+            "examples as the Trainer takes them."
+        )
+    return load_pipeline(options, posterior, task, device=device, **arguments)
 
 
 def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:

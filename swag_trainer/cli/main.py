@@ -25,7 +25,7 @@ COMMANDS = {
     "mix": "make one posterior of several, such as of runs with other seeds (MultiSWAG)",
     "tune": "choose scale, temperature and thresholds on held-out text",
     "evaluate": "measure a text classifier, with a posterior or without, on held-out text",
-    "predict": "classify texts, with uncertainty",
+    "predict": "predict texts, images or questions, with uncertainty",
     "inspect": "show the metadata of a posterior",
     "card": "write the model card with the metrics that evaluate measured",
     "push": "put adapter, posterior, tokenizer, card and plots on the Hub",

@@ -78,6 +78,13 @@ class ClassifierOptions(PosteriorOptions):
 
     sources: ClassVar[tuple[str, ...]] = ("base_model",)
 
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "what to predict, such as image-classification; default: the task in the posterior's record, else what adapter and base "
+            "model tell"
+        },
+    )
     base_model: str | None = field(
         default=None,
         metadata={"help": "folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says"},

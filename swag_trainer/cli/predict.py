@@ -1,4 +1,4 @@
-"""Predict classes of texts with averaged probabilities and their uncertainty, as JSON Lines, CSV or Parquet."""
+"""Predict texts, images or questions with averaged probabilities and their uncertainty, as JSON Lines, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from swag_trainer.adapters.positions import longest_input
-from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.classifier import find_task, load_pipeline
 from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.prediction_formats import FORMATS, as_json_lines
 from swag_trainer.cli.prediction_input import examples_to_classify
 from swag_trainer.cli.prediction_journal import PARTIAL_SUFFIX, PredictionJournal
+from swag_trainer.cli.task_inputs import arguments_of, check_inputs, input_of, record_of, refuse_files
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.evaluation.identity import identity
-from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions
+from swag_trainer.tasks.base import Task
 
 # Keys of a prediction: a column of the input that is called so gets the prefix "input_".
 _OWN_KEYS = {
@@ -38,6 +39,10 @@ _OWN_KEYS = {
     "top_label",
     "reason",
     "prediction_set",
+    "labels",
+    "scores",
+    "choice",
+    "predictions",
 }
 # Options that change nothing about a prediction but its place, or the rounding of its last digits.
 _NOT_OF_THE_PREDICTIONS = {"config", "debug", "model", "output", "overwrite", "resume", "batch_size", "device"}
@@ -52,7 +57,8 @@ class Options(ClassifierOptions, DeviceOptions):
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     texts: list[str] = field(
-        default_factory=list, metadata={"help": "texts to classify; '-' reads a text a line from standard input"}
+        default_factory=list,
+        metadata={"help": "texts to classify, or paths of images; '-' reads one a line from standard input"},
     )
     file: str | None = field(
         default=None,
@@ -90,6 +96,13 @@ class Options(ClassifierOptions, DeviceOptions):
     prediction_set_method: str | None = field(
         default=None, metadata={"help": "how the sets are made; default: lac, the smallest", "choices": ["lac", "aps", "raps"]}
     )
+    candidate_labels: list[str] | None = field(
+        default=None, metadata={"help": "labels to choose from, for zero-shot classification"}
+    )
+    hypothesis_template: str | None = field(
+        default=None, metadata={"help": "text with {} for the label, for zero-shot classification"}
+    )
+    multi_label: bool = field(default=False, metadata={"help": "several labels may be right, for zero-shot classification"})
     batch_size: int = field(default=32, metadata={"help": "texts per forward"})
     resume: bool = field(
         default=False,
@@ -115,21 +128,22 @@ def run(options: Options, out: TextIO) -> None:
     if options.resume and not is_begun and Path(str(options.output)).exists():
         sys.stderr.write(f"{options.output}: finished already.\n")
         return
+    refuse_files(options)
     source = examples_to_classify(
-        options.model, options.texts, options.file, options.dataset, split=options.split, text_column=options.text_column
+        options.texts, options.file, options.dataset, split=options.split, text_column=options.text_column
     )
     examples = _Examples(source)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite or is_begun):
-        posterior = load_posterior(
-            options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
-        )
+        posterior, task = find_task(options)
+        check_inputs(task.name, options)
+        asked |= arguments_of(task.name, options)
         if options.output is None:
-            classifier = _classifier(options, posterior, asked)
+            classifier = _classifier(options, posterior, task, asked)
             for records in _predictions(classifier, examples, asked, options.batch_size):
                 out.write(as_json_lines(records))
                 out.flush()
         else:
-            classifier = _predict_into_file(options, posterior, examples, asked)
+            classifier = _predict_into_file(options, posterior, task, examples, asked)
         if classifier.num_truncated:
             limit = longest_input(classifier.tokenizer, classifier.model)
             warnings.warn(f"{classifier.num_truncated} texts have more than {limit} tokens and were truncated.", stacklevel=2)
@@ -185,14 +199,16 @@ def _check_output(options: Options) -> None:
         require("pyarrow.parquet")
 
 
-def _classifier(options: Options, posterior: WeightPosterior, asked: dict[str, Any]) -> Any:
-    """Load the classifier, and refuse what cannot be done before the first text."""
-    classifier = load_classifier(options, posterior=posterior, device=options.device)
+def _classifier(options: Options, posterior: WeightPosterior, task: Task, asked: dict[str, Any]) -> Any:
+    """Load the pipeline, and refuse what cannot be done before the first text."""
+    classifier = load_pipeline(options, posterior, task, device=options.device)
     classifier([], **asked)
     return classifier
 
 
-def _predict_into_file(options: Options, posterior: WeightPosterior, examples: _Examples, asked: dict[str, Any]) -> Any:
+def _predict_into_file(
+    options: Options, posterior: WeightPosterior, task: Task, examples: _Examples, asked: dict[str, Any]
+) -> Any:
     """Predict into a journal, put the predictions into the file when all are there, and return the classifier.
 
     The journal is checked before the model is loaded, which may take minutes.
@@ -203,7 +219,7 @@ def _predict_into_file(options: Options, posterior: WeightPosterior, examples: _
     journal = PredictionJournal(options.output, settings, resume=options.resume, overwrite=options.overwrite)
     with journal.kept():
         _skip_predicted(journal, examples)
-        classifier = _classifier(options, posterior, asked)
+        classifier = _classifier(options, posterior, task, asked)
         for records in _predictions(classifier, examples, asked, options.batch_size, done=journal.count):
             journal.append(records)
         write_files({options.output: FORMATS[Path(options.output).suffix](list(journal.records()))})
@@ -239,12 +255,12 @@ def _predictions(
     with tqdm(total=examples.num_usable, initial=done, unit="text", delay=2) as bar:
         texts = iter(examples)
         while part := list(islice(texts, size)):
-            predictions = classifier([example.text for example in part], batch_size=size, **asked)
+            predictions = classifier([input_of(classifier.task, example) for example in part], batch_size=size, **asked)
             yield [_record(example, prediction) for example, prediction in zip(part, predictions, strict=True)]
             bar.update(len(part))
 
 
-def _record(example: Example, prediction: dict[str, Any]) -> dict[str, Any]:
+def _record(example: Example, prediction: Any) -> dict[str, Any]:
     line = {} if example.line is None else {"line": example.line}
     others = {f"input_{name}" if name in _OWN_KEYS else name: value for name, value in example.others.items()}
-    return {**line, **others, "text": example.text, **prediction}
+    return {**line, **others, "text": example.text, **record_of(prediction)}

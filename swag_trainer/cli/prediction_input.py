@@ -17,12 +17,11 @@ STANDARD_INPUT = "-"
 
 
 def examples_to_classify(
-    model: str, texts: list[str], file: str | None, dataset: str | None, *, split: str, text_column: str | None
+    texts: list[str], file: str | None, dataset: str | None, *, split: str, text_column: str | None
 ) -> Iterable[Example]:
     """Return the examples; those of standard input are read when they are asked for, so that a program can go on writing them.
 
     Args:
-        model: What was given as MODEL, for advice.
         texts: Those of the command line; "-" alone is standard input.
         file: A file, or "-".
         dataset: A data set on the Hub, or a folder of files.
@@ -30,15 +29,13 @@ def examples_to_classify(
         text_column: Column of the texts, None for the usual names.
 
     Raises:
-        SwagError: None of the three was given or several, a file is not there or has no texts, or a text is the path of a file.
+        SwagError: None of the three was given or several, or a file is not there or has no texts.
     """
     if sum(map(bool, (texts, file, dataset))) != 1:
         raise SwagError("predict takes texts after MODEL, those of --file, or those of --dataset: give one of the three.")
     if STANDARD_INPUT in (file, *texts[: len(texts) == 1]):
         return _of_standard_input()
     if texts:
-        for text in texts:
-            _refuse_path(model, text)
         return [Example(text, None, f"text {number}") for number, text in enumerate(texts, start=1)]
     if file is not None and not Path(file).is_file():
         raise SwagError(f"There is no file {file!r}.{neighbour_hint(file)}")
@@ -62,8 +59,21 @@ def _of_standard_input() -> Iterator[Example]:
             yield Example(text, None, where, number)
 
 
+def refuse_paths(model: str, texts: Iterable[str]) -> None:
+    """Refuse to classify the path of a file instead of what the file holds.
+
+    Args:
+        model: What was given as MODEL, for advice.
+        texts: Those of the command line.
+
+    Raises:
+        SwagError: A text is the path of a file or folder, or looks like one.
+    """
+    for text in texts:
+        _refuse_path(model, text)
+
+
 def _refuse_path(model: str, text: str) -> None:
-    """Refuse to classify the path of a file instead of what the file holds."""
     path = Path(text)
     named = path.suffix in (".txt", *SUFFIXES) and not any(letter.isspace() for letter in text)
     try:

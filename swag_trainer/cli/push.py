@@ -1,4 +1,4 @@
-"""Put adapter, posterior, tokenizer, card and plots on the Hub in one commit."""
+"""Put adapter, posterior, tokenizer or image processor, card and plots on the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(options: Options, out: TextIO) -> None:
     commit = publish_card(
         options.repo,
         card,
-        files=files | _tokenizer_files(folder) | plots,
+        files=files | _preprocessor_files(folder) | plots,
         private=options.private or None,
         commit_message=options.message,
         revision=options.revision,
@@ -150,16 +150,20 @@ def _lines_outside(card: RepoCard) -> set[str]:
     return {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("# ")}
 
 
-def _tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Return the files that the folder's tokenizer saves; none where the folder has no tokenizer."""
-    if not (folder / "tokenizer_config.json").is_file():
-        sys.stderr.write(f"There is no tokenizer in {str(folder)!r}: that of the base model is used.\n")
-        return {}
+def _preprocessor_files(folder: Path) -> dict[str, bytes]:
+    """Return the files that the folder's tokenizer or image processor saves; none where the folder has neither."""
+    from swag_trainer.prediction.image_processors import PROCESSOR_FILE, load_image_processor
     from swag_trainer.prediction.tokenizers import load_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
-        load_tokenizer(folder).save_pretrained(place)
-        return _files_in(Path(place))
+        if (folder / "tokenizer_config.json").is_file():
+            load_tokenizer(folder).save_pretrained(place)
+        if (folder / PROCESSOR_FILE).is_file():
+            load_image_processor(folder).save_pretrained(place)
+        files = _files_in(Path(place))
+    if not files:
+        sys.stderr.write(f"There is no tokenizer and no image processor in {str(folder)!r}: that of the base model is used.\n")
+    return files
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:

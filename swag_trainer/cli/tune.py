@@ -1,4 +1,4 @@
-"""Choose centre, scale, dropout, temperature and thresholds on held-out text, and save them with the posterior."""
+"""Choose centre, scale, dropout, temperature and thresholds on held-out text or questions, and save them with the posterior."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import ClassVar, TextIO
 from swag_trainer.calibration.cross_fitting import DEFAULT_SCALE
 from swag_trainer.calibration.thresholds import holds_every_label
 from swag_trainer.calibration.tune import tune
-from swag_trainer.cli.classifier import class_names, load_classifier, tokenised
 from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs, require
+from swag_trainer.cli.held_out import HeldOutExamples, held_out_examples
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show, table_of
-from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CENTER_NAMES, CalibratedThreshold
-from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
 from swag_trainer.prediction.sampler import Sampling
 
 
@@ -93,26 +91,21 @@ def run(options: Options, out: TextIO) -> None:
         )
         if in_place and posterior.tuning is not None and not options.overwrite:
             raise SwagError(f"The posterior in {str(folder)!r} was tuned already; --overwrite replaces that tuning.")
-        tuned, classifier = _tuned(options, posterior, sampling)
+        tuned, data = _tuned(options, posterior, sampling)
         tuned.save_pretrained(folder)
         if not in_place:
-            classifier.tokenizer.save_pretrained(folder)
-    _report(tuned, classifier.model.config.num_labels, out)
+            data.classifier.tokenizer.save_pretrained(folder)
+    _report(tuned, data.num_classes, out)
     out.write(f"Saved in {folder}.\n")
 
 
-def _tuned(
-    options: Options, posterior: WeightPosterior, sampling: Sampling
-) -> tuple[WeightPosterior, SwagTextClassificationPipeline]:
-    """Return the tuned posterior and the classifier that was loaded for it."""
-    data = read_text(options, options.split)
-    classifier = load_classifier(options, posterior=posterior, device=options.device)
-    classes = class_names(classifier)
-    train = None if options.train_split is None else read_text(options, options.train_split)
+def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> tuple[WeightPosterior, HeldOutExamples]:
+    """Return the tuned posterior, and the examples with the pipeline that was loaded for it."""
+    data = held_out_examples(options, posterior)
     tuned = tune(
         posterior,
-        classifier.model,
-        tokenised(classifier.tokenizer, classifier.model, data.texts, data.numbers(classes)),
+        data.classifier.model,
+        data.rows,
         sampling=sampling,
         scales=options.scales,
         risks=options.risks,
@@ -122,12 +115,11 @@ def _tuned(
         name=data.name,
         split=data.split,
         revision=data.revision,
-        train_data=None
-        if train is None
-        else tokenised(classifier.tokenizer, classifier.model, train.texts, train.numbers(classes)),
+        train_data=data.train_rows,
         batch_size=options.batch_size,
+        data_collator=data.data_collator,
     )
-    return tuned, classifier
+    return tuned, data
 
 
 def _report(posterior: WeightPosterior, num_classes: int, out: TextIO) -> None:

@@ -11,6 +11,7 @@ from scipy.special import expit
 from transformers import BertTokenizerFast, pipeline
 
 from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, tune
+from swag_trainer.calibration.events import CalibrationEvents
 from swag_trainer.metrics import calibrate_label_sets
 
 C = 4
@@ -74,6 +75,10 @@ def test_each_label_of_each_example_is_an_event(run):
         mean = expit(logits.double().numpy() / candidate.temperature).mean(0)
         nll = -np.where(flags == 1, np.log(mean), np.log1p(-mean)).mean()
         assert candidate.nll == pytest.approx(nll, abs=1e-5)
+    events = CalibrationEvents(flags.astype(int))
+    for fold in events.folds(seed=0):
+        assert (np.bincount(fold // C, minlength=24) % C == 0).all()  # all labels of an example, or none
+    assert np.array_equal(np.sort(np.concatenate(events.folds(seed=0))), np.arange(24 * C))
     assert [(each.method, each.level) for each in tuning.conformal] == [("lac", 0.6), ("lac", 0.9)]
 
 

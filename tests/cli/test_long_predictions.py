@@ -86,8 +86,8 @@ def test_an_interrupted_command_goes_on_where_it_stopped(form, model, tickets, t
     with open(partial, "a") as file:
         file.write('{"line": 6, "text": "where is par')
 
-    load_classifier = predict.load_classifier
-    monkeypatch.setattr(predict, "load_classifier", None)
+    load_pipeline = predict.load_pipeline
+    monkeypatch.setattr(predict, "load_pipeline", None)
     for more, words in (
         ([], "--resume goes on with them"),
         (["--resume", "--seed", "5"], "were made with seed None, and are to go on with 5"),
@@ -100,7 +100,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(form, model, tickets, t
     assert "is not the text in line 3 of" in capsys.readouterr().err
     Path(tickets).write_text(table)
 
-    monkeypatch.setattr(predict, "load_classifier", load_classifier)
+    monkeypatch.setattr(predict, "load_pipeline", load_pipeline)
     del appended[:]
     assert main(resuming) == 0
     assert path.read_bytes() == whole.read_bytes() and not partial.exists()

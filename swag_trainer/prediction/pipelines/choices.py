@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swag_trainer.errors import SwagError
@@ -17,9 +17,22 @@ logger = logging.getLogger(__name__)
 
 
 class ChoicePipeline(PosteriorPipeline):
-    """Answers multiple-choice questions. A subclass makes model inputs of a question in `encode`."""
+    """Answers multiple-choice questions. A subclass makes model inputs of a question in `encode`.
+
+    Attributes:
+        data_collator: Makes a batch of what `example` returned.
+    """
 
     own_arguments = ("top_k",)
+    data_collator: Callable[[list[Any]], Any]
+
+    @abstractmethod
+    def example(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a question as an example of a data set, with the place of its right choice in ``labels``, such as `tune` takes.
+
+        Raises:
+            SwagError: It is no question.
+        """
 
     @abstractmethod
     def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

@@ -87,7 +87,9 @@ def decision_for(options: PredictionOptions, posterior: WeightPosterior, link: L
     if not decision or link == own == "softmax":
         return decision
     if link == "identity":
-        raise SwagError("Abstaining and prediction sets are for classes and labels; these predictions are plain numbers.")
+        raise SwagError(
+            "Abstaining is for classes that exclude each other, and sets are for classes or labels; these predictions are plain numbers."
+        )
     if link == "sigmoid" and (decision.threshold > 0 or decision.ood is not None):
         raise SwagError(
             "Abstaining withholds the likeliest of classes that exclude each other; these predictions are judged label by label, so there is "

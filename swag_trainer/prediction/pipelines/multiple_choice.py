@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import default_data_collator
 
 from swag_trainer.adapters.positions import longest_input
 from swag_trainer.posterior.base import WeightPosterior
@@ -68,6 +69,7 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         MultipleChoice(settings).for_model(self.model)  # refuses now what it would refuse with the first question
         self._encoder = QuestionEncoder(self.tokenizer, settings, max_length=longest_input(self.tokenizer, self.model))
         self.settings = self._encoder.settings
+        self.data_collator = default_data_collator
 
     def prompt(self, question: Mapping[str, Any]) -> str:
         """Return the text that the model is given for a question, before its answer."""
@@ -76,6 +78,10 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
     def predicted_task(self) -> Task:
         """Return the task with this pipeline's settings."""
         return MultipleChoice(self.settings)
+
+    def example(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a question as an example of a data set, see `QuestionEncoder`."""
+        return self._encoder(question)
 
     def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Return the model inputs of a question, and how many prompts were cut so far. A prompt that is too long loses its beginning."""

@@ -67,22 +67,26 @@ class SwagMultipleChoiceEncoderPipeline(ChoicePipeline):
         if self.tokenizer.pad_token_id is None:
             raise SwagError(f"{self.swag_task} pads choices of several lengths: the tokenizer needs a padding token.")
         limit = longest_input(self.tokenizer, self.model)
-        self._collate = ChoicePairCollator(self.tokenizer, self._task.max_choices, max_length=limit)
+        self.data_collator: ChoicePairCollator = ChoicePairCollator(self.tokenizer, self._task.max_choices, max_length=limit)
 
     def predicted_task(self) -> Task:
         """Return the task with this pipeline's number of choices."""
         return self._task
 
+    def example(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a question as an example of a data set, see `ChoicePairCollator.encode`."""
+        return self.data_collator.encode(question)
+
     def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Return the pairs of a question as lists of numbers, which transformers does not pad, and how many pairs were cut so far."""
-        encoded = self._collate.encode(question)
+        encoded = self.example(question)
         encoded.pop("labels", None)
-        return {"encoded": [encoded]}, self._collate.num_truncated
+        return {"encoded": [encoded]}, self.data_collator.num_truncated
 
     def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Any = None) -> dict[str, Any]:
         # A batch of one is a list, a larger one a list of such lists.
         rows = [row for rows in model_inputs["encoded"] for row in (rows if isinstance(rows, list) else [rows])]
-        return super()._forward({**self._collate(rows), "choices": model_inputs["choices"]}, options, link)
+        return super()._forward({**self.data_collator(rows), "choices": model_inputs["choices"]}, options, link)
 
 
 register_pipeline(SwagMultipleChoiceEncoderPipeline, AutoSwagModelForMultipleChoiceEncoder)

@@ -1,0 +1,182 @@
+"""`--task`: which task a posterior is for, and `swag-trainer predict` with images, labels of the call and questions."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from choices import questions
+from command_line import DEMO
+from conftest import lora_model
+from huggingface_hub import HfApi, ModelCard
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertModel,
+    BertTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    pipeline,
+    set_seed,
+)
+
+from swag_trainer import MonteCarloPredictor, SwagError, load_posterior
+from swag_trainer.cli.main import main
+from swag_trainer.collection.collector import SwagCollector
+from swag_trainer.prediction.task_resolution import resolve_task
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "initializer_range": 0.3}
+
+
+def collect(base, folder, preprocessor, **lora):
+    """Save a base and a posterior of random snapshots of an adapter on it: the folder of the adapter."""
+    base.save_pretrained(folder / "base")
+    preprocessor.save_pretrained(folder / "base")
+    settings = {"r": 2, "target_modules": ["query", "value", "q_proj", "v_proj"], "init_lora_weights": False} | lora
+    model = get_peft_model(type(base).from_pretrained(folder / "base"), LoraConfig(**settings))
+    collector = SwagCollector(model, rank=2)
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in collector.weights.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+        collector.collect(step=step + 1, learning_rate=1e-3)
+    collector.finish().save_pretrained(folder / "run")
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def folders(base_folder, tmp_path_factory):
+    """Posteriors of a ViT, of an encoder for multiple choice, of a BERT without a head, and of a classifier of NLI."""
+    set_seed(0)
+    place, tokenizer = tmp_path_factory.mktemp("tasks"), BertTokenizerFast.from_pretrained(base_folder)
+    vit = ViTForImageClassification(ViTConfig(**SIZES, image_size=16, patch_size=8, num_labels=3))
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    bert = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)
+    nli = lora_model(base_folder).get_base_model()
+    names = ["contradiction", "neutral", "entailment"]
+    nli.config.id2label, nli.config.label2id = dict(enumerate(names)), {name: place for place, name in enumerate(names)}
+    plain = type(nli)(nli.config)
+    head = {"modules_to_save": ["classifier"]}
+    return SimpleNamespace(
+        images=collect(vit, place / "vit", processor, **head),
+        questions=collect(BertForMultipleChoice(bert), place / "choice", tokenizer, **head),
+        bare=collect(BertModel(bert), place / "bare", tokenizer),
+        nli=collect(plain, place / "nli", tokenizer, task_type="SEQ_CLS"),
+        place=place,
+    )
+
+
+def predicted(capsys, *arguments):
+    code = main(["predict", *map(str, arguments), "--device", "cpu", "--num-samples", "3"])
+    shown = capsys.readouterr()
+    return [json.loads(line) for line in shown.out.splitlines()] if code == 0 else shown.err
+
+
+def test_images_are_predicted_by_their_paths(folders, tmp_path, capsys):
+    # Red for: a path that is refused as a text or classified as one, five labels where one is asked for, a missing image found late.
+    generator, paths = np.random.default_rng(0), []
+    for index in range(2):
+        paths.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(generator.integers(0, 255, (12, 12, 3)).astype(np.uint8)).save(paths[-1])
+    expected = pipeline("swag-image-classification", model=folders.images, num_samples=3, device="cpu")(paths, top_k=1)
+    found = predicted(capsys, folders.images, *paths)
+    assert [row["text"] for row in found] == paths
+    assert [row["label"] for row in found] == [one[0]["label"] for one in expected]
+    assert [row["score"] for row in found] == pytest.approx([one[0]["score"] for one in expected], abs=1e-6)
+    (tmp_path / "list.txt").write_text("\n".join(paths) + "\n")
+    assert [row["score"] for row in predicted(capsys, folders.images, "--file", tmp_path / "list.txt")] == [
+        row["score"] for row in found
+    ]
+    assert "There is no image 'nothing.png'" in predicted(capsys, folders.images, "nothing.png")
+
+
+def test_labels_of_the_call_and_questions_with_their_choices_are_predicted(folders, tmp_path, capsys):
+    # Red for: labels that are not passed on, a question without its choices, "sequence" beside the same text.
+    labels = ["--candidate-labels", "good", "bad", "--task", "zero-shot-classification"]
+    found = predicted(capsys, folders.nli, "the plot was dull", *labels)[0]
+    assert found["text"] == "the plot was dull" and sorted(found["labels"]) == ["bad", "good"] and "sequence" not in found
+    assert sum(found["scores"]) == pytest.approx(1)
+    several = predicted(capsys, folders.nli, "the plot was dull", *labels, "--multi-label")[0]
+    assert len(several["entropy"]) == 2
+    assert "--candidate-labels LABEL" in predicted(capsys, folders.nli, "dull", "--task", "zero-shot-classification")
+    assert "no argument 'candidate_labels'" in predicted(capsys, folders.nli, "dull", "--candidate-labels", "good")
+    rows = questions(3)
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = predicted(capsys, folders.questions, "--file", tmp_path / "questions.jsonl")
+    expected = pipeline("swag-multiple-choice-encoder", model=folders.questions, num_samples=3, device="cpu")(rows)
+    assert [(row["text"], row["choice"]) for row in found] == [
+        (row["question"], one["choice"]) for row, one in zip(rows, expected, strict=True)
+    ]
+    assert found[0]["choices"] == rows[0]["choices"]
+    assert "takes rows with a question" in predicted(capsys, folders.questions, "what was dull")
+
+
+def test_the_task_is_asked_for_recorded_or_told_by_adapter_and_base(folders, capsys):
+    # Red for: a guess of sequence classification, a record that is ignored, a raw KeyError for a task that there is not.
+    def found(folder, given=None, **record):
+        posterior = load_posterior(folder)
+        return resolve_task(replace(posterior, record=replace(posterior.record, **record)), given=given, name=folder).name
+
+    languages = load_posterior(folders.bare)
+    adapter = replace(languages.adapter, config={**languages.adapter.config, "task_type": "CAUSAL_LM"})
+    unnamed = replace(languages, adapter=adapter, record=replace(languages.record, task=None))
+    assert resolve_task(unnamed, given=None, name="x").name == "swag-text-generation"
+    assert found(folders.nli, task="swag-zero-shot-classification") == "swag-zero-shot-classification"
+    assert found(folders.images) == found(folders.images, task=None) == "swag-image-classification"
+    assert found(folders.questions, task=None) == "swag-multiple-choice-encoder"
+    assert found(folders.nli, task=None) == "swag-text-classification"
+    assert found(folders.nli, given="zero-shot-classification") == "swag-zero-shot-classification"
+    assert found(folders.nli, given="swag-zero-shot-classification", task=None) == "swag-zero-shot-classification"
+    with pytest.raises(SwagError, match="What is the posterior .*task_type=None.*--task on the command line, one of"):
+        found(folders.bare)
+    assert "known tasks: " in predicted(capsys, folders.images, "x", "--task", "speech")
+    assert "which needs another kind of model" in predicted(capsys, folders.images, "x", "--task", "text-classification")
+
+
+def test_commands_for_labelled_text_say_what_to_do_instead(folders, tmp_path, capsys):
+    # Red for: a traceback of a head that does not fit, after minutes of reading.
+    data = ["--dataset", str(DEMO)]
+    for command in (["tune", folders.images, *data], ["evaluate", folders.images, *data], ["serve", folders.images]):
+        assert main(command) == 1
+        shown = capsys.readouterr().err
+        assert "is for classifiers of texts" in shown and "'swag-image-classification'" in shown, command
+
+
+@pytest.mark.filterwarnings("ignore:On 24 examples", "ignore:Prediction sets")
+def test_questions_of_a_file_tune_a_model_for_multiple_choice(folders, tmp_path, capsys):
+    # Red for: questions that are read as labelled text, sets for the two labels in the config, an answer that is not looked at.
+    rows = questions(24)
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["tune", folders.questions, "--dataset", str(tmp_path), "--output", str(tmp_path / "tuned")]
+    assert main([*command, "--num-samples", "2", "--levels", "0.5", "--device", "cpu"]) == 0
+    assert "Prediction sets of 5 labels" in capsys.readouterr().out
+    choose = pipeline("swag-multiple-choice-encoder", model=str(tmp_path / "tuned"), device="cpu")
+    tuning, examples = choose.posterior.tuning, [choose.example(row) for row in rows]
+    assert (tuning.dataset, tuning.split, tuning.num_examples) == (tmp_path.name, "validation", 24)
+    predictor = MonteCarloPredictor(
+        choose.model,
+        choose.posterior,
+        data_collator=choose.data_collator,
+        scale=0,
+        temperature=tuning.candidates[0].temperature,
+    )
+    probabilities = predictor.predict(examples).probabilities[np.arange(24), [row["answer"] for row in rows]]
+    assert tuning.candidates[0].nll == pytest.approx(-np.log(probabilities).mean(), abs=1e-3)
+    (tmp_path / "validation.jsonl").write_text('{"question": "good", "choices": ["bad", "slow"]}\n')
+    assert main([*command, "--overwrite"]) == 1
+    assert "has no right choice" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--train-split", "train"]) == 1
+    assert "--train-split is for the OOD score" in capsys.readouterr().err
+
+
+def test_an_image_processor_is_pushed_with_a_card_of_its_task(folders, hub, capsys):
+    # Red for: images that others scale in another way, a card in the wrong drawer of the Hub.
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folders.images)
+    assert main(["push", folders.images, "--repo", "user/tiny-vit-swag", "--base-model", "user/tiny-vit"]) == 0
+    assert "preprocessor_config.json" in HfApi().list_repo_files("user/tiny-vit-swag")
+    assert ModelCard.load("user/tiny-vit-swag").data.pipeline_tag == "image-classification"
