@@ -31,6 +31,9 @@ _EXAMPLES = {
     "AutoModelForSequenceClassification": _Example(
         "text-classification", "AutoTokenizer", "tokenizer", '"A text of the kind it was trained on.", truncation=True'
     ),
+    "AutoModelForTokenClassification": _Example(
+        "token-classification", "AutoTokenizer", "tokenizer", '"A text of the kind it was trained on."'
+    ),
     "AutoModelForImageClassification": _Example("image-classification", "AutoImageProcessor", "image_processor", '"image.png"'),
 }
 

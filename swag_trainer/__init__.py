@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.pipelines.image_classification import SwagImageClassificationPipeline
     from swag_trainer.prediction.pipelines.multiple_choice import SwagMultipleChoicePipeline
     from swag_trainer.prediction.pipelines.multiple_choice_encoder import SwagMultipleChoiceEncoderPipeline
+    from swag_trainer.prediction.pipelines.question_answering import SwagQuestionAnsweringPipeline
     from swag_trainer.prediction.pipelines.text_classification import SwagTextClassificationPipeline
     from swag_trainer.prediction.pipelines.text_generation import SwagTextGenerationPipeline
+    from swag_trainer.prediction.pipelines.token_classification import SwagTokenClassificationPipeline
     from swag_trainer.prediction.pipelines.zero_shot_classification import SwagZeroShotClassificationPipeline
     from swag_trainer.prediction.predictive import Predictive
     from swag_trainer.prediction.predictor import MonteCarloPredictor
@@ -90,8 +92,10 @@ __all__ = [
     "SwagMultipleChoiceEncoderPipeline",
     "SwagMultipleChoicePipeline",
     "SwagPosterior",
+    "SwagQuestionAnsweringPipeline",
     "SwagTextClassificationPipeline",
     "SwagTextGenerationPipeline",
+    "SwagTokenClassificationPipeline",
     "SwagTrainerMixin",
     "TextGenerator",
     "SwagZeroShotClassificationPipeline",
@@ -141,9 +145,11 @@ _MODULES = {
     "SwagMultipleChoiceEncoderPipeline": "prediction.pipelines.multiple_choice_encoder",
     "SwagMultipleChoicePipeline": "prediction.pipelines.multiple_choice",
     "SwagPosterior": "posterior.swag",
+    "SwagQuestionAnsweringPipeline": "prediction.pipelines.question_answering",
     "SwagTextClassificationPipeline": "prediction.pipelines.text_classification",
     "SwagTextGenerationPipeline": "prediction.pipelines.text_generation",
     "SwagZeroShotClassificationPipeline": "prediction.pipelines.zero_shot_classification",
+    "SwagTokenClassificationPipeline": "prediction.pipelines.token_classification",
     "SwagTrainerMixin": "collection.trainer_mixin",
     "TextGenerator": "prediction.generation",
     "VariationalMixin": "collection.variational",

@@ -126,9 +126,23 @@ def choose(candidates: Sequence[CandidateLogits], examples: np.ndarray, *, prior
     return Choice(int(np.argmin(losses)), list(temperatures))
 
 
-def folds_of(num_examples: int, *, seed: int, num_folds: int = NUM_FOLDS) -> list[np.ndarray]:
-    """Divide the numbers of the examples at random into folds of equal size, give or take one."""
-    return np.array_split(np.random.default_rng(abs(seed)).permutation(num_examples), num_folds)
+def folds_of(
+    num_examples: int, *, seed: int, num_folds: int = NUM_FOLDS, num_events: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Divide the numbers of the examples at random into folds of equal size, give or take one.
+
+    Args:
+        num_examples: How many there are.
+        seed: Of the division.
+        num_folds: How many folds.
+        num_events: How many events each example has; the events of an example, which are numbered one example after the other, share a
+            fold, and their numbers are returned. Shape (num_examples,); None where every example is one event.
+    """
+    folds = np.array_split(np.random.default_rng(abs(seed)).permutation(num_examples), num_folds)
+    if num_events is None:
+        return folds
+    example = np.repeat(np.arange(num_examples), num_events)
+    return [np.flatnonzero(np.isin(example, fold)) for fold in folds]
 
 
 def cross_fitted(

@@ -1,4 +1,4 @@
-"""Events that a tuning chooses by: one for each example, or where several labels may be right, one for each example and label."""
+"""Events that a tuning chooses by: one for each example, its tokens, or where several labels may be right, one for each of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ class CalibrationEvents:
 
     Attributes:
         labels: Class numbers, shape (N,); or which labels each example has, 0 or 1, shape (N, C).
+        num_events: How many class numbers each example has, one example after the other, as a text has one for each token; None where it
+            has one. Shape (examples,).
     """
 
     labels: np.ndarray
+    num_events: np.ndarray | None = None
 
     @property
     def exclusive(self) -> bool:
         """Whether every example has one label."""
         return self.labels.ndim == 1
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every example has one label, and is one event: what thresholds and sets of single classes are promised for."""
+        return self.exclusive and (self.num_events is None or bool(np.all(self.num_events == 1)))
 
     @property
     def true(self) -> np.ndarray:
@@ -49,6 +57,8 @@ class CalibrationEvents:
 
     def folds(self, *, seed: int) -> list[np.ndarray]:
         """Return the numbers of the events in each fold; every example is in one fold."""
+        if self.exclusive and not self.one_each:
+            return folds_of(len(self.num_events), seed=seed, num_events=self.num_events)  # type: ignore[arg-type]
         folds = folds_of(len(self.labels), seed=seed)
         if self.exclusive:
             return folds

@@ -32,7 +32,7 @@ from swag_trainer.calibration.thresholds import (
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, Tuning
+from swag_trainer.posterior.tuning import CENTER_NAMES, Candidate, Center, ConformalQuantile, Tuning
 from swag_trainer.prediction.decisions import DEFAULT_SETS
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
@@ -90,6 +90,9 @@ def tune(
     A candidate without noise costs one forward for each example, every other one as many as there are draws. One pass serves every
     temperature exactly, since a draw's logits are divided by it. A point estimate has only its temperature to choose.
 
+    An example may have several events, such as the tokens of a text. All of them count in the NLL, folds hold whole examples, and neither
+    thresholds nor quantiles are calibrated: the guarantees are for events that do not depend on each other.
+
     Args:
         posterior: The posterior of the model's adapter, of any family. It stays as it is.
         model: The PEFT model, as for `MonteCarloPredictor`.
@@ -135,7 +138,7 @@ def tune(
     held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), exclusive=link == "softmax", **source)
     if len(held_out.rows) < MIN_EXAMPLES:
         raise SwagError(f"Tuning on {len(held_out.rows)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
-    events = CalibrationEvents(held_out.labels)
+    events = CalibrationEvents(held_out.labels, task.num_events(held_out.rows) if link == "softmax" else None)
     labels = events.true
 
     plain = posterior.with_features(None)  # no OOD scores while candidates are compared
@@ -179,11 +182,9 @@ def tune(
         nll=negative_log_likelihood(of_events, labels),
         baselines=_baselines(posterior, candidates, labels, folds),
         thresholds=calibrate_thresholds(probabilities, labels, risks=risks, confidence=confidence, coverages=coverages)
-        if events.exclusive
+        if events.one_each
         else [],
-        conformal=calibrate_quantiles(probabilities, labels, levels)
-        if events.exclusive
-        else calibrate_label_quantiles(probabilities, held_out.labels, levels),
+        conformal=_quantiles(events, probabilities, levels),
     )
     _warn_where_not_better(tuning, posterior.title, chosen)
     _warn_at_the_edge(tuning, chosen.scale, scales)
@@ -213,6 +214,13 @@ def _candidates(
         return
     except DropoutError as problem:
         warnings.warn(f"Dropout in the draws was not tried. {problem}", UserWarning, stacklevel=3)
+
+
+def _quantiles(events: CalibrationEvents, probabilities: np.ndarray, levels: Sequence[float]) -> list[ConformalQuantile]:
+    """Calibrate sets of classes, or of labels; none where an example has several events, which depend on each other."""
+    if not events.exclusive:
+        return calibrate_label_quantiles(probabilities, events.labels, levels)
+    return calibrate_quantiles(probabilities, events.labels, levels) if events.one_each else []
 
 
 def _baselines(

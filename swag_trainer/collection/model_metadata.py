@@ -18,7 +18,7 @@ from swag_trainer.tasks import settings_of, task_of
 from swag_trainer.version import __version__
 
 # Names of models without classes of their own end in these; the labels in their configs are placeholders.
-_WITHOUT_LABELS = ("ForCausalLM", "LMHeadModel", "ForMultipleChoice")
+_WITHOUT_LABELS = ("ForCausalLM", "LMHeadModel", "ForMultipleChoice", "ForQuestionAnswering")
 
 
 def check_saved_modules(weights: AdapterWeights) -> None:

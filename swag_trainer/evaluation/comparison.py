@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -99,6 +100,7 @@ def compare(
     level: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> list[Comparison]:
     """Compare one method with every other one on the same examples, by paired bootstrap of the NLL.
 
@@ -111,6 +113,7 @@ def compare(
         level: Of the intervals, in (0, 1).
         num_resamples: Of the bootstrap.
         seed: Of the resamples.
+        clusters: As in `bootstrap_interval`.
 
     Returns:
         A comparison with each other method, the one with the lowest NLL first; none of fewer than 20 examples, whose intervals would be
@@ -124,15 +127,12 @@ def compare(
         raise SwagError(f"compare(method=...) is one of {list(methods)}, got {method!r}.")
     losses = {name: log_losses(*checked(each.probabilities, labels)) for name, each in methods.items()}
     own = losses.pop(method)
-    if len(own) < MIN_EXAMPLES:
+    num_examples = len(own) if clusters is None else len(np.unique(clusters))
+    if num_examples < MIN_EXAMPLES:
         return []
+    options: dict[str, Any] = {"level": level, "num_resamples": num_resamples, "seed": seed, "clusters": clusters}
     return [
-        Comparison(
-            method,
-            other,
-            bootstrap_interval(np.mean, losses[other] - own, level=level, num_resamples=num_resamples, seed=seed),
-            len(own),
-        )
+        Comparison(method, other, bootstrap_interval(np.mean, losses[other] - own, **options), num_examples)
         for other in sorted(losses, key=lambda name: losses[name].mean())
     ]
 

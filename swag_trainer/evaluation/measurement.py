@@ -53,6 +53,7 @@ def measure(
     num_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> Measurement:
     """Measure methods on the same examples.
 
@@ -72,20 +73,29 @@ def measure(
         num_resamples: Resamples for each interval.
         level: Of the intervals, in (0, 1).
         seed: Of the resamples.
+        clusters: Number of the example that each label belongs to, where examples have several, as the texts of token classification do:
+            ``np.repeat(np.arange(len(rows)), task.num_events(rows))``. Whole examples are then resampled and counted; not with OOD examples.
+            Shape (N,).
 
     Raises:
-        SwagError: No method, or methods with predictions for other numbers of examples or classes.
+        SwagError: No method, methods with predictions for other numbers of examples or classes, or clusters with OOD examples.
         ValueError: Impossible labels, or a number out of range.
     """
     if not methods:
         raise SwagError("measure() needs the predictions of at least one method.")
     num_ood = _check_same_examples(methods)
+    if num_ood and clusters is not None:
+        raise SwagError(
+            "Detection of OOD examples is measured on examples with one label each: leave clusters out, or the OOD examples."
+        )
     options: dict[str, Any] = {"level": level, "num_resamples": num_resamples, "seed": seed}
     found = {}
     for name, predictions in methods.items():
         probabilities, checked_labels = checked(predictions.probabilities, labels)
         metrics = {
-            metric: bootstrap_interval(function, probabilities, checked_labels, bounds=_BOUNDS.get(metric, (0, 1)), **options)
+            metric: bootstrap_interval(
+                function, probabilities, checked_labels, bounds=_BOUNDS.get(metric, (0, 1)), clusters=clusters, **options
+            )
             for metric, function in _metrics(num_bins).items()
         }
         found[name] = MethodMetrics(
@@ -104,13 +114,13 @@ def measure(
         sampling = (sampling or Sampling()).resolved(posterior)
     comparisons = []
     if compared is not None:
-        comparisons = compare(methods, labels, method=compared, **options)
+        comparisons = compare(methods, labels, method=compared, clusters=clusters, **options)
         comparisons += compare_ood_detection(methods, method=compared, **options)
     return Measurement(
         dataset=dataset,
         split=split,
         revision=revision,
-        num_examples=len(checked_labels),
+        num_examples=len(checked_labels) if clusters is None else len(np.unique(clusters)),
         ood=(ood or "unnamed") if num_ood else None,
         num_ood=num_ood,
         posterior=None if posterior is None else identity(posterior),

@@ -35,6 +35,7 @@ def bootstrap_interval(
     num_resamples: int = 1000,
     seed: int = 0,
     strata: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
     """Return a metric and its interval over examples drawn with replacement (Efron 1979).
@@ -58,6 +59,8 @@ def bootstrap_interval(
         num_resamples: How many resamples, >= 1.
         seed: Of the resamples.
         strata: Group of each example; each group keeps its number of examples. Shape (N,).
+        clusters: Number of the example that each row belongs to, where rows of one example depend on each other, as the tokens of a text
+            do: whole examples are drawn (Davison and Hinkley 1997, section 3.8). Not with ``strata``. Shape (N,).
         bounds: Least and largest value that the metric can have; limits beyond are cut to them.
 
     Raises:
@@ -69,11 +72,18 @@ def bootstrap_interval(
         raise ValueError(f"Arrays with the same rows, at least one, are needed, got {[array.shape for array in rows]}.")
     if not 0 < level < 1 or num_resamples < 1:
         raise ValueError(f"level must be in (0, 1) and num_resamples at least 1, got {level} and {num_resamples}.")
+    if strata is not None and clusters is not None:
+        raise ValueError("Rows are drawn within strata or by whole examples (clusters), not both.")
     generator = np.random.default_rng(seed)
-    groups = _groups(strata, lengths.pop())
+    num_rows = lengths.pop()
+    groups = _groups("strata", strata, num_rows)
+    examples = None if clusters is None else _groups("clusters", clusters, num_rows)
     values = np.empty(num_resamples)
     for index in range(num_resamples):
-        drawn = np.concatenate([group[generator.integers(len(group), size=len(group))] for group in groups])
+        if examples is None:
+            drawn = np.concatenate([group[generator.integers(len(group), size=len(group))] for group in groups])
+        else:
+            drawn = np.concatenate([examples[place] for place in generator.integers(len(examples), size=len(examples))])
         values[index] = metric(*(array[drawn] for array in rows))
     value = float(metric(*rows))
     low, median, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2])
@@ -81,10 +91,12 @@ def bootstrap_interval(
     return Interval(value, float(low), float(high))
 
 
-def _groups(strata: ArrayLike | None, num_rows: int) -> list[np.ndarray]:
-    if strata is None:
+def _groups(what: str, numbers: ArrayLike | None, num_rows: int) -> list[np.ndarray]:
+    """Return the rows of each group."""
+    if numbers is None:
         return [np.arange(num_rows)]
-    strata = np.asarray(strata)
-    if strata.shape != (num_rows,):
-        raise ValueError(f"strata needs the group of each of {num_rows} rows, got shape {strata.shape}.")
-    return [np.flatnonzero(strata == name) for name in np.unique(strata)]
+    numbers = np.asarray(numbers)
+    if numbers.shape != (num_rows,):
+        raise ValueError(f"{what} needs the group of each of {num_rows} rows, got shape {numbers.shape}.")
+    _, group, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])

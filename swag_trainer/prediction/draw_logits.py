@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from swag_trainer.adapters.initialisation import check_base
 from swag_trainer.adapters.keys import base_model
@@ -133,7 +134,7 @@ class DrawLogits:
             SwagError: They are not finite (minus infinity for the classes that an event does not have), or not those of the task; or the base that the private copy shares was changed.
         """
         self._shared.check()
-        parts, places, missing = [], [], []
+        parts, places = [], []
         with self._lock:
             draws = None if block is None or self._blocks is None else self._blocks.vectors(block)
             if self._masks is not None:
@@ -144,16 +145,16 @@ class DrawLogits:
                 logits, events = self.sampler(part, draws), self._task.events(part)
                 if logits.ndim != 3:
                     self._task.check_logits(logits[0], part, self.base)
-                parts.append(logits.float().cpu())
+                logits = logits.float().cpu()
+                if not torch.isfinite(logits).all():
+                    raise SwagError(
+                        "A draw of the weights gave NaN or infinite logits. Is the scale too large, or the base model's precision too low?"
+                    )
+                missing = self._task.missing(part)
+                parts.append(logits if missing is None else logits.masked_fill(missing.cpu(), -torch.inf))
                 places.append(rows[events])
-                missing.append(self._task.missing(part))
-        logits, rows = torch.cat(parts, dim=1), torch.cat(places)
-        if not torch.isfinite(logits).all():
-            raise SwagError(
-                "A draw of the weights gave NaN or infinite logits. Is the scale too large, or the base model's precision too low?"
-            )
-        if missing[0] is not None:
-            logits = logits.masked_fill(torch.cat(missing).cpu(), -torch.inf)
+        width, rows = max(part.shape[-1] for part in parts), torch.cat(places)
+        logits = torch.cat([with_classes(part, width) for part in parts], dim=1)
         order = rows.argsort(stable=True)
         return logits[:, order], rows[order]
 
@@ -173,6 +174,11 @@ def private_weights(model: nn.Module, posterior: WeightPosterior, adapter_name: 
     if posterior.record.base_fingerprint:
         check_base(weights.model, weights.adapter_name, posterior.record.base_fingerprint)
     return weights
+
+
+def with_classes(logits: Tensor, count: int) -> Tensor:
+    """Return logits of that many classes, minus infinity for those that are added: rows of another length may have more or fewer."""
+    return logits if logits.shape[-1] == count else pad(logits, (0, count - logits.shape[-1]), value=-torch.inf)
 
 
 def check_method(

@@ -31,7 +31,9 @@ from swag_trainer.tasks.generation import TextGeneration
 from swag_trainer.tasks.image_classification import ImageClassification
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
+from swag_trainer.tasks.question_answering import QuestionAnswering
 from swag_trainer.tasks.sequence_classification import SequenceClassification
+from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Of transformers, PEFT, huggingface_hub, torch and safetensors while they load files that are not what they should be.
@@ -175,6 +177,18 @@ class AutoSwagModelForImageClassification(AutoSwagModel):
     """Loads a PEFT classifier of images with its posterior."""
 
     task_name: ClassVar[str | None] = ImageClassification.name
+
+
+class AutoSwagModelForTokenClassification(AutoSwagModel):
+    """Loads a PEFT model that gives each token a label, with its posterior."""
+
+    task_name: ClassVar[str | None] = TokenClassification.name
+
+
+class AutoSwagModelForQuestionAnswering(AutoSwagModel):
+    """Loads a PEFT model that finds the answer to a question in a context, with its posterior."""
+
+    task_name: ClassVar[str | None] = QuestionAnswering.name
 
 
 class AutoSwagModelForMultipleChoice(AutoSwagModel):

@@ -58,7 +58,7 @@ def standard_error(draws: Tensor, draws_per_block: int, weights: Tensor | None =
         The estimate, whose square is unbiased; NaN where there are fewer than two blocks. Shape (N, C).
     """
     blocks = draws.unflatten(0, (-1, draws_per_block))
-    if len(blocks) < 2:
+    if len(blocks) < 2 or draws.shape[1] == 0:
         return torch.full_like(draws[0], torch.nan)
     if weights is None:
         return blocks.mean(dim=1).std(dim=0, correction=1) / len(blocks) ** 0.5

@@ -267,7 +267,7 @@ def _between_members(draws: Tensor, entropy: Tensor, link: Link, weights: Tensor
 
 
 def _spread(draws: Tensor, mean: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
+    if weights is None and len(mean):  # torch warns of a deviation of nothing
         return draws.std(dim=0, correction=0)
     return weighted_mean((draws - mean).square(), weights).sqrt()
 
@@ -289,8 +289,18 @@ def _put_together(parts: Sequence[Predictive | RegressionPredictive], order: Seq
             continue
         values = [getattr(part, item.name) for part in parts]
         axis = 1 if item.name == draws else 0
-        result[item.name] = None if values[0] is None else np.concatenate(values, axis=axis).take(places, axis=axis)
+        result[item.name] = (
+            None if values[0] is None else np.concatenate(_as_wide(values, axis), axis=axis).take(places, axis=axis)
+        )
     return result
+
+
+def _as_wide(arrays: Sequence[np.ndarray], axis: int) -> Sequence[np.ndarray]:
+    """Return arrays with as many classes each as the one with the most, 0 for those that others lack; classes follow the events' axis."""
+    if arrays[0].ndim == axis + 1 or len({array.shape[-1] for array in arrays}) == 1:
+        return arrays
+    width = max(array.shape[-1] for array in arrays)
+    return [np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])]) for array in arrays]
 
 
 def _select(whole: Predictive | RegressionPredictive, events: np.ndarray, *, draws: str) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.distributed import Processes, digest
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.draw_logits import DrawLogits, Method, check_method
+from swag_trainer.prediction.draw_logits import DrawLogits, Method, check_method, with_classes
 from swag_trainer.prediction.lengths import batches_of_one_length, length_of
 from swag_trainer.prediction.monte_carlo import checked_max_error, error_limit
 from swag_trainer.prediction.ood import OodScorer, has_ood_score
 from swag_trainer.prediction.predictive import Predictive, RegressionPredictive, apply_link, summarise
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
-from swag_trainer.tasks import task_for
+from swag_trainer.tasks import task_for, task_named, task_of
 from swag_trainer.tasks.base import Link, Task
 from swag_trainer.tasks.by_hand import refuse_without_predictor
 
@@ -111,8 +111,10 @@ class MonteCarloPredictor:
         in_blocks = max_error is not None or num_blocks not in (None, 1)
         check_method(method, posterior, self.sampling, compile=compile, in_blocks=in_blocks)
         self.method = method
-        if task is None and posterior.record.task is None:
-            refuse_without_predictor(base_model(adapted_model(model)))
+        if task is None and posterior.record.task is None:  # as in files of before its task was known
+            base = base_model(adapted_model(model))
+            refuse_without_predictor(base)
+            task = task_named(task_of(base))
         self.task = task or task_for(posterior.record)
         self.batch_size = batch_size
         self.progress = progress
@@ -301,7 +303,7 @@ class MonteCarloPredictor:
             if block < self.num_blocks:
                 is_open[rows[~(limit <= self.max_error)]] = True
             done = ~is_open[rows]
-            if done.any():
+            if done.any() or not len(done):
                 parts.append(self.summary(logits[:, done]))
                 finished.append(rows[done].numpy())
             if done.all():
@@ -309,7 +311,7 @@ class MonteCarloPredictor:
             logits, rows = logits[:, ~done], rows[~done]
             places = rows.unique()
             more, _ = self._logits({name: value[places.to(value.device)] for name, value in inputs.items()}, block)
-            logits = torch.cat([logits, more])
+            logits = torch.cat([logits, with_classes(more, logits.shape[-1])])
         return type(parts[0]).from_batches(parts, _event_order(finished)), np.sort(np.concatenate(finished))
 
 

@@ -14,6 +14,8 @@ _PIPELINES = (
     "zero_shot_classification",
     "multiple_choice_encoder",
     "text_generation",
+    "token_classification",
+    "question_answering",
 )
 
 

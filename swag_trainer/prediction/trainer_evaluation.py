@@ -18,6 +18,7 @@ from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.transformers_internals import EvaluatesInOrder
 from swag_trainer.tasks.base import Link
+from swag_trainer.tasks.question_answering import QuestionAnswering
 
 
 class SwagEvaluationMixin(EvaluatesInOrder):
@@ -36,7 +37,8 @@ class SwagEvaluationMixin(EvaluatesInOrder):
     What goes over processes, gathers, pads and measures stays the Trainer's own. ``predictions`` are the logarithms of the averaged
     probabilities (of labels that do not exclude each other: their log-odds; of a regression: the mean outputs), so that whatever
     ``compute_metrics`` does with logits gives the average's own metrics: their argmax is its class, their softmax (sigmoid) the averaged
-    probabilities, their cross-entropy its negative log-likelihood. ``eval_loss`` is that likelihood, or the squared error of a
+    probabilities, their cross-entropy its negative log-likelihood. In token classification they have the shape of the model's logits,
+    with zeros where the label is -100. ``eval_loss`` is that likelihood, or the squared error of a
     regression's mean; neither ``label_smoothing_factor`` nor ``compute_loss_func`` is in it.
 
     Rows come in the order of the data set, also with ``train_sampling_strategy="group_by_length"``, with which a plain Trainer predicts
@@ -62,7 +64,12 @@ class SwagEvaluationMixin(EvaluatesInOrder):
         if posterior is not None:
             posterior = posterior.with_features(None)  # an OOD score costs a forward, and no metric of the Trainer takes it
             model = self._whole_model()
-            MonteCarloPredictor(model, posterior, **settings)  # refuses now what it would refuse in the first batch
+            predictor = MonteCarloPredictor(model, posterior, **settings)  # refuses now what it would refuse in the first batch
+            if predictor.task.name == QuestionAnswering.name:
+                raise SwagError(
+                    "A Trainer evaluates one prediction for each row, and an answer has a start and an end. Measure the spans of "
+                    'pipeline("swag-question-answering", ...), or starts and ends with swag_trainer.evaluation.'
+                )
             config = base_model(adapted_model(model)).config
             if config.num_labels == 1 and config.problem_type is None:
                 raise SwagError(
@@ -92,6 +99,7 @@ class SwagEvaluationMixin(EvaluatesInOrder):
         labels = self._labels(inputs)
         averaged = self._predictor.predict(inputs)
         predictions = torch.from_numpy(as_predictions(averaged, self._predictor.link)).to(self.args.device, torch.float32)
+        predictions = self._predictor.task.restored(predictions, inputs)
         loss = None if labels is None else loss_of(predictions, labels, self._predictor.link)
         return (loss, None, None) if prediction_loss_only else (loss, predictions, labels)
 
@@ -123,8 +131,8 @@ def loss_of(predictions: Tensor, labels: Tensor, link: Link) -> Tensor:
     """Mean loss of `as_predictions`: negative log-likelihood, or the squared error of a regression.
 
     Args:
-        predictions: Shape (N, C).
-        labels: Class numbers of shape (N,), -100 for a row without; for several labels at once 0 and 1 of shape (N, C); for a
+        predictions: Shape (N, C), or of the tokens of texts (N, T, C).
+        labels: Class numbers of shape (N,) or (N, T), -100 for a row or a token without; for several labels at once 0 and 1 of shape (N, C); for a
             regression numbers of either shape.
         link: The predictor's.
     """
@@ -134,7 +142,7 @@ def loss_of(predictions: Tensor, labels: Tensor, link: Link) -> Tensor:
                 "The labels are not class numbers, but the model's config does not say so: set model.config.problem_type to "
                 '"multi_label_classification", or make them whole numbers.'
             )
-        return nll_loss(predictions, labels.view(-1), ignore_index=-100)
+        return nll_loss(predictions.flatten(0, -2), labels.flatten(), ignore_index=-100)
     if link == "sigmoid":
         return binary_cross_entropy_with_logits(predictions, labels.view_as(predictions).to(predictions.dtype))
     return mse_loss(predictions, labels.view_as(predictions).to(predictions.dtype))

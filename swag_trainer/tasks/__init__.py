@@ -18,7 +18,9 @@ _BUILT_IN = (
     "image_classification",
     "multiple_choice",
     "multiple_choice_encoder",
+    "question_answering",
     "sequence_classification",
+    "token_classification",
     "zero_shot",
 )
 

@@ -109,6 +109,14 @@ class Task(ABC):
     def read(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of the events. Shape (E, C); of packed outputs, S * B rows draw by draw, (S * E, C)."""
 
+    def num_events(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Return how many events with a label each row of a data set has. Shape (rows,), int64; default: one."""
+        return np.ones(len(rows), dtype=np.int64)
+
+    def restored(self, values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return values of the events, shape (E, C), in the shape of the model's logits; default: as they are, one event per row."""
+        return values
+
     def features(self, given: Tensor, made: Tensor, logits: Tensor) -> Tensor | None:
         """Return the features of the events: what the model's last linear layer, the one with C outputs, was given for them.
 

@@ -11,8 +11,6 @@ from swag_trainer.tasks.generation import TextGeneration, refuse_classes
 # What class names of transformers end in, and what they are for. The predictor reads one row of logits for each example: it would take
 # the start positions of an answer for classes.
 _NO_PREDICTOR = (
-    ("ForTokenClassification", "token classification"),
-    ("ForQuestionAnswering", "extractive question answering"),
     ("ForMaskedLM", "masked language modelling"),
     ("ForNextSentencePrediction", "next-sentence prediction"),
     ("ForPreTraining", "pre-training"),

@@ -117,3 +117,17 @@ def test_what_cannot_be_resampled_is_refused(arrays, options, message):
     # Red for: a percentage taken for a share, arrays cut to the shortest.
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.mean, *arrays, **options)
+
+
+def test_rows_of_one_example_are_drawn_together():
+    # Red for: rows that are drawn one by one, which makes copies of a row look like new information; examples of unequal size cut alike.
+    values = np.random.default_rng(0).normal(size=30)
+    expected = bootstrap_interval(np.mean, values, num_resamples=50)
+    copies, example = np.repeat(values, 4), np.repeat(np.arange(30), 4)
+    order = np.random.default_rng(1).permutation(120)
+    found = bootstrap_interval(np.mean, copies[order], clusters=example[order], num_resamples=50)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert bootstrap_interval(len, values, clusters=[0] * 29 + [1], num_resamples=200).high == 58
+    for options, message in (({"strata": example}, "not both"), ({"clusters": example[:5]}, "clusters needs the group")):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval(np.mean, copies, **{"clusters": example, **options})

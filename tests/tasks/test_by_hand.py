@@ -35,8 +35,7 @@ def collected(class_name, task_type):
 @pytest.mark.parametrize(
     ("class_name", "task_type", "purpose"),
     [
-        ("BertForTokenClassification", "TOKEN_CLS", "token classification"),
-        ("BertForQuestionAnswering", "QUESTION_ANS", "extractive question answering"),
+        ("BertForMaskedLM", None, "masked language modelling"),
         ("BertModel", "FEATURE_EXTRACTION", "embeddings"),
     ],
 )
@@ -51,7 +50,7 @@ def test_a_task_without_a_predictor_is_refused_by_name_with_the_way_by_hand(clas
 
 def test_the_way_by_hand_averages_the_predictions_of_the_draws():
     # Red for: advice with keys that plain PEFT does not take, or with other draws than the predictor's.
-    model, posterior = collected("BertForTokenClassification", "TOKEN_CLS")
+    model, posterior = collected("BertForMaskedLM", None)
     draws = posterior.draw(10, seed=0).vectors
     copy, logits = private_copy(model, None, posterior.layout.keys), []
     for draw in draws:

@@ -108,11 +108,14 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
             tokenizer_arguments.setdefault("max_length", limit)
         with self._tokenizer_lock, encoding_errors():
             model_inputs = super().preprocess(inputs, **tokenizer_arguments)
-        if count_truncated(model_inputs):
-            if self.num_truncated == 0:
-                logger.warning("A text is too long for the model and was truncated; the pipeline's num_truncated counts them.")
-            self.num_truncated += 1
+        self.note_truncated(count_truncated(model_inputs))
         return model_inputs
+
+    def note_truncated(self, count: int) -> None:
+        """Count an input if any of its texts were truncated, and warn of the first one."""
+        if count and self.num_truncated == 0:
+            logger.warning("A text is too long for the model and was truncated; the pipeline's num_truncated counts them.")
+        self.num_truncated += bool(count)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the predictor and its lock behind: a copy, or the same pipeline in another process, makes a predictor of its own."""
@@ -149,6 +152,8 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
         tokenizers = list(inspect.signature(type(self.tokenizer).__call__).parameters) if is_asked else []
         for name in arguments:
             if name not in (*tokenizers, *self.own_arguments) or name in ("self", "kwargs"):
+                if name in PredictionOptions.option_names():
+                    raise SwagError(f"{self.swag_task} has no {name}=...: it is for predictions of one class for each example.")
                 close = difflib.get_close_matches(name, ours + tokenizers, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 tokenizer = ", and neither does the tokenizer" if self.takes_text else ""
