@@ -12,8 +12,10 @@ from torchrun import two_processes
 from transformers import AutoTokenizer
 
 from swag_trainer import PosteriorMixture, load_posterior
+from swag_trainer.cli import train as training
 from swag_trainer.cli.main import main
 from swag_trainer.cli.member_processes import MemberProcesses, working_apart
+from swag_trainer.cli.splits import balanced
 from swag_trainer.cli.unfinished_run import RUN_FILE
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement
@@ -29,7 +31,7 @@ def mixture(tmp_path_factory):
     return folder
 
 
-def test_members_become_one_mixture_and_finished_ones_are_not_trained_again(mixture, tmp_path, capsys):
+def test_members_become_one_mixture_and_finished_ones_are_not_trained_again(mixture, tmp_path, monkeypatch, capsys):
     # Red for: members of one seed, other examples for each, a mixture of other weights than theirs, a member that is trained a second time,
     # a run that counts as finished because an earlier mixture is in its place.
     posterior = load_posterior(mixture)
@@ -51,12 +53,14 @@ def test_members_become_one_mixture_and_finished_ones_are_not_trained_again(mixt
     (folder / RUN_FILE).unlink()
     (folder / "swag_posterior.safetensors").unlink()
     shutil.rmtree(folder / "seed-5")
+    chosen_by = []
+    monkeypatch.setattr(training, "balanced", lambda *given: chosen_by.append(given[2]) or balanced(*given))
     train(folder, *RECIPE, "--resume")
     shown = capsys.readouterr()
     assert "seed-4: finished already" in shown.err and "seed-6: finished already" in shown.err
     assert "seed-5: 4 snapshots" in shown.out and "seed-4: 4 snapshots" not in shown.out
     assert "MultiSWAG of 3 members with the weights 0.333, 0.333, 0.333" in shown.out
-    assert load_posterior(folder).digest == posterior.digest
+    assert load_posterior(folder).digest == posterior.digest and chosen_by == [4]
 
     for options, words in (
         (["--members", "2", "--resume"], "holds a mixture of 3 members already, and --members is 2"),
