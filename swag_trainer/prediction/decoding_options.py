@@ -13,7 +13,7 @@ _ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "num_beam_groups": ((1,), "beam search"),
     "constraints": ((), "beam search"),
     "force_words_ids": ((), "beam search"),
-    "penalty_alpha": ((0, 0.0), "contrastive search"),
+    "penalty_alpha": ((0,), "contrastive search"),
     "dola_layers": ((), "decoding by contrasting layers"),
     "assistant_model": ((), "assisted decoding"),
     "assistant_tokenizer": ((), "assisted decoding"),
@@ -21,7 +21,7 @@ _ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "assistant_early_exit": ((), "assisted decoding"),
     "use_mtp": ((False,), "assisted decoding"),
     "custom_generate": ((), "decoding by code of one's own"),
-    "guidance_scale": ((1, 1.0), "classifier-free guidance"),
+    "guidance_scale": ((1,), "classifier-free guidance"),
     "negative_prompt_ids": ((), "classifier-free guidance"),
     "negative_prompt_attention_mask": ((), "classifier-free guidance"),
     "cache_implementation": (("dynamic", "hybrid"), "a cache of a fixed size, in lower precision or elsewhere"),
@@ -56,8 +56,10 @@ def setting(name: str, options: Mapping[str, Any], defaults: Any) -> Any:
         options: What generate() is given.
         defaults: The model's GenerationConfig.
     """
-    sources = (getattr(options.get("generation_config"), name, None), getattr(defaults, name, None))
-    return next((value for value in (options.get(name), *sources) if value is not None), None)
+    if name in options:
+        return options[name]
+    given = getattr(options.get("generation_config"), name, None)
+    return getattr(defaults, name, None) if given is None else given
 
 
 def check_decoding(options: Mapping[str, Any], defaults: Any = None) -> None:
@@ -72,7 +74,7 @@ def check_decoding(options: Mapping[str, Any], defaults: Any = None) -> None:
     """
     for name, (possible, purpose) in _ONLY.items():
         value = setting(name, options, defaults)
-        if value is not None and not any(value is each or (type(value) is type(each) and value == each) for each in possible):
+        if value is not None and value not in possible:
             where = "" if options.get(name) is not None else " in the generation config"
             advice = f"Pass {name}={possible[0]!r}" if possible else "Leave it out"
             raise SwagError(

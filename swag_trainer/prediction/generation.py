@@ -12,7 +12,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -68,7 +68,7 @@ class TextGenerator:
     Args:
         model: The PEFT model, on the device to predict on.
         posterior: A posterior of its active adapter, of any kind.
-        sampling: How to draw; its ``temperature`` divides each draw's logits before they are averaged.
+        sampling: How to draw; its ``temperature`` divides each draw's logits before they are averaged, 1 for None. No dropout.
         adapter_name: The adapter's name, if another than the active one is a mistake.
         max_tokens: Most draws x rows x tokens in one forward: longer prompts are read in several. None for 1,024 on a CPU and 8,192 on
             others.
@@ -94,11 +94,14 @@ class TextGenerator:
         max_tokens: int | None = None,
         **changes: Unpack[SamplingChanges],
     ) -> None:
-        self.sampling = (sampling or Sampling()).changed(changes).resolved(posterior)
+        asked = (sampling or Sampling()).changed(changes)
+        # A temperature, and dropout, that tune() found are for classes.
+        asked = replace(asked, temperature=asked.temperature or 1.0, dropout=bool(asked.dropout))
+        self.sampling = asked.resolved(posterior)
         if self.sampling.dropout:
             raise SwagError(
-                "Texts are not scored or generated with dropout in the draws, whose masks would have to be the same at every token: pass "
-                "dropout=False."
+                "Texts are not scored or generated with dropout in the draws, whose masks would have to be the same at every token: leave "
+                "dropout out."
             )
         if max_tokens is not None and max_tokens < 1:
             raise SwagError(f"max_tokens must be at least 1, got {max_tokens}.")
@@ -189,8 +192,8 @@ class TextGenerator:
         """
         check_decoding(options, self.generation_config)
         width = 1 if input_ids is None else input_ids.shape[1]
-        most = setting("max_new_tokens", options, self.generation_config)
-        self._check_length(width + (most or 1) - 1)
+        most, longest = (setting(name, options, self.generation_config) for name in ("max_new_tokens", "max_length"))
+        self._check_length((width + most if most else longest or width + 1) - 1)
         recorder = _Recorder(self._scores_of)
         base = self._decoder.base
         averaged = copy.copy(base)  # shares all modules; what is put into it stays out of the private copy

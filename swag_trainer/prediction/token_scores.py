@@ -12,6 +12,9 @@ from scipy.special import logsumexp
 # Takes the texts that were generated for one prompt, the scored one first, and its `TokenScores.draw_log_probabilities`.
 TextScore = Callable[[Sequence[str], np.ndarray], float]
 
+# What `TokenScores.summary` tells of a text.
+SUMMARY = ("log_probability", "num_tokens", "entropy", "aleatoric", "mutual_information")
+
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
@@ -59,14 +62,9 @@ class TokenScores:
         return float(_log_mean(self.draw_log_probabilities.sum(axis=1), self.weights))
 
     def summary(self) -> dict[str, Any]:
-        """Return the text's log-probability and number of tokens, and its uncertainties per token: the means over its tokens."""
-        return {
-            "log_probability": self.log_probability,
-            "num_tokens": len(self),
-            "entropy": float(self.entropy.mean()),
-            "aleatoric": float(self.aleatoric.mean()),
-            "mutual_information": float(self.mutual_information.mean()),
-        }
+        """Return `SUMMARY`: the text's log-probability and number of tokens, and its uncertainties per token, the means over its tokens."""
+        means = (float(values.mean()) for values in (self.entropy, self.aleatoric, self.mutual_information))
+        return dict(zip(SUMMARY, (self.log_probability, len(self), *means), strict=True))
 
     def token_rows(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Return every token as a dictionary.

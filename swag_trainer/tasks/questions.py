@@ -167,7 +167,7 @@ class QuestionEncoder:
         self.settings = (settings or ChoiceSettings()).resolved(tokenizer)
         self.num_truncated = 0
         self._tokenizer, self._limit = tokenizer, max_length
-        self._head = [] if self.settings.chat else _leading_tokens(tokenizer)
+        self._head = [] if self.settings.chat else leading_tokens(tokenizer)
         self._letters = self._letter_tokens() if self.settings.scoring == "letters" else []
 
     def prompt(self, row: Mapping[str, Any]) -> str:
@@ -315,8 +315,8 @@ def _check_prompt(prompt: str, scoring: Scoring) -> None:
         )
 
 
-def _leading_tokens(tokenizer: Any) -> list[int]:
-    """The tokens that a tokenizer puts in front of every text, such as the beginning of a sequence."""
+def leading_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer puts in front of every text, such as the beginning of a sequence."""
     whole = list(tokenizer("A")["input_ids"])
     bare = list(tokenizer("A", add_special_tokens=False)["input_ids"])
     starts = (start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare)

@@ -152,6 +152,7 @@ def test_an_sft_trainer_that_makes_the_adapter_itself_is_collected_from(words_to
         )
 
     trainer, swag = collect_and_resume(make_trainer, tmp_path / "run")
+    assert swag.posterior.record.task == "swag-text-generation"
     assert trainer.args.gradient_checkpointing  # another name of activation_checkpointing from transformers 5.23 on
     plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     batch = words_tokenizer(texts[:4], padding=True, return_tensors="pt")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from generation_models import language_posterior, log_probabilities, mean_model, posterior_of
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, StoppingCriteria, T5Config, T5ForConditionalGeneration, set_seed
+from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration, set_seed
 
 from swag_trainer import MonteCarloPredictor, SwagError, TextGenerator, tune
 from swag_trainer.prediction.token_scores import TokenScores
@@ -62,20 +62,15 @@ def test_three_draws_generate_by_the_average_that_a_plain_loop_gives(made, kind)
     # Red for: logits averaged in the place of probabilities, rows of another draw, a cache of shared layers that lags behind.
     model, posterior = made(kind)
     generator = TextGenerator(model, posterior, num_samples=3, seed=0)
-    seen = []
-
-    class Watch(StoppingCriteria):
-        def __call__(self, input_ids, scores, **kwargs):
-            return torch.zeros(len(input_ids), dtype=torch.bool)
-
-    averaged = generator._average
+    seen, averaged = [], generator._average
 
     def watched(logits):
         seen.append(averaged(logits))
         return seen[-1]
 
     generator._average = watched
-    made_tokens = generator.generate(IDS, max_new_tokens=6, stopping_criteria=[Watch()], eos_token_id=None, pad_token_id=0)
+    made_tokens = generator.generate(IDS, max_new_tokens=6, eos_token_id=None)
+    assert made_tokens.lengths.tolist() == [6, 6]
     draws = log_probabilities(model, posterior, made_tokens.sequences)[:, :, 3:-1]
     average = draws.exp().mean(0)
     torch.testing.assert_close(torch.cat(seen, dim=1).double().softmax(-1), average, rtol=0, atol=1e-5)
@@ -119,7 +114,7 @@ def test_a_padded_prompt_is_continued_as_it_is_alone(made):
         torch.testing.assert_close(both.entropy[1, :length], alone.entropy[0], rtol=0, atol=1e-5)
 
 
-def test_draws_of_unequal_weight_and_a_temperature_count_in_every_mean(made):
+def test_draws_of_unequal_weight_and_a_temperature_count_in_every_mean(made, monkeypatch):
     # Red for: a plain mean over the draws of a mixture; a temperature that divides after the average.
     draws = np.log(np.array([[0.5, 0.2], [0.1, 0.4]]))
     scores = TokenScores(np.array([1, 2]), draws, np.ones(2), np.array([0.4, 1.1]), weights=np.array([0.75, 0.25]))
@@ -134,6 +129,14 @@ def test_draws_of_unequal_weight_and_a_temperature_count_in_every_mean(made):
     found = TextGenerator(model, posterior, num_samples=3, seed=0, temperature=2.0).score([[3, 9]], [[5]])[0]
     tempered = (log_probabilities(model, posterior, torch.tensor([[3, 9]]))[:, 0, -1] / 2).softmax(-1)
     np.testing.assert_allclose(np.exp(found.draw_log_probabilities[:, 0]), tempered[:, 5], atol=1e-5)
+    draw, counts = type(posterior).draw, torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    monkeypatch.setattr(type(posterior), "draw", lambda *args, **options: draw(*args, **options)._replace(weights=counts))
+    generator, draws = TextGenerator(model, posterior, num_samples=3, seed=0), log_probabilities(model, posterior, IDS)
+    average = (counts[:, None, None, None] * draws.exp()).sum(0)[:, -1]
+    assert torch.equal(generator.generate(IDS, max_new_tokens=1).sequences[:, -1], average.argmax(-1))
+    (scored,) = generator.score([IDS[0].tolist()], [[5]])
+    assert scored.log_probability == pytest.approx(float(average[0, 5].log()), abs=1e-5)
+    assert scored.entropy[0] == pytest.approx(float(torch.special.entr(average[0]).sum()), abs=1e-5)
 
 
 REFUSED = {
@@ -165,12 +168,13 @@ def test_models_posteriors_and_texts_that_cannot_be_scored_are_refused(made):
     for prompts, continuations in (([[]], [[3]]), ([[3]], [[]]), ([[3]], [[3], [4]])):
         with pytest.raises(SwagError, match="each with a token at least"):
             TextGenerator(model, posterior).score(prompts, continuations)
-    with pytest.raises(SwagError, match="129 tokens to read, and the model has 128 positions"):
-        TextGenerator(model, posterior).generate(IDS, max_new_tokens=126)
+    for options in ({"max_new_tokens": 126}, {"max_length": 130}):
+        with pytest.raises(SwagError, match="129 tokens to read, and the model has 128 positions"):
+            TextGenerator(model, posterior).generate(IDS, **options)
     with pytest.raises(SwagError, match="128 positions"):
         TextGenerator(model, posterior).score([[3] * 127], [[3, 3, 3]])
     assert TextGenerator(model, posterior).score([[3] * 127], [[3, 3]])[0].tokens.tolist() == [3, 3]
-    with pytest.raises(SwagError, match="dropout=False"):
+    with pytest.raises(SwagError, match="leave dropout out"):
         TextGenerator(model, posterior, dropout=True)
     with pytest.raises(SwagError, match="max_tokens must be at least 1"):
         TextGenerator(model, posterior, max_tokens=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from swag_trainer.prediction.decoding_options import ARGUMENTS, check_decoding
 from swag_trainer.prediction.generation import TextGenerator
 from swag_trainer.prediction.loading import AutoSwagModelForTextGeneration
 from swag_trainer.prediction.pipelines.base import PosteriorPipeline
-from swag_trainer.prediction.token_scores import TextScore, TokenScores
+from swag_trainer.prediction.token_scores import SUMMARY, TextScore, TokenScores
 from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.generation import TextGeneration, check_causal_language_model
+from swag_trainer.tasks.questions import leading_tokens
 
 _OWN = ("scores", "return_tokens", "return_draws")
+_TAKEN = (*SUMMARY, "generated_text", "generated_token_ids", "continuation", "tokens", "draw_log_probabilities")
 _OPTIONS = ("num_samples", "seed", "scale", "design", "center")
 _FOR_CLASSES = tuple(name for name in PredictionOptions.option_names() if name not in (*_OPTIONS, "temperature"))
 _PARENTS = tuple(inspect.signature(TextGenerationPipeline._sanitize_parameters).parameters)[1:-1]
@@ -103,6 +106,8 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         other = next((name for name in arguments if name not in (*_OPTIONS, *_OWN)), None)
         if other is not None:
             raise SwagError(f"score() takes {', '.join((*_OPTIONS, *_OWN))}, got {other!r}.")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise SwagError(f"batch_size must be a whole number of at least 1, got {shortened(repr(batch_size))}.")
         _, _, own = self._sanitize_parameters(**arguments)
         kept = {name: value for name, value in (self._postprocess_params | own).items() if name in _OWN}
         generator = self._generator_for(own["options"])
@@ -131,6 +136,8 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
             raise SwagError(
                 f'scores={shortened(repr(scores))} must be functions by name: {{"name": f}}, f(texts, log_probabilities).'
             )
+        if taken := [name for name in scores if name in _TAKEN]:
+            raise SwagError(f"scores={{{taken[0]!r}: ...}} has the name of what texts have already: {', '.join(_TAKEN)}.")
         check_decoding(arguments, self.model.generation_config)
         preprocess, forward, postprocess = TextGenerationPipeline._sanitize_parameters(self, **arguments)
         return preprocess, forward, postprocess | own
@@ -190,8 +197,6 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
     ) -> dict[str, Any]:
         record = scored.summary()
         for name, score in (scores or {}).items():
-            if name in record:
-                raise SwagError(f"scores={{{name!r}: ...}} has the name of what each text has already: {', '.join(record)}.")
             record[name] = float(score(texts, scored.draw_log_probabilities))
         if return_tokens:
             record["tokens"] = scored.token_rows([self.tokenizer.decode([token]) for token in scored.tokens.tolist()])
@@ -206,16 +211,15 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         self._check_prompt(prompt)
         if not isinstance(continuation, str):
             raise SwagError(f"A continuation is a text, got {type(continuation).__name__}.")
-        is_chat, text = isinstance(prompt, Chat), prompt
         with self._tokenizer_lock, encoding_errors():
-            if is_chat:
-                text = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
-            first = list(self.tokenizer(text, add_special_tokens=not is_chat)["input_ids"])
-            both = list(self.tokenizer(text + continuation, add_special_tokens=not is_chat)["input_ids"])
-            behind = both[len(first) :] if both[: len(first)] == first else None
-            if behind is None:
-                behind = list(self.tokenizer(continuation, add_special_tokens=False)["input_ids"])
-        return first, behind
+            text, head = prompt, leading_tokens(self.tokenizer)
+            if isinstance(prompt, Chat):  # whose template writes what texts begin with
+                text, head = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True), []
+            first, both, alone = (
+                list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
+                for part in (text, text + continuation, continuation)
+            )
+        return [*head, *first], both[len(first) :] if both[: len(first)] == first else alone
 
     def _check_prompt(self, prompt: Any) -> None:
         if isinstance(prompt, Chat) and getattr(self.tokenizer, "chat_template", None) is None:
@@ -235,7 +239,7 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
 
     def _generator_for(self, options: PredictionOptions) -> Any:
         """Return the generator, made anew only where draws are others than those of the last call."""
-        sampling = options.resolved(self.posterior)
+        sampling = replace(options.resolved(self.posterior), temperature=None, dropout=None)
         with self._lock:
             if self._predictor is None or self._settings != {"sampling": sampling}:
                 self._predictor = TextGenerator(self.model, self.posterior, sampling)

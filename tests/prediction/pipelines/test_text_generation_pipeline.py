@@ -150,6 +150,7 @@ def test_given_continuations_are_scored_one_by_one_in_batches_and_behind_a_chat(
         ({"prediction_set": 0.9}, "prediction_set=... is for predictions of classes"),
         ({"method": "linearized"}, "method=... is for predictions of classes"),
         ({"scores": [len]}, "must be functions by name"),
+        ({"scores": {"entropy": len}}, "has the name of what texts have already"),
         ({"num_samples": 0}, "num_samples"),
     ],
 )
@@ -162,8 +163,10 @@ def test_what_cannot_be_done_is_refused_before_a_prompt_is_read(run, arguments, 
 
 
 def test_prompts_models_and_posteriors_of_another_kind_are_refused(run):
-    # Red for: a KeyError of the tokenizer, the random head of another task.
-    generate = generator((*run[:2], choice_tokenizer()))
+    # Red for: a KeyError of the tokenizer, the random head of another task; the user's tokenizer changed to pad on the left.
+    tokenizer = choice_tokenizer()
+    generate = generator((*run[:2], tokenizer))
+    assert (tokenizer.padding_side, tokenizer.pad_token_id) == ("right", None)
     assert generate([]) == []
     for call, message in (
         (lambda: generate(CHAT), "tokenizer with a chat template"),
@@ -174,7 +177,7 @@ def test_prompts_models_and_posteriors_of_another_kind_are_refused(run):
         (lambda: generate.score(["the film"], ["was", "a"]), "1 prompts and 2 continuations"),
         (lambda: generate.score("the film", "a", max_new_tokens=3), r"score\(\) takes .*, got 'max_new_tokens'"),
         (lambda: generate.score("the film", ""), "each with a token at least"),
-        (lambda: generate("the", max_new_tokens=2, scores={"entropy": lambda *_: 0}), "has the name"),
+        (lambda: generate.score("the film", "a", batch_size=0), "batch_size must be a whole number"),
     ):
         with pytest.raises(SwagError, match=message):
             call()
