@@ -5,7 +5,7 @@ import pytest
 import torch
 from generation_models import language_posterior, log_probabilities, mean_model, posterior_of
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration, set_seed
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
 
 from swag_trainer import MonteCarloPredictor, SwagError, TextGenerator, tune
 from swag_trainer.prediction.token_scores import TokenScores
@@ -195,6 +195,20 @@ def test_models_posteriors_and_texts_that_cannot_be_scored_are_refused(made):
     other = get_peft_model(T5ForConditionalGeneration(T5Config(**sizes)), LoraConfig(r=2, target_modules=["q"]))
     with pytest.raises(SwagError, match="needs a causal language model.*got T5ForConditionalGeneration"):
         TextGenerator(other, posterior_of(other))
+
+
+def test_draws_on_a_base_in_bfloat16_are_packed(tmp_path):
+    # Red for: a proof by the worst of many logits, which bfloat16 rounds by more than those of a few classes.
+    set_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 8192}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.3)).to(torch.bfloat16)
+    targets = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, **targets)).eval()
+    posterior = posterior_of(model)
+    generator = TextGenerator(model, posterior, num_samples=3)
+    assert generator.generate(IDS, max_new_tokens=2).entropy.isfinite().all() and generator.obstacle is None
+    found = TextGenerator(model, posterior, scale=0).generate(IDS, max_new_tokens=6).sequences
+    assert torch.equal(found, mean_model(model, posterior).generate(input_ids=IDS, max_new_tokens=6))
 
 
 def test_a_merged_adapter_and_nan_logits_are_refused(tmp_path):

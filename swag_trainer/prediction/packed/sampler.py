@@ -207,7 +207,7 @@ class PackedSampler:
             found = logits[-1, (events == first).to(logits.device)]
             if strategy.prune and not torch.isfinite(logits).all():
                 reason = "the logits of a row depend on another position than those of the first row"
-            elif agree(found, plain.logits):
+            elif _agree(found, plain.logits):
                 if reason and not strategy.cache_prefix:
                     logger.info("What comes before the adapter is computed for each draw: %s.", reason)
                 self._strategies = self._strategies[self._strategies.index(strategy) :]
@@ -311,8 +311,8 @@ def reason_of(problem: Exception) -> str:
     return str(problem) if isinstance(problem, NotPacked) else f"{type(problem).__name__}: {problem}"
 
 
-def agree(packed: Tensor, plain: Tensor) -> bool:
-    """Return whether logits differ by rounding only; those of another draw or another row are further away."""
+def _agree(packed: Tensor, plain: Tensor) -> bool:
+    """Whether logits differ by rounding only; those of another draw or another row are further away."""
     tolerance = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(packed, plain, rtol=tolerance, atol=tolerance, equal_nan=True)
 
