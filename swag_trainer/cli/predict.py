@@ -43,6 +43,7 @@ _OWN_KEYS = {
     "scores",
     "choice",
     "predictions",
+    "entities",
 }
 # Options that change nothing about a prediction but its place, or the rounding of its last digits.
 _NOT_OF_THE_PREDICTIONS = {"config", "debug", "model", "output", "overwrite", "resume", "batch_size", "device"}
@@ -103,6 +104,16 @@ class Options(ClassifierOptions, DeviceOptions):
         default=None, metadata={"help": "text with {} for the label, for zero-shot classification"}
     )
     multi_label: bool = field(default=False, metadata={"help": "several labels may be right, for zero-shot classification"})
+    aggregation_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "how tokens become entities, for token classification; default: none, a record for each token",
+            "choices": ["none", "simple", "first", "average", "max"],
+        },
+    )
+    handle_impossible_answer: bool = field(
+        default=False, metadata={"help": "the answer may be that there is none, for question answering"}
+    )
     batch_size: int = field(default=32, metadata={"help": "texts per forward"})
     resume: bool = field(
         default=False,
@@ -256,11 +267,15 @@ def _predictions(
         texts = iter(examples)
         while part := list(islice(texts, size)):
             predictions = classifier([input_of(classifier.task, example) for example in part], batch_size=size, **asked)
-            yield [_record(example, prediction) for example, prediction in zip(part, predictions, strict=True)]
+            yield [_record(classifier.task, example, prediction) for example, prediction in zip(part, predictions, strict=True)]
             bar.update(len(part))
 
 
-def _record(example: Example, prediction: Any) -> dict[str, Any]:
+def _record(task: str, example: Example, prediction: Any) -> dict[str, Any]:
     line = {} if example.line is None else {"line": example.line}
-    others = {f"input_{name}" if name in _OWN_KEYS else name: value for name, value in example.others.items()}
-    return {**line, **others, "text": example.text, **record_of(prediction)}
+    own = record_of(task, prediction)
+    others = {
+        f"input_{name}" if name in _OWN_KEYS or own.get(name, value) != value else name: value
+        for name, value in example.others.items()
+    }
+    return {**line, **others, "text": example.text, **own}

@@ -10,12 +10,14 @@ from swag_trainer.cli.prediction_input import STANDARD_INPUT, refuse_paths
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks.image_classification import ImageClassification
+from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Tasks whose input is a whole row of a file: the question and what stands beside it, such as its choices or its context.
 _QUESTIONS = {"swag-multiple-choice", "swag-multiple-choice-encoder", "swag-question-answering"}
 _IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_ZERO_SHOT = ("candidate_labels", "hypothesis_template", "multi_label")
+# Options that pipelines of some tasks take under the same names.
+_PASSED_ON = ("candidate_labels", "hypothesis_template", "multi_label", "aggregation_strategy", "handle_impossible_answer")
 
 
 def refuse_files(options: Any) -> None:
@@ -59,7 +61,7 @@ def check_inputs(task: str, options: Any) -> None:
 
 def arguments_of(task: str, options: Any) -> dict[str, Any]:
     """Return what the pipeline is called with besides the options of `PredictionOptions`; what it does not take, it refuses."""
-    given = {name: value for name in _ZERO_SHOT if (value := getattr(options, name))}
+    given = {name: value for name in _PASSED_ON if (value := getattr(options, name))}
     return given | ({"top_k": 1} if task == ImageClassification.name else {})
 
 
@@ -68,8 +70,13 @@ def input_of(task: str, example: Example) -> Any:
     return {**example.others, "question": example.text} if task in _QUESTIONS else example.text
 
 
-def record_of(prediction: Any) -> dict[str, Any]:
-    """Return a prediction as a record: an object as it is, without the text, which stands in the record; a list under "predictions"."""
+def record_of(task: str, prediction: Any) -> dict[str, Any]:
+    """Return a prediction as a record: an object as it is, without the text, which stands in the record; a list under "predictions".
+
+    Tokens or entities are a list under "entities", however many there are.
+    """
+    if task == TokenClassification.name:
+        return {"entities": prediction}
     if isinstance(prediction, list) and len(prediction) == 1 and isinstance(prediction[0], Mapping):
         prediction = prediction[0]
     if isinstance(prediction, Mapping):
