@@ -1,11 +1,11 @@
-"""Show the metadata of a posterior: its kind, what it belongs to, how it was made and tuned."""
+"""Show the metadata of a posterior: its kind, what it belongs to, how it was made and tuned; and the memory that predictions need."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from swag_trainer.cli.options import PosteriorOptions
 from swag_trainer.cli.tables import show, table_of
@@ -13,30 +13,82 @@ from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
 
 _LONGEST = 8
+_SIZES = {"base", "adapter", "posterior", "draws", "activations", "caches", "total"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PosteriorOptions):
     """Options of `swag-trainer inspect`."""
 
+    counts: ClassVar[tuple[str, ...]] = ("num_samples", "batch_size", "length")
+    sources: ClassVar[tuple[str, ...]] = ("base_model",)
+
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
     json: bool = field(default=False, metadata={"help": "print everything as one JSON object"})
+    memory: bool = field(
+        default=False, metadata={"help": "calculate the memory that predictions need, of the base's config.json alone"}
+    )
+    num_samples: int = field(default=10, metadata={"help": "number of draws, for --memory, as are the options below"})
+    batch_size: int = field(default=32, metadata={"help": "texts per forward"})
+    length: int = field(default=512, metadata={"help": "tokens of a text"})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "of the base model; default: its own", "choices": ["float32", "bfloat16", "float16"]},
+    )
+    bits: int | None = field(default=None, metadata={"help": "4 or 8 for a base that is quantised while it is loaded"})
+    device: str = field(
+        default="cpu",
+        metadata={"help": "on a GPU as many draws share a forward as there is room for", "choices": ["cpu", "gpu"]},
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub name of the base model, where it lies elsewhere than adapter_config.json says"},
+    )
 
 
 def run(options: Options, out: TextIO) -> None:
     """Print the metadata.
 
     Raises:
-        SwagError: No posterior there, or a damaged one.
+        SwagError: No posterior there, or a damaged one; or the memory cannot be calculated.
     """
     posterior = load_posterior(
         options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
     )
     metadata = metadata_of(posterior)
+    memory = _memory(posterior, options) if options.memory else {}
     if options.json:
-        out.write(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
-    else:
-        show(table_of(f"Posterior in {options.model}", ("field", "value"), _lines(metadata)), out)
+        document = metadata | ({"memory": memory} if memory else {})
+        out.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return
+    show(table_of(f"Posterior in {options.model}", ("field", "value"), _lines(metadata)), out)
+    if memory:
+        asked = f"{options.num_samples} draws of {options.batch_size} texts with {options.length} tokens"
+        sizes = [(name.replace("_", " "), _size(value) if name in _SIZES else f"{value:,}") for name, value in memory.items()]
+        show(table_of("Memory by calculation", ("part", "size"), [("for", asked), *sizes]), out)
+
+
+def _memory(posterior: WeightPosterior, options: Options) -> dict[str, int]:
+    import torch
+
+    from swag_trainer.prediction.memory import estimate_memory
+    from swag_trainer.prediction.packed.chunks import CPU_TOKENS
+
+    return estimate_memory(
+        posterior,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        length=options.length,
+        max_tokens=CPU_TOKENS if options.device == "cpu" else None,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        bits=options.bits,
+        base_model=options.base_model,
+        name=options.model,
+    ).as_document()
+
+
+def _size(value: int) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
 def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
@@ -50,7 +102,8 @@ def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
         metadata["rank"] = rank
     metadata["norm_of_mean"] = float(posterior.mean_vector().norm())
     if (variance := getattr(posterior, "variance", None)) is not None:
-        metadata["mean_standard_deviation"] = float(posterior.layout.flatten(variance).sqrt().mean())
+        vector = posterior.layout.flatten(variance) if isinstance(variance, Mapping) else variance
+        metadata["mean_standard_deviation"] = float(vector.float().sqrt().mean())
     if (energy := posterior.relative_energy()) is not None:
         metadata["relative_energy"] = energy
     if (features := posterior.features) is not None:

@@ -22,6 +22,7 @@ from swag_trainer.errors import AdapterMismatchError, SwagError, shortened
 from swag_trainer.load_reports import load_reports_held_back
 from swag_trainer.posterior import load_posterior
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
@@ -109,7 +110,7 @@ class AutoSwagModel:
         refuse_remote_code(pretrained_model_name_or_path, trust_remote_code)
         hub = {"token": token, "cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
         where: dict[str, Any] = {"revision": revision, **hub, **(adapter_kwargs or {})}
-        with _one_error(str(pretrained_model_name_or_path)):
+        with one_error(str(pretrained_model_name_or_path)):
             if posterior is None:
                 posterior = load_posterior(
                     pretrained_model_name_or_path, ignore_mismatched_adapter=ignore_mismatched_adapter, **where
@@ -137,7 +138,7 @@ class AutoSwagModel:
             )
         source, base_revision = base_of(posterior, base_model, name)
         base_kwargs = dict(base_kwargs)
-        gguf = _gguf_file(posterior, source, base_kwargs.pop("gguf_file", None))
+        gguf = gguf_settings(posterior, source, base_kwargs.pop("gguf_file", None))
         base = _load_base(posterior, task, source, revision=base_revision, **hub, **gguf, **base_kwargs)
         model = load_adapter(base, posterior.adapter, settings)
         # Files of earlier versions have no fingerprint.
@@ -222,7 +223,7 @@ def _refuse_unrepeatable(adapter: SavedAdapter, *, low_cpu_mem_usage: bool) -> N
 
 
 @contextmanager
-def _one_error(name: str) -> Iterator[None]:
+def one_error(name: str) -> Iterator[None]:
     """Turn the errors of other libraries into ours: `transformers.pipeline` catches theirs and tries another model."""
     try:
         yield
@@ -281,14 +282,21 @@ def _check_source(source: str, name: str) -> None:
         )
 
 
+def label_settings(record: PosteriorRecord) -> dict[str, Any]:
+    """Return what a posterior's record says about the config of its base: labels and problem type."""
+    settings: dict[str, Any] = {}
+    if record.labels:
+        settings["id2label"] = dict(enumerate(record.labels))
+        settings["label2id"] = {label: index for index, label in enumerate(record.labels)}
+        settings["num_labels"] = len(record.labels)
+    if record.problem_type:
+        settings["problem_type"] = record.problem_type
+    return settings
+
+
 def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any) -> torch.nn.Module:
     record = posterior.record
-    if record.labels:
-        kwargs["id2label"] = dict(enumerate(record.labels))
-        kwargs["label2id"] = {label: index for index, label in enumerate(record.labels)}
-        kwargs["num_labels"] = len(record.labels)
-    if record.problem_type:
-        kwargs["problem_type"] = record.problem_type
+    kwargs |= label_settings(record)
     try:
         with load_reports_held_back():  # the head comes from the adapter; what neither has is refused below
             base, info = task.auto_model.from_pretrained(
@@ -311,7 +319,7 @@ def _load_base(posterior: WeightPosterior, task: Task, name: str, **kwargs: Any)
     return base
 
 
-def _gguf_file(posterior: WeightPosterior, source: str, given: str | None) -> dict[str, str]:
+def gguf_settings(posterior: WeightPosterior, source: str, given: str | None) -> dict[str, str]:
     """Return what transformers needs to find a base, and its tokenizer, in a GGUF file; nothing where the base has other files."""
     recorded = posterior.record.gguf_file
     # transformers also opens a path from here, and the record is untrusted.

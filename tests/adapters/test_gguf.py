@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from swag_trainer import SwagError, as_dequantised
 from swag_trainer.adapters.gguf import gguf_file
-from swag_trainer.prediction.loading import _gguf_file
+from swag_trainer.prediction.loading import gguf_settings
 
 
 def marked(model):
@@ -48,15 +48,15 @@ def test_a_record_cannot_name_a_file_elsewhere(name, tmp_path):
     # Red for: an untrusted repository that chooses which file of this machine is opened.
     posterior = SimpleNamespace(record=SimpleNamespace(gguf_file=name), adapter=SimpleNamespace(base_model=str(tmp_path)))
     with pytest.raises(SwagError, match="not one beside the base model"):
-        _gguf_file(posterior, str(tmp_path), None)
+        gguf_settings(posterior, str(tmp_path), None)
 
 
 def test_the_recorded_file_goes_with_the_recorded_base_only(tmp_path):
     # Red for: the file's name asked for in another base that the caller named, where the weights lie as usual.
     posterior = SimpleNamespace(record=SimpleNamespace(gguf_file="sub/a.gguf"), adapter=SimpleNamespace(base_model="me/base"))
-    assert _gguf_file(posterior, "me/base", None) == {"gguf_file": "sub/a.gguf"}
-    assert _gguf_file(posterior, str(tmp_path), None) == {}
-    assert _gguf_file(posterior, str(tmp_path), "b.gguf") == {"gguf_file": "b.gguf"}
+    assert gguf_settings(posterior, "me/base", None) == {"gguf_file": "sub/a.gguf"}
+    assert gguf_settings(posterior, str(tmp_path), None) == {}
+    assert gguf_settings(posterior, str(tmp_path), "b.gguf") == {"gguf_file": "b.gguf"}
 
 
 def test_other_models_stay_as_they_are_and_packed_weights_are_refused(tmp_path):

@@ -4,7 +4,7 @@
     python tests/fuzzing/fuzz.py --target folder --case 123 --seed 0        # one case again, with its traceback
 
 Every case is decided by target, seed and number. A case may be accepted, if what is read is what its files hold, or refused with a
-`SwagError`; whatever else happens is printed, and the exit status is 1.
+`SwagError`; whatever else happens is printed, and the exit status is 1. Memory is that above the same process after it read an honest case.
 """
 
 from __future__ import annotations

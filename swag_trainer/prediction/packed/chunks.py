@@ -47,8 +47,7 @@ class Chunks:
         parts: list[Tensor] = []
         done, most = 0, max(1, self.max_tokens // tokens)
         while done < len(draws):
-            # 10 draws with room for 4 run as 4, 3, 3: equal sizes are compiled once.
-            size = -(-(len(draws) - done) // -(-(len(draws) - done) // most))
+            size = draws_per_forward(len(draws) - done, tokens=1, max_tokens=most)
             try:
                 parts.append(predict(draws[done : done + size], done))
             except torch.OutOfMemoryError:
@@ -64,6 +63,20 @@ class Chunks:
             if draws.is_cuda:
                 torch.cuda.empty_cache()
         return torch.cat(parts)
+
+
+def draws_per_forward(num_draws: int, *, tokens: int, max_tokens: int) -> int:
+    """Return how many draws the next forward has.
+
+    10 draws with room for 4 run as 4, 3, 3: equal sizes are compiled once.
+
+    Args:
+        num_draws: How many are left.
+        tokens: Of one draw.
+        max_tokens: Of a forward.
+    """
+    most = max(1, max_tokens // tokens)
+    return -(-num_draws // -(-num_draws // most))
 
 
 def _tokens_that_fit(device: torch.device, bytes_per_token: int) -> int:
