@@ -117,7 +117,7 @@ def metadata_of(posterior: WeightPosterior) -> dict[str, Any]:
 
 
 def _lines(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return a line for each field that has a value; of a long list its beginning and its length."""
+    """Return a line for each field that has a value; of a long list its beginning and its length, of a member of a mixture its numbers."""
     lines: list[tuple[str, str]] = []
     for name, value in metadata.items():
         title = f"{prefix}{name.replace('_', ' ')}"
@@ -129,14 +129,21 @@ def _lines(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
                 for entry in value
             ]
         elif isinstance(value, list) and value:
-            shown = ", ".join(_short(item) for item in value[:_LONGEST])
-            lines.append((title, shown if len(value) <= _LONGEST else f"{shown}, ... ({len(value)} in all)"))
+            lines.append((title, _beginning(value)))
         elif value is not None and value != []:
             lines.append((title, _short(value)))
     return lines
 
 
+def _beginning(values: list[Any]) -> str:
+    shown = ", ".join(map(_short, values[:_LONGEST]))
+    return shown if len(values) <= _LONGEST else f"{shown}, ... ({len(values)} in all)"
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(map(_short, value))}]"
+        return f"[{_beginning(value)}]"
+    if isinstance(value, Mapping):
+        single = {key: item for key, item in value.items() if item is not None and not isinstance(item, (list, Mapping))}
+        return ", ".join(f"{key.replace('_', ' ')} {_short(item)}" for key, item in single.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

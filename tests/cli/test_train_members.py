@@ -43,6 +43,13 @@ def test_members_become_one_mixture_and_finished_ones_are_not_trained_again(mixt
     assert not torch.equal(alone[0].mean_vector(), alone[1].mean_vector())
     assert AutoTokenizer.from_pretrained(mixture).model_max_length == 24 and not (mixture / RUN_FILE).exists()
 
+    capsys.readouterr()
+    assert main(["inspect", str(mixture)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        shown.count("num collected 4") == 3 and "deviation_norms" not in shown
+    )  # a line or two for each member, not its trajectory
+
     folder = shutil.copytree(mixture, tmp_path / "run")
     train(folder, *RECIPE, "--resume")
     assert f"{folder}: finished already" in capsys.readouterr().err
