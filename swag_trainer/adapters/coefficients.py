@@ -68,7 +68,8 @@ class CoefficientLinear(nn.Module):
             if not torch.allclose(self.map.weight(self.key, coefficients), saved.float().cpu(), rtol=1e-2, atol=1e-4):
                 raise AdapterMismatchError(
                     f"The coefficients of {self.key!r} in the adapter to load are of other bases than those of this model, where they would be "
-                    "another weight. Call train_coefficients() with the seed that the adapter was trained with."
+                    "another weight. Call train_coefficients() with the settings that the adapter was trained with; LoRA-XS goes on only where its "
+                    "decomposition comes out the same, on the same machine."
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

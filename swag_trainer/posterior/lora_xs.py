@@ -85,10 +85,8 @@ class LoraXs:
             SwagError: A base weight is smaller than the rank.
         """
         bases, cores, fixed = {}, {}, {}
-        with torch.random.fork_rng():
-            torch.manual_seed(
-                0
-            )  # the decomposition and the cores are the same in every process, and no draw of the run is used up
+        with torch.random.fork_rng():  # no random number of the run is used up
+            torch.manual_seed(0)
             for pair in pairs:
                 rank, base = len(pair.a), pair.base().float()
                 if rank > min(base.shape):
