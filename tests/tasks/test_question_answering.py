@@ -107,6 +107,7 @@ def test_starts_and_ends_have_the_probabilities_of_a_plain_loop(run):
     np.testing.assert_allclose(predictor.predict(padded).probabilities, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:On .* examples")
 def test_starts_and_ends_are_tuned_and_measured(run):
     # Red for: labels in another order than the events, promises for starts and ends, which depend on each other.
     trainer, posterior, _, rows = run

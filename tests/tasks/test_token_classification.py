@@ -98,6 +98,7 @@ def test_a_text_without_tokens_that_count_has_no_events(run):
         assert len(predictor.predict([*silent, rows[0]])) == TASK.num_events(rows[:1])
 
 
+@pytest.mark.filterwarnings("ignore:On 24 examples")
 def test_tokens_are_tuned_and_measured_and_an_example_is_never_divided(run, monkeypatch):
     # Red for: labels in another order than the events, tokens of one text in two folds, promises for tokens that depend on each other.
     model, posterior, tokenizer, rows = run

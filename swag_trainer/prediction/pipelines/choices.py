@@ -38,14 +38,13 @@ class ChoicePipeline(PosteriorPipeline):
     def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Return the model inputs of a question, as a batch of one, and how many questions were cut so far."""
 
-    def own_parameters(self, top_k: int | None = 1, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def own_parameters(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide arguments among preprocessing, forward and postprocessing; the tokenizer's are refused."""
-        if arguments:
-            raise SwagError(
-                f"The prompt is tokenised whole, so there is no argument {next(iter(arguments))!r} of the tokenizer."
-            )
-        check_top_k(top_k)
-        return {}, {}, {"top_k": top_k}
+        other = next((name for name in arguments if name != "top_k"), None)
+        if other is not None:
+            raise SwagError(f"The prompt is tokenised whole, so there is no argument {other!r} of the tokenizer.")
+        check_top_k(arguments.get("top_k"))
+        return {}, {}, arguments  # no more than what was given: the rest is the constructor's
 
     def preprocess(self, inputs: Mapping[str, Any], **_: Any) -> dict[str, Any]:
         """Make model inputs of a question. One that the model cannot take is cut."""

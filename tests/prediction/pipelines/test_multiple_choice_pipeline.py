@@ -96,7 +96,8 @@ def test_a_new_process_gives_the_training_process_predictions_bit_for_bit(run, t
 
 
 def test_predictions_are_the_predictors_ranked_and_named(run):
-    # Red for: choices of another question, a missing choice in the ranking, a batch that is answered in another order.
+    # Red for: choices of another question, a missing choice in the ranking, a top_k of the constructor that a call
+    # resets, a batch that is answered in another order.
     choose, rows = chooser(run), questions(6)
     batch = ChoiceCollator(run[2], ANSWERS)(rows)
     averaged = MonteCarloPredictor(run[0], lively(run[1]), progress=False).predict(batch)
@@ -110,6 +111,7 @@ def test_predictions_are_the_predictors_ranked_and_named(run):
             assert sum(one["score"] for one in ranking) == pytest.approx(1)
     assert choose(rows[0]) == choose(rows[0], top_k=None)[0]
     assert len(choose(rows[0], top_k=2)) == 2 and choose([]) == []
+    assert len(chooser(run, top_k=2)(rows[0])) == 2
     as_on_the_hub = {"question_stem": rows[0]["question"], "choices": {"text": rows[0]["choices"], "label": ["1", "2", "3"]}}
     assert choose(as_on_the_hub) == choose(rows[0])
 
