@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from swag_trainer.errors import SwagError
 
-MOST_DIRECTIONS = 16
+_MOST_DIRECTIONS = 16
 
 
 class KroneckerFactors(NamedTuple):
@@ -44,7 +44,8 @@ class _Sums:
         """Add a batch: inputs (B, T, i), and a gradient (B, T, o) for each direction of the logits."""
         if self.has_bias:
             inputs = nn.functional.pad(inputs, (0, 1), value=1.0)
-        of_inputs, of_gradients = inputs @ inputs.mT, torch.zeros_like(inputs @ inputs.mT)
+        of_inputs = inputs @ inputs.mT
+        of_gradients = torch.zeros_like(of_inputs)
         for gradient in gradients:
             self.left += torch.einsum("bto,btp->op", gradient, of_inputs @ gradient)
             of_gradients += gradient @ gradient.mT
@@ -61,7 +62,6 @@ def kronecker_factors(
     logits_of: Callable[[Any], Tensor],
     *,
     seed: int,
-    most_directions: int = MOST_DIRECTIONS,
 ) -> dict[str, KroneckerFactors]:
     """Return the factors of each layer's Gauss-Newton matrix for the cross-entropy.
 
@@ -75,9 +75,8 @@ def kronecker_factors(
         layers: Layers by name. One that runs several times for an example is taken as one with as many more positions.
         batches: What ``logits_of`` takes.
         logits_of: Runs the model and returns the logits (B, C) of B examples.
-        seed: Of the directions.
-        most_directions: Backward passes for each batch. For as many classes or fewer the expectation over the classes is exact; for more
-            it is estimated without bias from so many random orthogonal directions, other ones for each example.
+        seed: Of the directions. With up to 16 classes the expectation over the classes is exact and costs as many backward passes for each
+            batch; with more it is estimated without bias from 16 random orthogonal directions, other ones for each example.
 
     Raises:
         SwagError: A layer did not run, or its inputs are not those of B examples one after the other.
@@ -92,8 +91,10 @@ def kronecker_factors(
                 raise SwagError(f"The layer {idle!r} did not run in a forward of the model, so it has no curvature.")
             names = [name for name in layers for _ in calls[name]]
             outputs = [output for name in layers for _, output in calls[name]]
-            roots = _roots(logits.detach(), most_directions, generator)
-            gradients = [torch.autograd.grad(logits, outputs, root, retain_graph=True) for root in roots]
+            roots = _roots(logits.detach(), _MOST_DIRECTIONS, generator)
+            gradients = [
+                torch.autograd.grad(logits, outputs, root, retain_graph=True, materialize_grads=True) for root in roots
+            ]
         for name, total in sums.items():
             places = [place for place, owner in enumerate(names) if owner == name]
             inputs = torch.cat([_by_example(inputs, len(logits), name) for inputs, _ in calls[name]], dim=1)

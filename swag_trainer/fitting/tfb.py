@@ -16,11 +16,10 @@ from swag_trainer.adapters.plain_lora import rank_axis
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
-from swag_trainer.metrics.scores import negative_log_likelihood
+from swag_trainer.fitting.loss import averaged_nll
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.mean_field import MeanFieldPosterior
-from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.sampler import Sampling
 
 EPSILON = 0.003
@@ -72,20 +71,11 @@ def fit_tfb(
         adapter.saved.with_weights(mean),
     )
 
+    reading: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "progress": progress}
+
     @functools.cache
     def nll(sigma: float) -> float:
-        settings = replace(sampling, scale=sigma**2, temperature=1.0, dropout=False, center="mean")
-        predictor = MonteCarloPredictor(
-            adapter.model,
-            posterior,
-            settings,
-            task=adapter.task,
-            adapter_name=adapter.weights.adapter_name,
-            batch_size=batch_size,
-            data_collator=data_collator,
-            progress=progress,
-        )
-        return negative_log_likelihood(predictor.predict(data.rows).probabilities, data.labels)
+        return averaged_nll(adapter, posterior, data, sampling, scale=sigma**2, **reading)
 
     at_mean = nll(0.0)
     sigma, reached = largest(lambda sigma: nll(sigma) - at_mean, epsilon, start=typical_update(mean) / 8)

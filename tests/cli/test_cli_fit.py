@@ -28,6 +28,7 @@ def fitting_adapter(tmp_path_factory):
     [
         pytest.param("tfb", "fitting_adapter", "mean-field", "sigma", marks=pytest.mark.slow),
         ("laplace-head", "adapter", "kronecker", "prior precision"),
+        ("laplace", "adapter", "kronecker", "held out examples"),
     ],
 )
 def test_a_plain_adapter_gets_a_posterior_that_answers_with_the_names_it_was_given(

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import lora_model, trainer_for
 from scipy.optimize import minimize_scalar
-from transformers import BertTokenizerFast, pipeline
+from transformers import pipeline
+from well_fitted import well_fitted
 
 from swag_trainer import (
     CombinedPosterior,
@@ -34,18 +34,7 @@ from swag_trainer.posterior.mean_field import MeanFieldPosterior
 @pytest.fixture(scope="module")
 def trained(base_folder, texts, tmp_path_factory):
     """A model that was trained by plain Trainer and PEFT, its tokenizer, and labelled examples that it fits well."""
-    tokenizer = BertTokenizerFast.from_pretrained(base_folder)
-    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
-    trainer = trainer_for(lora_model(base_folder), rows, tokenizer, tmp_path_factory.mktemp("plain"))
-    trainer.train()
-    model = trainer.model.eval()
-    generator = torch.Generator().manual_seed(0)
-    weights = AdapterWeights(model)
-    weights.write({key: value + torch.randn(value.shape, generator=generator) for key, value in weights.read().items()})
-    plain = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
-    logits = [model(**{k: torch.tensor([v]) for k, v in row.items()}).logits.detach() for row in plain]
-    labels = torch.cat(logits).argmax(1).tolist()
-    return model, tokenizer, [{**row, "labels": label} for row, label in zip(plain, labels, strict=True)]
+    return well_fitted(base_folder, texts, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")

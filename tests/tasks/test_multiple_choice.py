@@ -8,12 +8,14 @@ import pytest
 import torch
 from choices import choice_tokenizer, language_model, questions, save_base
 from lively import lively
+from oracles import gauss_newton
 from transformers import Trainer, TrainingArguments
 
 from swag_trainer import ChoiceCollator, ChoiceSettings, MonteCarloPredictor, MultipleChoiceMixin, SwagCallback, SwagError
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.fitting.fit import fit_posterior
-from swag_trainer.prediction.sequential import SequentialSampler
+from swag_trainer.fitting.lora_laplace import linear_layers
+from swag_trainer.prediction.sequential import SequentialSampler, event_logits
 from swag_trainer.tasks import task_for, task_named
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.questions import CHOICE, LETTER, PRESENT, QuestionEncoder
@@ -298,3 +300,25 @@ def test_a_model_that_chooses_has_no_head_for_laplace(decoder):
     rows = [QuestionEncoder(choice_tokenizer(), ChoiceSettings(scoring="answers"))(row) for row in questions(24)]
     with pytest.raises(SwagError, match="for 'swag-multiple-choice' has none"):
         fit_posterior(decoder.model, rows, method="laplace-head", progress=False)
+
+
+def test_laplace_over_lora_is_that_of_the_choices(decoder):
+    # Red for: a choice that a question lacks with a probability, logits of the positions in the place of those of the choices.
+    if decoder.name != "llama":
+        pytest.skip("one model is enough")
+    settings, tokenizer = ChoiceSettings(scoring="answers"), choice_tokenizer()
+    rows = [QuestionEncoder(tokenizer, settings)(row) for row in questions(20)]
+    fitted = fit_posterior(decoder.model, rows, method="laplace", prior_precision=1e-3, progress=False)
+    assert fitted.record.task == "swag-multiple-choice"
+    weights, task = private_copy(decoder.model, None, fitted.layout.keys), MultipleChoice(settings)
+    key, layer = list(linear_layers(weights).items())[-1]
+    layer.requires_grad_(True)
+    batch = ChoiceCollator(tokenizer, settings)(questions(20))
+    logits = event_logits(task, weights.model, batch)
+    present = [row[~missing] for row, missing in zip(logits, task.missing(batch), strict=True)]
+    dense = gauss_newton(present, layer.weight)
+    left, right = (torch.linalg.eigvalsh(torch.einsum(traced, dense)) for traced in ("oipi->op", "oioj->ij"))
+    block = fitted.blocks[-1]
+    torch.testing.assert_close(block.left_values.double(), (left / left.sum())[-len(block.left_values) :], rtol=1e-2, atol=1e-4)
+    scale = float(right.sum())
+    torch.testing.assert_close(block.right_values.double(), right[-len(block.right_values) :], rtol=1e-2, atol=1e-4 * scale)
