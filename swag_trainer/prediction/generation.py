@@ -12,14 +12,13 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
 
 from swag_trainer.adapters.positions import num_positions
 from swag_trainer.adapters.shared_base import SharedBase
@@ -28,32 +27,15 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
 from swag_trainer.prediction.decoding_options import check_decoding, setting
 from swag_trainer.prediction.draw_logits import private_weights
+from swag_trainer.prediction.generated_tokens import GeneratedTokens, TokenRecorder, num_generated
 from swag_trainer.prediction.packed.chunks import CPU_TOKENS, OTHER_TOKENS
-from swag_trainer.prediction.packed.decoder import DrawDecoder, in_pieces
+from swag_trainer.prediction.packed.decoder import DrawDecoder, equal_lengths, in_pieces
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.prediction.token_scores import TokenScores
 from swag_trainer.tasks.generation import TextGeneration, check_causal_language_model
 
 # Logits of the vocabulary that are held at once when a text is scored: 256 MiB in float32, and as much again for each step on the way.
 _MOST_LOGITS = 2**26
-
-
-@dataclass
-class GeneratedTokens(ModelOutput):
-    """What `TextGenerator.generate` returns, for R sequences: the rows in their order, each with its ``num_return_sequences``.
-
-    Attributes:
-        sequences: Prompts and generated tokens, as transformers returns them. Shape (R, prompt + T).
-        lengths: How many tokens of each sequence were generated before it was finished, the last one included. Shape (R,).
-        draw_log_probabilities, entropy, aleatoric: As in `TokenScores`; behind a sequence's end they mean nothing. Shapes (R, S, T), (R, T),
-            (R, T).
-    """
-
-    sequences: Tensor
-    lengths: Tensor | None = None
-    draw_log_probabilities: Tensor | None = None
-    entropy: Tensor | None = None
-    aleatoric: Tensor | None = None
 
 
 class TextGenerator:
@@ -191,10 +173,12 @@ class TextGenerator:
                 has positions.
         """
         check_decoding(options, self.generation_config)
+        if input_ids is None and setting("bos_token_id", options, self.generation_config) is None:
+            raise SwagError("An empty prompt needs a token that texts begin with, and the model has none: pass a prompt.")
         width = 1 if input_ids is None else input_ids.shape[1]
         most, longest = (setting(name, options, self.generation_config) for name in ("max_new_tokens", "max_length"))
         self._check_length((width + most if most else longest or width + 1) - 1)
-        recorder = _Recorder(self._scores_of)
+        recorder = TokenRecorder(self._scores_of)
         base = self._decoder.base
         averaged = copy.copy(base)  # shares all modules; what is put into it stays out of the private copy
 
@@ -237,7 +221,7 @@ class TextGenerator:
         most = max(1, self._max_tokens // (self.num_draws * len(inputs["input_ids"])))
         if width <= most or inputs.get("past_key_values") is None:
             return self._decoder(inputs)
-        pieces = in_pieces(inputs, _lengths(width, most))
+        pieces = in_pieces(inputs, equal_lengths(width, most))
         return [self._decoder(piece) for piece in pieces][-1]
 
     def _score(self, rows: list[list[int]], longest: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,8 +236,8 @@ class TextGenerator:
             given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, :-1]
         most = max(1, self._max_tokens // (self.num_draws * len(rows)))
         vocabulary = self._decoder.base.get_output_embeddings().weight.shape[0]
-        unscored = _lengths(width - 1 - longest, most)
-        scored = _lengths(longest, max(1, min(most, _MOST_LOGITS // (self.num_draws * len(rows) * vocabulary))))
+        unscored = equal_lengths(width - 1 - longest, most)
+        scored = equal_lengths(longest, max(1, min(most, _MOST_LOGITS // (self.num_draws * len(rows) * vocabulary))))
         parts, done = [], 0
         for number, piece in enumerate(in_pieces(given, [*unscored, *scored])):
             done += piece["input_ids"].shape[1]
@@ -302,52 +286,3 @@ class TextGenerator:
         """Return the logarithm of the averaged probabilities. Shape (S, ...) -> (...)."""
         counts = self._counts.log().view(-1, *[1] * (log_draws.ndim - 1))
         return (log_draws + counts).logsumexp(dim=0)
-
-
-class _Recorder(StoppingCriteria):
-    """Scores each token when it has been chosen; it never stops anything."""
-
-    def __init__(self, scores_of: Any) -> None:
-        self._scores_of = scores_of
-        self.logits: Tensor | None = None
-        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self.steps.append(self._scores_of(self.logits, input_ids[:, -1:]))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def num_generated(tokens: Tensor, eos: int | Sequence[int] | None, pad: int | None) -> Tensor:
-    """Return how many tokens of each sequence were generated, up to the first one that ends a text.
-
-    A sequence that something else stopped (a string) in a batch whose others go on is followed by padding, which does not count.
-
-    Args:
-        tokens: Generated tokens, and padding behind the sequences that were finished earlier. Shape (R, T).
-        eos: The tokens that end a text.
-        pad: The padding token; None for the first of these.
-
-    Returns:
-        Shape (R,), at least 1 each.
-
-    >>> num_generated(torch.tensor([[5, 2, 0, 0], [5, 6, 0, 0], [5, 6, 7, 8]]), 2, 0).tolist()
-    [2, 2, 4]
-    """
-    ends = torch.tensor([eos] if isinstance(eos, int) else list(eos or ()), dtype=torch.long, device=tokens.device)
-    width = tokens.shape[1]
-    is_end = torch.isin(tokens, ends)
-    to_end = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, width)
-    if pad is None or pad in ends.tolist():
-        return to_end
-    places = torch.arange(1, width + 1, device=tokens.device)
-    return torch.minimum(to_end, (places * (tokens != pad)).amax(dim=1).clamp_min(1))
-
-
-def _lengths(total: int, most: int) -> list[int]:
-    """Divide a number of positions into equal parts of at most so many.
-
-    >>> _lengths(10, 4)
-    [4, 3, 3]
-    """
-    count = -(-total // most)
-    return [total // count + (index < total % count) for index in range(count)] if total else []

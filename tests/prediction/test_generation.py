@@ -168,6 +168,8 @@ def test_models_posteriors_and_texts_that_cannot_be_scored_are_refused(made):
     for prompts, continuations in (([[]], [[3]]), ([[3]], [[]]), ([[3]], [[3], [4]])):
         with pytest.raises(SwagError, match="each with a token at least"):
             TextGenerator(model, posterior).score(prompts, continuations)
+    with pytest.raises(SwagError, match="An empty prompt needs a token that texts begin with"):
+        TextGenerator(model, posterior).generate(None, bos_token_id=None)
     for options in ({"max_new_tokens": 126}, {"max_length": 130}):
         with pytest.raises(SwagError, match="129 tokens to read, and the model has 128 positions"):
             TextGenerator(model, posterior).generate(IDS, **options)

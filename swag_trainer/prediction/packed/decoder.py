@@ -201,6 +201,16 @@ def in_pieces(inputs: Mapping[str, Any], lengths: list[int]) -> Iterator[dict[st
         begin = end
 
 
+def equal_lengths(total: int, most: int) -> list[int]:
+    """Divide a number of positions into equal parts of at most so many.
+
+    >>> equal_lengths(10, 4)
+    [4, 3, 3]
+    """
+    count = -(-total // most)
+    return [total // count + (index < total % count) for index in range(count)] if total else []
+
+
 def _copies(value: Any, num_draws: int, num_rows: int) -> Any:
     """Return S copies of the rows of a tensor, draw by draw; anything else, and positions that all rows share, as it is."""
     if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != num_rows:
