@@ -10,11 +10,12 @@ from lively import lively
 from scipy.special import expit
 from transformers import BertTokenizerFast, pipeline
 
-from swag_trainer import MonteCarloPredictor, SwagCallback, SwagError, tune
+from swag_trainer import MonteCarloPredictor, Sampling, SwagCallback, SwagError, tune
 from swag_trainer.calibration.events import CalibrationEvents
 from swag_trainer.metrics import calibrate_label_sets
 
 C = 4
+FEW = Sampling(num_samples=2)
 
 
 def test_sets_hold_all_right_labels_of_the_promised_fraction_and_no_smaller_quantile_does():
@@ -59,7 +60,7 @@ def run(base_folder, texts, tmp_path_factory):
     trainer.train()
     posterior = replace(lively(swag.posterior), record=replace(swag.posterior.record, scale=1.0))
     with pytest.warns(UserWarning):
-        tuned = tune(posterior, trainer.model.eval(), rows, progress=False, levels=(0.6, 0.9))
+        tuned = tune(posterior, trainer.model.eval(), rows, sampling=FEW, progress=False, levels=(0.6, 0.9))
     return trainer.model, posterior, tuned, tokenizer, rows
 
 
@@ -70,7 +71,7 @@ def test_each_label_of_each_example_is_an_event(run):
     assert (tuning.num_examples, tuning.num_calibration, tuning.thresholds, tuned.features) == (24, 24, [], None)
     for candidate in (tuning.candidates[0], next(each for each in tuning.candidates if each.scale == 1 and not each.dropout)):
         settings = {"scale": candidate.scale, "center": candidate.center, "dropout": candidate.dropout}
-        predictor = MonteCarloPredictor(model, posterior, progress=False, **settings)
+        predictor = MonteCarloPredictor(model, posterior, FEW, progress=False, **settings)
         logits = torch.stack([predictor.logits({k: torch.tensor([v]) for k, v in row.items()})[:, 0] for row in rows], dim=1)
         mean = expit(logits.double().numpy() / candidate.temperature).mean(0)
         nll = -np.where(flags == 1, np.log(mean), np.log1p(-mean)).mean()

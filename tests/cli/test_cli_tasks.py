@@ -30,7 +30,9 @@ from transformers import (
 )
 
 from swag_trainer import MonteCarloPredictor, SwagError, load_posterior
+from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.main import main
+from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.prediction.task_resolution import resolve_task
 
@@ -145,7 +147,9 @@ def test_the_task_is_asked_for_recorded_or_told_by_adapter_and_base(folders, cap
 def test_commands_for_labelled_text_say_what_to_do_instead(folders, tmp_path, capsys):
     # Red for: a traceback of a head that does not fit, after minutes of reading.
     data = ["--dataset", str(DEMO)]
-    for command in (["tune", folders.images, *data], ["evaluate", folders.images, *data], ["serve", folders.images]):
+    with pytest.raises(SwagError, match="is for classifiers of texts"):  # as `serve` loads it
+        load_classifier(ClassifierOptions(model=folders.images))
+    for command in (["tune", folders.images, *data], ["evaluate", folders.images, *data]):
         assert main(command) == 1
         shown = capsys.readouterr().err
         assert "is for classifiers of texts" in shown and "'swag-image-classification'" in shown, command

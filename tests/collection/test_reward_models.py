@@ -32,6 +32,7 @@ def words_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unk>", eos_token="<end>")
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_trl_gives_rewards_with_their_standard_deviation(texts, tmp_path):
     # Red for: a reward that comes back as a probability, a head of the base in the place of the trained one, a spread of no draws.
     trl = pytest.importorskip("trl", reason="RewardTrainer is TRL's")
@@ -77,6 +78,7 @@ def test_a_reward_model_of_trl_gives_rewards_with_their_standard_deviation(texts
         tune(swag.posterior, trainer.model, [{**tokenizer(text), "labels": 0} for text in asked])
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_keeps_its_trained_head(base_folder, texts, tmp_path):
     # Red for: a head that is random after loading, another activation than CrossEncoder's own, pairs that are read as one text.
     st = pytest.importorskip("sentence_transformers", reason="CrossEncoder is sentence-transformers'")

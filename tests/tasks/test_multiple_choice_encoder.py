@@ -25,6 +25,7 @@ from swag_trainer import (
     ChoiceSettings,
     MonteCarloPredictor,
     MultipleChoiceMixin,
+    Sampling,
     SwagCallback,
     SwagError,
     fit_posterior,
@@ -154,7 +155,8 @@ def test_the_pipeline_ranks_the_choices_of_the_question(run):
     assert choose(rows[0], abstain_below=1.0)["label"] is None
     collate = ChoicePairCollator(choose.tokenizer, 6)
     examples = [collate.encode(row) for row in questions(24)]
-    tuned = tune(run.posterior, run.model, examples, data_collator=collate, progress=False, levels=(0.5,))
+    few = Sampling(num_samples=2)
+    tuned = tune(run.posterior, run.model, examples, sampling=few, data_collator=collate, progress=False, levels=(0.5,))
     sets = pipeline(TASK, model=run.model, posterior=tuned, tokenizer=choose.tokenizer, device="cpu")
     found = sets(rows[0], prediction_set=0.5, prediction_set_method="aps")["prediction_set"]
     assert found and set(found) <= {"A", "B", "C"}

@@ -22,6 +22,7 @@ from hub_cards import build_card
 from swag_trainer import (
     MonteCarloPredictor,
     PosteriorNotFoundError,
+    Sampling,
     SwagCallback,
     SwagError,
     SwagImageClassificationPipeline,
@@ -190,7 +191,7 @@ def test_tuning_measuring_and_fitting_take_images_as_the_trainer_does(run):
     # Red for: a tuning that asks for input_ids, features that are not found in a vision model, a head that laplace-head refuses.
     pixels = processor_of()(images=images(24), return_tensors="pt")["pixel_values"]
     rows = [{"pixel_values": image, "labels": index % 3} for index, image in enumerate(pixels)]
-    tuned = tune(run.posterior, run.model, rows, progress=False)
+    tuned = tune(run.posterior, run.model, rows, sampling=Sampling(num_samples=2), progress=False)
     classify = pipeline(TASK, model=run.model, posterior=tuned, image_processor=processor_of(), device="cpu")
     found = classify(images(1)[0], prediction_set=0.8)[0]
     assert set(found["prediction_set"]) <= set(NAMES) and 0 <= found["ood_score"] < 1
