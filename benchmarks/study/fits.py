@@ -13,7 +13,8 @@ from torch import Tensor
 from study.predictions import NUM_SAMPLES, Draw, Run
 from study.recipes import Outcome, average
 from swag_trainer.fitting.head_laplace import HeadCurvature
-from swag_trainer.fitting.lora_laplace import curvature, linear_layers, lowest_power
+from swag_trainer.fitting.lora_laplace import curvature, linear_layers
+from swag_trainer.fitting.prior_precision import lowest_power
 from swag_trainer.fitting.tfb import EPSILON, largest, rotated, typical_update
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.metrics.temperature import fit_temperature, penalised_nll

@@ -31,15 +31,14 @@ class Options(ClassifierOptions, TextOptions, DeviceOptions):
     )
     split: str = field(default="train", metadata={"help": "examples to fit to; those of training serve"})
     held_out_split: str = field(
-        default="validation", metadata={"help": "examples by which 'laplace' chooses its prior; none may have been trained on"}
+        default="validation",
+        metadata={"help": "examples by which 'laplace' and 'laplace-head' choose their prior; none may have been trained on"},
     )
     labels: list[str] | None = field(default=None, metadata={"help": "names of the classes in the order of the logits"})
     epsilon: float | None = field(default=None, metadata={"help": "how much 'tfb' may raise the NLL, in nats"})
     prior_precision: float | None = field(
         default=None,
-        metadata={
-            "help": "of 'laplace-head', default: that of the highest marginal likelihood; or of 'laplace', default: that of the lowest NLL"
-        },
+        metadata={"help": "of 'laplace' and 'laplace-head'; default: that of the lowest NLL of --held-out-split"},
     )
     num_samples: int = field(default=10, metadata={"help": "draws by which 'tfb' and 'laplace' estimate the NLL"})
     seed: int = field(default=0, metadata={"help": "of these draws"})
@@ -63,7 +62,7 @@ def _fitted(options: Options, folder: Path) -> WeightPosterior:
     data, loaded = read_text(options, options.split), load_any_classifier(options, device=options.device)
     if not hasattr(loaded.model, "peft_config"):
         raise SwagError(f"{options.model!r} has no adapter: 'fit' makes a posterior of a PEFT adapter.")
-    chooses = options.method == "laplace" and options.prior_precision is None
+    chooses = options.method != "tfb" and options.prior_precision is None
     held_out = read_text(options, options.held_out_split) if chooses else None
     classifier = loaded.named(options.labels, [data])
     model, classes = classifier.model, classifier.classes

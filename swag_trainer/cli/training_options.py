@@ -155,6 +155,9 @@ class TrainOptions(TextOptions):
             )
         if self.members is not None and not 2 <= self.members <= MAX_MEMBERS:
             raise SwagError(f"--members is the number of members of a mixture, 2 to {MAX_MEMBERS}, got {self.members}.")
+        twice = next((seed for seed in self.run_seeds if self.run_seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise SwagError(f"--seeds names {twice} twice, and each seed has one folder.")
         for seed in self.run_seeds:
             if not 0 <= seed < 2**32:
                 raise SwagError(f"--{'seeds' if self.seeds else 'seed'}: seeds are numbers from 0 to {2**32 - 1}, got {seed}.")

@@ -164,7 +164,7 @@ REGISTRY: dict[str, Prepare] = {
     "MC dropout, temperature": _with_temperature(_dropout),
     "Ensemble": _ensemble,
     "TFB": _fitted("tfb"),
-    "Laplace (head)": _fitted("laplace-head"),
+    "Laplace (head)": _fitted("laplace-head", needs_held_out=True),
     "Laplace (LoRA)": _fitted("laplace", needs_held_out=True),
 }
 

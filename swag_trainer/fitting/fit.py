@@ -51,14 +51,15 @@ def fit_posterior(
 
     * "tfb": training-free Bayesianisation (Shi et al. 2024, arXiv:2412.05723), see `fit_tfb`. Noise on LoRA's A, as much as raises the loss
       by ``epsilon``. Any examples serve, those of training too.
-    * "laplace-head": Laplace's approximation over the classification head, see `fit_head_laplace`. Training examples.
+    * "laplace-head": Laplace's approximation over the classification head, see `fit_head_laplace`. Training examples, and better
+      held-out ones too.
     * "laplace": Laplace's approximation over LoRA's matrices and the head, see `fit_laplace`. Training examples, and held-out ones.
 
     Args:
         model: The trained PEFT model of a classifier. It stays as it is.
         data: Examples as the Trainer takes them, with the class number in ``labels`` or ``label``.
         method: One of the above.
-        held_out: Examples that nothing was trained on, by which "laplace" chooses its prior. No other method takes them.
+        held_out: Examples that nothing was trained on, by which "laplace" and "laplace-head" choose their prior. "tfb" takes none.
         sampling: Draws, seed and design where the method draws; default: ``Sampling()``.
         name, split, revision: Of the data set, as for `swag_trainer.tune`.
         adapter_name: Which adapter; default: the active one.

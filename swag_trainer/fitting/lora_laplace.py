@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +18,7 @@ from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.gauss_newton import kronecker_factors
 from swag_trainer.fitting.loss import averaged_nll
+from swag_trainer.fitting.prior_precision import check_precision, lowest_power
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.kronecker_block import KroneckerBlock
@@ -28,9 +27,6 @@ from swag_trainer.prediction.lengths import batches_of_one_length
 from swag_trainer.prediction.sampler import Sampling
 from swag_trainer.prediction.sequential import event_logits
 from swag_trainer.tasks.base import LABEL_COLUMNS, Task
-
-_NARROWEST, _WIDEST = 5.0, -2.0  # powers of 10 of the prior precision
-_STEPS = (0.5, 0.25)
 
 
 def fit_laplace(
@@ -69,8 +65,8 @@ def fit_laplace(
             'method="laplace" needs held_out=..., examples that the adapter was not trained on, by which the width of its prior is chosen; '
             "or else prior_precision=..., not both."
         )
-    if prior_precision is not None and not 0 < prior_precision < math.inf:
-        raise SwagError(f"prior_precision must be finite and > 0, got {prior_precision}.")
+    if prior_precision is not None:
+        check_precision(prior_precision)
     with torch.inference_mode(False):
         weights = private_copy(adapter.model, adapter.weights.adapter_name, adapter.weights.layout.keys)
     layers = linear_layers(weights)
@@ -132,23 +128,6 @@ def curvature(
     """Return the block of each layer's Gauss-Newton matrix, in the order of the layers; see `kronecker_factors` for the arguments."""
     factors = kronecker_factors(layers, batches, logits_of, seed=seed)
     return tuple(KroneckerBlock.of(*factors[key]) for key in layers)
-
-
-def lowest_power(loss: Callable[[float], float]) -> tuple[float, float]:
-    """Return the power of 10 of the prior precision with the lowest loss, to a quarter, and that loss.
-
-    From the narrowest prior on, which hardly differs from no noise at all, the prior is widened until the loss rises.
-
-    Args:
-        loss: Of a power.
-    """
-    cached = functools.cache(loss)
-    best = power = _NARROWEST
-    while power > _WIDEST and cached(power) <= cached(best):
-        best, power = power, power - 1
-    for step in _STEPS:
-        best = min((best, best + step, best - step), key=cached)
-    return best, cached(best)
 
 
 def _logits(task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -238,7 +238,7 @@ def fitting(moved, rows):
 def test_a_posterior_is_fitted_around_map_to_the_training_examples(moved, rows, fitting, name, method):
     # Red for: a fit around the posterior's mean, to the examples to measure, or with SWAG's scale; its time in that of the predictions.
     model, posterior = moved[0], moved[1].with_scale(4.0)
-    held_out = {"held_out": rows} if method == "laplace" else {}
+    held_out = {} if method == "tfb" else {"held_out": rows}
     found = predictions_of((model, posterior), rows[:6], train=fitting, validation=rows, methods=[name])[name]
     fitted = fit_posterior(model, fitting, method=method, sampling=SAMPLING, progress=False, **held_out)
     alone = MonteCarloPredictor(model, fitted, num_samples=4, progress=False).predict(rows[:6])

@@ -25,6 +25,7 @@ from swag_trainer import (
     tune,
 )
 from swag_trainer.adapters.weights import AdapterWeights
+from swag_trainer.fitting import head_laplace
 from swag_trainer.fitting.tfb import largest, rotated
 from swag_trainer.metrics.scores import negative_log_likelihood
 from swag_trainer.posterior.design import derived_seed
@@ -146,6 +147,30 @@ def test_the_laplace_over_the_head_is_that_of_the_formulas(trained, laplace):
     scale = covariance.diag().sqrt()
     errors = (torch.cov(matrices.T) - covariance) / (scale[:, None] * scale)
     assert errors.abs().max() < 0.05
+
+
+def test_held_out_examples_choose_the_prior_of_the_head(trained):
+    # Red for: the NLL of the mean, of other draws than the predictor's or of the training examples; one prior whatever the loss.
+    model, _, rows = trained
+    settings, precisions = Sampling(num_samples=6, seed=2), []
+    for shift in (0, 1):  # all labels are the model's, or two thirds are others
+        other = [{**row, "labels": (row["labels"] + shift * index) % 3} for index, row in enumerate(rows)]
+        fitted = fit_posterior(model, rows, method="laplace-head", held_out=other, sampling=settings, progress=False)
+        found = fitted.fit.settings
+        precisions.append(found["prior_precision"])
+        for name, scale in (("nll", None), ("nll_at_mean", 0.0)):
+            predictor = MonteCarloPredictor(model, fitted, replace(settings, temperature=1.0, scale=scale), progress=False)
+            nll = negative_log_likelihood(predictor.predict(other).probabilities, labels_of(other))
+            assert found[name] == pytest.approx(nll, abs=1e-5)
+        assert found["held_out_examples"] == len(other)
+    assert precisions[1] < precisions[0] / 100 and found["nll"] < found["nll_at_mean"]
+
+
+def test_a_prior_that_is_too_wide_is_warned_of(trained, monkeypatch):
+    # Red for: silence about draws that predict far worse than the mean.
+    monkeypatch.setattr(head_laplace, "_MOST_RISE", -1.0)
+    with pytest.warns(UserWarning, match=r"raise the NLL of the training examples from .*held_out=\.\.\."):
+        fit_posterior(trained[0], trained[2], method="laplace-head", progress=False)
 
 
 @pytest.mark.parametrize("kind", ["tfb", "laplace"])

@@ -1,0 +1,39 @@
+"""Prior precision of Laplace's approximation: how wide the prior of the weights is, by the loss of held-out examples."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+from swag_trainer.errors import SwagError
+
+_NARROWEST, _WIDEST = 5.0, -2.0  # powers of 10 of the prior precision
+_STEPS = (0.5, 0.25)
+
+
+def lowest_power(loss: Callable[[float], float]) -> tuple[float, float]:
+    """Return the power of 10 of the prior precision with the lowest loss, to a quarter, and that loss.
+
+    From the narrowest prior on, which hardly differs from no noise at all, the prior is widened until the loss rises.
+
+    Args:
+        loss: Of a power.
+    """
+    cached = functools.cache(loss)
+    best = power = _NARROWEST
+    while power > _WIDEST and cached(power) <= cached(best):
+        best, power = power, power - 1
+    for step in _STEPS:
+        best = min((best, best + step, best - step), key=cached)
+    return best, cached(best)
+
+
+def check_precision(prior_precision: float) -> None:
+    """Refuse a prior precision that is none.
+
+    Raises:
+        SwagError: It is not positive, or not finite.
+    """
+    if not 0 < prior_precision < math.inf:
+        raise SwagError(f"prior_precision must be finite and > 0, got {prior_precision}.")
