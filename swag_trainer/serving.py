@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import HTTPException, HTTPResponse
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,17 @@ from swag_trainer.errors import SwagError, shortened
 from swag_trainer.prediction.predictive import Predictive
 
 _MOST_BYTES = 64 * 1024**2
+_PIECE = 2**16
+_ROUNDING = 0.01  # of a log-probability above 0, in half precision
+# What urllib and json raise for a reply that breaks off or is none; ValueError: no JSON.
+_FAILURES = (HTTPException, OSError, RecursionError, ValueError)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: urllib would send the key to whatever host the server names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return no request, so that the redirect is an error."""
 
 
 class ServedPosterior:
@@ -37,13 +51,13 @@ class ServedPosterior:
             log-probabilities. Otherwise prompts are continued as they are.
         num_logprobs: How many of the likeliest tokens to ask for. vLLM gives 20 at most, unless it was started with --max-logprobs.
         max_workers: How many requests are under way at once; the server batches them.
-        timeout: Seconds to wait for a reply.
+        timeout: Seconds to wait for a reply, and then for the whole of it.
 
     Attributes:
         index: What was exported.
 
     Raises:
-        SwagError: The address is no http or https address, or a number is out of range.
+        SwagError: The address is no http or https address, the key cannot be sent, or a number is out of range.
     """
 
     def __init__(
@@ -57,9 +71,17 @@ class ServedPosterior:
         max_workers: int = 16,
         timeout: float = 60.0,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SwagError(f"The address of a server begins with http:// or https://, got {shortened(repr(url))}.")
+        try:
+            parts = urlsplit(url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # of a port that is no number, or of brackets that are not closed
+            is_address = False
+        if not is_address or not url.isprintable() or " " in url:
+            raise SwagError(
+                f"The address of a server begins with http:// or https://, as http://localhost:8000/v1 does; got {shortened(repr(url))}."
+            )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise SwagError("The api_key has characters that a header cannot hold. Does it end in a line break?")
         if num_logprobs < 1 or max_workers < 1 or not timeout > 0:
             raise SwagError(f"num_logprobs={num_logprobs}, max_workers={max_workers} and timeout={timeout} must be above 0.")
         self.index = adapters if isinstance(adapters, AdapterIndex) else AdapterIndex.read(adapters)
@@ -80,8 +102,8 @@ class ServedPosterior:
             Probabilities of the answers, which sum to 1, and their uncertainty.
 
         Raises:
-            SwagError: The server cannot be reached, refuses, or gives an answer's log-probability for some draw to none of its likeliest
-                tokens; or there are no prompts, or fewer than two answers.
+            SwagError: The server cannot be reached, refuses, redirects, or gives an answer's log-probability for some draw to none of its
+                likeliest tokens, or one that is none; or there are no prompts, or fewer than two answers.
         """
         if isinstance(prompts, str) or not prompts or len(set(answers)) != len(answers) or len(answers) < 2:
             raise SwagError("predict() takes a list of prompts, and two or more answers that differ.")
@@ -119,12 +141,18 @@ class ServedPosterior:
                 likeliest = dict(logprobs["top_logprobs"][0])
         except (LookupError, TypeError, ValueError) as error:
             raise self._failure(adapter, f"its reply has no log-probabilities: {shortened(str(reply))}") from error
-        missing = next((answer for answer in answers if not isinstance(likeliest.get(answer), (int, float))), None)
+        missing = next((answer for answer in answers if likeliest.get(answer) is None), None)
         if missing is not None:
             raise self._failure(
                 adapter,
                 f"the answer {missing!r} is not among the {len(likeliest)} likeliest tokens of the prompt that ends in {prompt[-40:]!r}: "
                 f"{shortened(str(list(likeliest)))}. Does it begin with a space there? Otherwise ask for more: num_logprobs=...",
+            )
+        wrong = next((answer for answer in answers if not _is_log_probability(likeliest[answer])), None)
+        if wrong is not None:
+            raise self._failure(
+                adapter,
+                f"the answer {wrong!r} has the log-probability {shortened(str(likeliest[wrong]))}; a number <= 0 was expected.",
             )
         return [float(likeliest[answer]) for answer in answers]
 
@@ -133,14 +161,37 @@ class ServedPosterior:
         headers |= {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         asked = urllib.request.Request(self._url, json.dumps(request).encode(), headers)
         try:
-            with urllib.request.urlopen(asked, timeout=self._timeout) as reply:
-                return json.loads(reply.read(_MOST_BYTES))
-        except urllib.error.HTTPError as error:
-            said = error.read(2000).decode("utf-8", "replace")
-            hint = " Was the server started with the adapter of that name?" if error.code == 404 else ""
-            raise self._failure(adapter, f"it answered {error.code}: {shortened(said)}{hint}") from error
-        except (OSError, ValueError) as error:  # ValueError: no JSON
+            try:
+                with urllib.request.build_opener(_NoRedirect).open(asked, timeout=self._timeout) as reply:
+                    return json.loads(self._read(reply))
+            except urllib.error.HTTPError as error:
+                with error:
+                    said, hint = error.read1(2000).decode("utf-8", "replace"), ""
+                if error.code == 404:
+                    hint = " Was the server started with the adapter of that name?"
+                elif 300 <= error.code < 400:
+                    hint = f" It redirects to {shortened(repr(error.headers.get('Location')))}, which is not followed: give the address itself."
+                raise self._failure(adapter, f"it answered {error.code}: {shortened(said)}{hint}") from error
+        except _FAILURES as error:
             raise self._failure(adapter, f"{type(error).__name__}: {str(error)[:300]}") from error
 
+    def _read(self, reply: HTTPResponse) -> bytes:
+        """Return a reply; one that comes in drops ends with the timeout, which urllib counts anew for each."""
+        content, end = bytearray(), time.monotonic() + self._timeout
+        while piece := reply.read1(_PIECE):
+            content += piece
+            if len(content) > _MOST_BYTES or time.monotonic() > end:
+                raise ValueError(
+                    f"the reply has more than {_MOST_BYTES} bytes, or is not whole after {self._timeout:g} seconds"
+                )
+        return bytes(content)
+
     def _failure(self, adapter: str, what: str) -> SwagError:
-        return SwagError(f"The server at {self._shown} was asked for the prediction of the adapter {adapter!r}, and {what}")
+        what = what.replace(self._key, "***") if self._key else what  # some servers repeat a key that they refuse
+        return SwagError(
+            f"The server at {shortened(self._shown)} was asked for the prediction of the adapter {adapter!r}, and {what}"
+        )
+
+
+def _is_log_probability(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -sys.float_info.max <= value <= _ROUNDING

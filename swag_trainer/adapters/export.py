@@ -27,6 +27,7 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.regular_file import read_json, shown
 from swag_trainer.posterior.saved_adapter import SavedAdapter
+from swag_trainer.posterior.tuning import MAX_TEMPERATURE
 
 INDEX_FILE = "swag_adapters.json"
 MEAN = "mean"
@@ -93,19 +94,33 @@ class AdapterIndex:
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in document.items()}
             index = cls(**values)
             index._check()
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise PosteriorFormatError(f"{shown(path)} is no index of exported adapters: {str(error)[:300]}") from error
         return index
 
     def _check(self) -> None:
-        """Raise ValueError or TypeError where values do not go together."""
+        """Raise OverflowError, TypeError or ValueError where values do not go together."""
+        for name in ("draws", "weights", "members", "labels"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) and not (value is None and name in ("members", "labels")):
+                raise TypeError(f"{name} is {shortened(repr(value))}; a list was expected")
         count = len(self.draws)
         sizes = {len(self.weights), count if self.members is None else len(self.members)}
         if not count or sizes != {count} or not all(isinstance(name, str) for name in self.draws):
             raise ValueError(f"{count} draws, {len(self.weights)} weights")
+        if len(set(self.draws)) != count:
+            raise ValueError("a draw occurs twice")
+        if any(type(member) is not int or not 0 <= member < 2**31 for member in self.members or ()):
+            raise ValueError("members are not the numbers of members")
         if not math.isclose(math.fsum(self.weights), 1, abs_tol=1e-6) or min(self.weights) < 0:
             raise ValueError("the weights are not numbers >= 0 that sum to 1")
-        if not 0 < self.temperature < math.inf or self.draws_per_block < 1 or count % self.draws_per_block:
+        is_temperature = type(self.temperature) in (int, float) and 1 / MAX_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        if (
+            not is_temperature
+            or type(self.draws_per_block) is not int
+            or self.draws_per_block < 1
+            or count % self.draws_per_block
+        ):
             raise ValueError(f"temperature={self.temperature}, draws_per_block={self.draws_per_block}")
 
 
@@ -211,6 +226,10 @@ class _ServedLayout:
                     f"The adapter has the weight {shortened(repr(key))}, and servers load matrices lora_A and lora_B of linear layers alone: "
                     "it cannot be exported."
                 )
+        if not ranks:
+            raise SwagError(
+                "The adapter has a head alone and no matrices lora_A and lora_B: there is nothing that servers load."
+            )
         self.rank = max(ranks.values())
         alpha = config["lora_alpha"] or self.rank
         rank_of = math.sqrt if config.get("use_rslora") else float

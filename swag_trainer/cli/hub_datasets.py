@@ -49,7 +49,13 @@ def load_splits(name: str, config: str | None) -> tuple[Mapping[str, Any], str |
         return retried(partial(_at_commit, load, commit), also=vague), commit
     except HFValidationError as error:
         raise SwagError(f"{name!r} is neither a file or folder that exists nor the name of a data set on the Hub.") from error
-    except (HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (
+        HTTPError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # RuntimeError: it has code
         raise SwagError(
             f"There is no file or folder {name!r} here, and a data set of that name cannot be loaded from the Hub.{neighbour_hint(name)} "
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -186,10 +186,11 @@ class CoefficientPosterior(WeightPosterior):
         swag = SwagPosterior.from_tensors(own, record, adapter, collected, where=where)
         shapes = zip(swag.layout.keys, swag.layout.shapes, strict=True)
         made = {weight: shape for key, shape in shapes if (weight := weight_key(key)) is not None}
-        missing = sorted(set(made) - set(adapter.tensors))
-        if missing or not made:
-            lacks = f"the adapter beside it lacks {shortened(repr(missing[0]))}" if missing else "it has none"
-            raise PosteriorFormatError(f"{where} should hold coefficients of the adapter's weights; {lacks}.")
+        missing, twice = sorted(set(made) - set(adapter.tensors)), sorted(set(made) & set(swag.layout.keys))
+        if missing or twice or not made:
+            problem = f"the adapter beside it lacks {shortened(repr(missing[0]))}" if missing else "it has none"
+            problem = f"it also holds the weight {shortened(repr(twice[0]))} itself" if twice else problem
+            raise PosteriorFormatError(f"{where} should hold coefficients of the adapter's weights; {problem}.")
         layout = WeightLayout.of({key: adapter.tensors[key] for key in made})
         mapping = read_map(metadata.get(_MAP), layout, bases, made, where=where)
         return cls.of(swag, mapping)

@@ -160,9 +160,10 @@ def matrices_of(layout: WeightLayout, *, where: str = "The posterior") -> dict[s
     """
     shapes = dict(zip(layout.keys, layout.shapes, strict=True))
     matrices: dict[str, str | None] = {}
-    for key in (key for key in layout.keys if len(shapes[key]) == 2):
+    for key in (key for key in layout.keys if len(shapes[key]) == 2 and 0 not in shapes[key]):
         bias = key.removesuffix("weight") + "bias"
-        matrices[key] = bias if shapes.get(bias) == shapes[key][:1] else None
+        is_its_own = shapes.get(bias) == shapes[key][:1] and bias not in matrices.values()
+        matrices[key] = bias if is_its_own else None
     other = sorted(set(shapes) - set(matrices) - set(matrices.values()))
     if other or not matrices:
         raise PosteriorFormatError(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swag_trainer.errors import PosteriorFormatError
+from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior.coefficient_map import Beginning, CoefficientMap, LoraPair
 from swag_trainer.posterior.documents import read_dataclass
 from swag_trainer.posterior.layout import WeightLayout
@@ -25,6 +25,8 @@ from swag_trainer.posterior.layout import WeightLayout
 GENERATOR = "numpy-philox4x64-uniform24"
 # A file of a few kilobytes should not make its reader compute for hours.
 _MOST = 4096
+# Numbers of the bases of one weight (2 GiB), which are in memory together, and of all.
+_LARGEST_BASIS, _LARGEST_BASES = 2**29, 2**33
 _BLOCK = 2**20
 
 
@@ -51,10 +53,16 @@ class Nola:
             raise ValueError(f"This version makes NOLA's bases with the generator {GENERATOR!r}, got {self.generator[:50]!r}.")
 
     def begin(self, pairs: list[LoraPair]) -> Beginning:
-        """Return random coefficients of variance 1/K for A, which is then as large as LoRA's, and zeros for B."""
+        """Return random coefficients of variance 1/K for A, which is then as large as LoRA's, and zeros for B.
+
+        Raises:
+            SwagError: The bases would be too large.
+        """
         layout = WeightLayout.of(
             {key: weight for pair in pairs for key, weight in ((pair.key_a, pair.a), (pair.key_b, pair.b))}
         )
+        if problem := _oversized(layout, self.num_coefficients):
+            raise SwagError(f"Nola(num_coefficients={self.num_coefficients}) for this adapter {problem} Take fewer.")
         bound, count = (3 / self.num_coefficients) ** 0.5, (1, self.num_coefficients)
         coefficients = {pair.key_b: torch.zeros(count) for pair in pairs}
         coefficients |= {pair.key_a: uniform(count, bound, seed=self.seed, name=f"{pair.key_a} begins") for pair in pairs}
@@ -109,7 +117,20 @@ class NolaMap(CoefficientMap):
             raise PosteriorFormatError(
                 f"{where} has bases of NOLA with tensors of their own, or of weights that are no matrices."
             )
-        return cls(layout, read_dataclass(Nola, settings, where=where))
+        rule = read_dataclass(Nola, settings, where=where)
+        if problem := _oversized(layout, rule.num_coefficients):
+            raise PosteriorFormatError(f"{where} {problem}")
+        return cls(layout, rule)
+
+
+def _oversized(layout: WeightLayout, count: int) -> str | None:
+    """Return how many numbers the bases of so many coefficients have where they are too many to be made; None where they are not."""
+    key, size = max(zip(layout.keys, layout.sizes, strict=True), key=lambda weight: weight[1])
+    if size * count > _LARGEST_BASIS:
+        return f"asks for bases of {size * count:,} numbers for {shortened(repr(key))}; at most {_LARGEST_BASIS:,} are made."
+    if layout.size * count > _LARGEST_BASES:
+        return f"asks for bases of {layout.size * count:,} numbers in all; at most {_LARGEST_BASES:,} are made."
+    return None
 
 
 def uniform(shape: tuple[int, ...], bound: float, *, seed: int, name: str) -> Tensor:

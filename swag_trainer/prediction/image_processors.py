@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub.errors import HTTPError
 from transformers import AutoImageProcessor, PretrainedConfig
 
-from swag_trainer.errors import SwagError
-from swag_trainer.posterior.regular_file import read_bytes
+from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
+from swag_trainer.posterior.regular_file import read_json, shown
 from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _MAX_BYTES = 2**20
-_FAILURES = (AttributeError, HTTPError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_MAX_SIDE = 4096  # pixels; an image of 4096 x 4096 takes 200 MB
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    HTTPError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def image_processor_for(model: Any, given: Any = None) -> Any:
@@ -56,9 +72,45 @@ def load_image_processor(folder: str | Path, *, config: PretrainedConfig | None 
     Raises:
         SwagError: It cannot be loaded.
     """
+    path = Path(folder) / PROCESSOR_FILE
+    settings = read_json(path, max_bytes=_MAX_BYTES)
+    for name in (name for name in settings if "size" in name):
+        side = next((side for side in _sides(settings[name]) if side > _MAX_SIDE), None)
+        if side is not None:
+            raise PosteriorFormatError(
+                f"{shown(path)} states {shortened(repr(name))} with {shortened(str(side))}; at most {_MAX_SIDE} pixels are accepted."
+            )
+    try:
+        text = json.dumps(settings)
+    except RecursionError as error:
+        raise PosteriorFormatError(f"{shown(path)} is nested too deeply.") from error
     with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
-        (Path(place) / PROCESSOR_FILE).write_bytes(read_bytes(Path(folder) / PROCESSOR_FILE, max_bytes=_MAX_BYTES))
-        return _loaded(place, shown=str(folder), **({} if config is None else {"config": config}))
+        (Path(place) / PROCESSOR_FILE).write_text(text, encoding="utf-8")
+        processor = _loaded(place, shown=str(folder), **({} if config is None else {"config": config}))
+    _try(processor, path)
+    return processor
+
+
+def _try(processor: Any, path: Path) -> None:
+    """Raise PosteriorFormatError where settings of untrusted types or values make no pixels of an image."""
+    try:
+        with np.errstate(all="ignore"):
+            made = processor(np.full((48, 48, 3), 127, dtype=np.uint8), return_tensors="pt")
+        problem = (
+            None
+            if all(torch.isfinite(torch.as_tensor(value)).all() for value in made.values())
+            else "it has NaN or infinite pixels."
+        )
+    except _FAILURES as error:
+        problem = f"{type(error).__name__}: {str(error)[:300]}"
+    if problem is not None:
+        raise PosteriorFormatError(f"An image cannot be processed by the settings in {shown(path)}: {problem}")
+
+
+def _sides(value: Any) -> list[float]:
+    """Return the numbers of a size: one, a list, or by name."""
+    parts = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    return [part for part in parts if isinstance(part, (int, float))]
 
 
 def _loaded(name: str, *, shown: str | None = None, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -38,7 +38,7 @@ from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Of transformers, PEFT, huggingface_hub, torch and safetensors while they load files that are not what they should be.
-_FAILURES = (
+LOADING_FAILURES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -49,6 +49,7 @@ _FAILURES = (
     OSError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -229,7 +230,7 @@ def one_error(name: str) -> Iterator[None]:
         yield
     except SwagError:
         raise
-    except _FAILURES as error:
+    except LOADING_FAILURES as error:
         hint = ""
         if isinstance(error, OSError):
             hint = " Is there space in the folder for temporary files, and in the cache? The environment variables TMPDIR and HF_HOME name them."

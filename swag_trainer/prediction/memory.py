@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.base_config import load_base_config
 from swag_trainer.prediction.loading import base_of, gguf_settings, label_settings, one_error
 from swag_trainer.prediction.packed.chunks import CPU_TOKENS, draws_per_forward
 from swag_trainer.prediction.task_resolution import resolve_task
@@ -180,9 +180,7 @@ class _LiveTensors(TorchDispatchMode):
 def _config_of(posterior: WeightPosterior, base_model: str | Path | None, name: str) -> Any:
     source, revision = base_of(posterior, base_model, name)
     gguf = gguf_settings(posterior, source, None)
-    return AutoConfig.from_pretrained(
-        source, revision=revision, trust_remote_code=False, **gguf, **label_settings(posterior.record)
-    )
+    return load_base_config(source, revision=revision, **gguf, **label_settings(posterior.record))
 
 
 def _inputs(model: Any, rows: int, length: int) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.prediction.loading import base_of
+from swag_trainer.prediction.base_config import load_base_config
+from swag_trainer.prediction.loading import LOADING_FAILURES, base_of
 from swag_trainer.tasks import task_named, task_names, task_of_adapter, task_of_architecture
 from swag_trainer.tasks.base import Task
 
@@ -52,10 +51,11 @@ def resolve_task(
 def _task_of_base(posterior: WeightPosterior, base_model: str | Path | None, name: str, hub: Mapping[str, Any]) -> str | None:
     source, revision = base_of(posterior, base_model, name)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **hub)
-    except (OSError, ValueError) as error:
+        config = load_base_config(source, revision=revision, **hub)
+    except LOADING_FAILURES as error:
         raise SwagError(
             f"The base model {source!r} cannot be asked what it is for: {type(error).__name__}: {str(error)[:300]} Say it: --task on the "
             f"command line, one of {task_names()}."
         ) from error
-    return next(filter(None, map(task_of_architecture, config.architectures or ())), None)
+    stated = config.architectures if isinstance(config.architectures, list) else []
+    return next(filter(None, (task_of_architecture(each) for each in stated if isinstance(each, str))), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotF
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig
 
-from swag_trainer.errors import PosteriorNotFoundError, SwagError, shortened
+from swag_trainer.errors import SwagError, shortened
 from swag_trainer.posterior.regular_file import read_bytes, read_json
 
 _TOKENIZER_FILE = "tokenizer_config.json"
@@ -55,10 +56,9 @@ def load_tokenizer(folder: str | Path, *, config: PretrainedConfig | None = None
     """
     try:
         with tempfile.TemporaryDirectory(prefix="swag_trainer-") as place:
-            for name in _FILES:
-                with contextlib.suppress(PosteriorNotFoundError):
-                    content = read_bytes(Path(folder) / name, max_bytes=_MAX_BYTES)
-                    (Path(place) / name).write_bytes(content)
+            for name in filter(lambda name: os.path.lexists(Path(folder) / name), _FILES):
+                content = read_bytes(Path(folder) / name, max_bytes=_MAX_BYTES)
+                (Path(place) / name).write_bytes(content)
             if config is None or read_json(Path(place) / _TOKENIZER_FILE, max_bytes=_MAX_BYTES).get("tokenizer_class"):
                 config = PretrainedConfig()
             tokenizer = AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
@@ -174,7 +174,8 @@ class TokenizerSource:
             SwagError: It cannot be determined whether it is there without asking the Hub, or it cannot be fetched.
         """
         if Path(self.adapter).is_dir():
-            return Path(self.adapter) if (Path(self.adapter) / name).is_file() else None
+            # What is there and no file, such as a broken link, is refused when it is read: the base model's would be another one.
+            return Path(self.adapter) if os.path.lexists(Path(self.adapter) / name) else None
         hub = dict(self.hub)
         try:
             hub["revision"] = HfApi(token=hub.get("token")).resolve_revision(

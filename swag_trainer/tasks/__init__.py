@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 
 if TYPE_CHECKING:
     from swag_trainer.posterior.record import PosteriorRecord
@@ -34,7 +34,7 @@ def task_named(name: str | None) -> Task:
     tasks = _tasks()
     name = name or "swag-text-classification"
     if name not in tasks:
-        raise SwagError(f"The posterior is for the task {name!r}; known tasks: {task_names()}.")
+        raise SwagError(f"The posterior is for the task {shortened(repr(name))}; known tasks: {task_names()}.")
     return tasks[name]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swag_trainer.errors import SwagError, shortened
+from swag_trainer.tasks.chat_templates import chat_errors
 from swag_trainer.tasks.shared_prompt import CHOICE
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ class QuestionEncoder:
         if not self.settings.chat:
             return text
         messages = [{"role": "user", "content": text}]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        with chat_errors():
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs for a question, and its ``labels`` if the right choice is known.

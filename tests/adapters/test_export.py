@@ -2,9 +2,11 @@
 
 import json
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from swag_trainer.cli.main import main
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
+from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.posterior.swag import SwagRecord
 from swag_trainer.posterior.tuning import Candidate, Tuning
 from swag_trainer.serving import ServedPosterior
@@ -209,6 +212,99 @@ def test_the_client_refuses_what_it_cannot_average(served, exported):
             call()
 
 
+def replying(status, headers, body=b"", pause=0.0):
+    """A connection handler that writes what it is told, whatever was asked; with a pause a byte at a time, for ever."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self):
+            while b"\r\n\r\n" not in self.request.recv(2**16):
+                pass
+            with suppress(OSError):  # the client has hung up
+                self.request.sendall(f"HTTP/1.1 {status}\r\n{headers}\r\n".encode() + body)
+                while pause:
+                    self.request.sendall(b" ")
+                    time.sleep(pause)
+
+    return Handler
+
+
+def logprobs(number):
+    return b'{"choices":[{"logprobs":{"top_logprobs":[{"A":%s,"B":-1,"C":-2}]}}]}' % number
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        *(
+            (("200 OK", "", logprobs(number)), "has the log-probability")
+            for number in (b"NaN", b"-Infinity", b"true", b"5", b"-1" + b"0" * 400)
+        ),
+        (("200 OK", "", b"[" * 200_000), "RecursionError"),
+        (("200 OK", "Transfer-Encoding: chunked\r\n", b"zz\r\n"), "IncompleteRead"),
+        (("what?", "A: b\r\n" * 200), "HTTPException|BadStatusLine|answered|ValueError"),
+        (("500 No", "", b"", 0.2), "answered 500"),
+        (("200 OK", "", b"", 0.2), "not whole after 1 seconds"),
+        (("401 No", "", b"key-1 is no key"), r"answered 401: \*\*\* is no key"),
+    ],
+)
+def test_whatever_a_server_replies_is_one_error_of_ours_in_time(reply, words, exported):
+    # Red for: NaN among the probabilities, errors of http.client and json, a timeout that begins anew with every byte, a key that is repeated.
+    with ThreadingTCPServer(("127.0.0.1", 0), replying(*reply)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, begun = f"http://127.0.0.1:{server.server_address[1]}/v1", time.monotonic()
+        with pytest.raises(SwagError, match=words) as caught:
+            ServedPosterior(url, exported, api_key="key-1", timeout=1).predict(["good film"], ANSWERS)
+        server.shutdown()
+    assert time.monotonic() - begun < 20 and "key-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["301 M", "302 F", "303 S", "307 T", "308 P"])
+def test_no_redirect_takes_the_key_to_another_host(status, served, exported):
+    # Red for: urllib, which sends every header along, the key too.
+    with standing_in_for_a_server(served) as (url, seen):
+        handler = replying(status, f"Location: {url}/completions\r\n")
+        with ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            here = f"http://127.0.0.1:{server.server_address[1]}/v1"
+            with pytest.raises(SwagError, match="redirects to .*, which is not followed"):
+                ServedPosterior(here, exported, api_key="key-1").predict(["good film"], ANSWERS)
+            server.shutdown()
+    assert not seen
+
+
+@pytest.mark.parametrize("url", ["http://x:port/v1", "http://[::1/v1", "http://x/a b", "http://x\x01/", "http://x:99999/"])
+def test_an_address_or_a_key_that_cannot_be_sent_is_refused_at_once(url, exported):
+    # Red for: errors of http.client at the first question, one of which shows the key.
+    with pytest.raises(SwagError, match="address of a server"):
+        ServedPosterior(url, exported)
+    with pytest.raises(SwagError, match="line break") as caught:
+        ServedPosterior("http://x", exported, api_key="key-1\n")
+    assert "key-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": [10**400, 0]},
+        {"draws": "ab"},
+        {"draws": ["draw-0", "draw-0"]},
+        {"members": ["x", "y"]},
+        {"members": [-1, 0]},
+        {"draws_per_block": 1.0},
+        {"temperature": 10**400},
+        {"temperature": 1e-320},
+        {"labels": 5},
+    ],
+)
+def test_an_index_of_other_types_is_refused(changes, exported, tmp_path):
+    # Red for: errors of torch at the first question; a temperature that makes every probability NaN.
+    document = json.loads((exported / INDEX_FILE).read_text())
+    two = {"draws": ["a", "b"], "weights": [0.5, 0.5], "draws_per_block": 1}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(document | two | changes))
+    with pytest.raises(SwagError, match=INDEX_FILE):
+        AdapterIndex.read(tmp_path)
+
+
 def test_a_classifier_and_a_mixture_are_exported_with_their_heads_and_weights(trained, base_folder, rows, tmp_path):
     # Red for: a head that stays at its mean, members that count alike, a draw that is rounded.
     trainer, swag = trained
@@ -261,6 +357,10 @@ def test_other_weights_tuned_dropout_and_a_folder_in_use_are_refused(posterior, 
     tensors = {**posterior.adapter.tensors, "base_model.model.lm_head.bias": torch.zeros(2)}
     with pytest.raises(SwagError, match=r"lm_head\.bias"):
         export_adapters(replace(posterior, adapter=replace(posterior.adapter, tensors=tensors)), tmp_path)
+    heads = {"base_model.model.lm_head.weight": torch.zeros(2, 2)}
+    config = {**posterior.adapter.config, "modules_to_save": ["lm_head"]}
+    with pytest.raises(SwagError, match="a head alone"):
+        export_adapters(replace(posterior, adapter=SavedAdapter(config, heads)), tmp_path, with_heads=True)
     with pytest.raises(SwagError, match="tuned with dropout"):
         export_adapters(posterior.with_tuning(replace(TUNED, dropout=True), scale=1.0), tmp_path)
     with pytest.raises(SwagError, match="holds exported adapters already"):

@@ -91,6 +91,17 @@ def test_a_data_set_of_the_hub_is_read_at_the_commit_that_is_recorded(monkeypatc
     assert (test.texts, test.labels, test.ood) == (["test 1"], ["pay"], ["test 2"])
 
 
+def test_a_data_set_with_code_of_its_own_is_refused(monkeypatch):
+    # Red for: the RuntimeError of datasets.
+    def load(*names, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found data.py")
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha="5" * 40, siblings=[]))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(SwagError, match="'user/code'.* Dataset scripts are no longer supported"):
+        read_text(options("user/code"), "train")
+
+
 def test_data_that_cannot_be_read_is_refused_with_the_reason(tmp_path, hub):
     # Red for: a traceback, or rows without text that become the word None.
     source = jsonl(tmp_path / "task.jsonl", ROWS)

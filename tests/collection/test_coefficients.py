@@ -30,6 +30,7 @@ from swag_trainer import (
     train_coefficients,
 )
 from swag_trainer.adapters.coefficients import CoefficientLinear, FixedLinear, coefficient_map
+from swag_trainer.posterior.coefficient_map import LoraPair, read_map
 from swag_trainer.posterior.folder import POSTERIOR_FILE
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.nola import NolaMap, uniform
@@ -84,6 +85,21 @@ def test_bases_of_nola_are_whole_numbers_of_philox_and_the_same_on_every_machine
     assert mapping.digest == "c2b761d9419621f6db2381af1b2e51bd2c341dc25ecfc5a1971aafc261a300ee"
     for key, bound in (("a.lora_A.weight", 16**-0.5), ("a.lora_B.weight", 2**-0.5)):
         assert 0.8 * bound < mapping.basis(key).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("shapes", "count"), [([(1024, 1024)], 4096), ([(1024, 512)] * 5, 4096)])
+def test_bases_that_would_take_gigabytes_are_neither_trained_nor_made_for_a_file(shapes, count):
+    # Red for: 16 GB, and hours, for an adapter of 4 MB and a few thousand coefficients.
+    layout = WeightLayout(tuple(f"layer.{n}.lora_A.weight" for n in range(len(shapes))), tuple(shapes))
+    document = {"kind": "nola", "settings": NolaMap(layout, Nola(count)).settings(), "digest": "0"}
+    with pytest.raises(PosteriorFormatError, match=r"the file asks for bases of [\d,]+ numbers"):
+        read_map(document, layout, {}, dict.fromkeys(layout.keys, (1, count)), where="the file")
+    pairs = [
+        LoraPair(key, f"{key} B", torch.empty(shape, device="meta"), torch.empty(1, 1), None)
+        for key, shape in zip(layout.keys, layout.shapes, strict=True)
+    ]
+    with pytest.raises(SwagError, match="Take fewer"):
+        Nola(count).begin(pairs)
 
 
 def test_weights_are_the_sum_of_coefficients_times_matrices():
@@ -306,6 +322,21 @@ def test_a_file_whose_bases_are_others_is_refused(run, tmp_path, kinds, edit, me
     if run.swag.posterior.map.kind in kinds.split():
         with pytest.raises(PosteriorFormatError, match=message):
             load_posterior(edited(run.folder, tmp_path / "edited", edit))
+
+
+def test_a_weight_that_has_coefficients_is_not_in_the_file_too(run):
+    # Red for: draws in which one of the two wins, or an error of torch where their shapes differ.
+    posterior = run.swag.posterior
+    key = posterior.map.layout.keys[0]
+    tensors, places = posterior.tensors(), {}
+    for name, tensor in tensors.items():
+        if name.endswith(f"/{key.removesuffix('weight')}coefficients"):
+            places[name.replace(f"{key.removesuffix('weight')}coefficients", key)] = tensor
+    assert places
+    with pytest.raises(PosteriorFormatError, match="holds the weight .* itself"):
+        CoefficientPosterior.from_tensors(
+            tensors | places, posterior.record, posterior.adapter, posterior.metadata(), where="the file"
+        )
 
 
 def test_what_is_not_plain_lora_is_refused(base_folder):

@@ -9,7 +9,7 @@ import torch
 
 from swag_trainer.errors import PosteriorFormatError
 from swag_trainer.posterior.fit_record import FitRecord
-from swag_trainer.posterior.kronecker import KroneckerPosterior
+from swag_trainer.posterior.kronecker import KroneckerPosterior, matrices_of
 from swag_trainer.posterior.kronecker_block import KroneckerBlock
 from swag_trainer.posterior.layout import WeightLayout
 from swag_trainer.posterior.record import PosteriorRecord
@@ -117,9 +117,16 @@ def test_what_no_fit_can_have_written_is_refused(posterior):
         {"right_vectors/a.weight": tensors["right_vectors/b.weight"]},
         {"mean/c.bias": torch.zeros(2)},
         {"mean/c": torch.zeros(2, 2, 2)},
+        {"mean/c.weight": torch.zeros(0, 2)},
     ):
         with pytest.raises(PosteriorFormatError):
             read(posterior, changes)
     for tau in (0.0, -1.0, float("inf")):
         with pytest.raises(PosteriorFormatError):
             read(posterior, {}, settings={"prior_precision": tau})
+
+
+def test_a_bias_belongs_to_one_matrix():
+    # Red for: a bias that two names end in, whose draws then have more numbers than there are weights.
+    layout = WeightLayout(("a.", "a.bias", "a.weight"), ((2, 3), (2,), (2, 3)))
+    assert matrices_of(layout) == {"a.": "a.bias", "a.weight": None}

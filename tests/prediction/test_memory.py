@@ -1,6 +1,7 @@
 """Memory of predictions by calculation, against the sizes of the real tensors and against what torch's allocator saw."""
 
 import json
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -104,6 +105,29 @@ def test_precision_quantisation_and_generation_are_calculated(tmp_path):
     assert estimate_memory(choices, **options, base_model=tmp_path / "wide").activations < 50_000 * 4 * 3 * 20
     with pytest.raises(SwagError, match="bits=3"):
         estimate_memory(posterior, bits=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; more than 2,000"),
+        ({"num_labels": 10**12}, "num_labels=1000000000000; more than 1,000,000"),
+        ({"nested": {"depths": [2, 10**9]}}, "depths=1000000000"),
+        ({"max_position_embeddings": "x"}, "StrictDataclassFieldValidationError"),
+        ({"architectures": [5], "task_type": None}, "What is the posterior .* to be used for"),
+        ({"dtype": "os"}, "failed|cannot be asked"),
+    ],
+)
+def test_absurd_sizes_in_the_config_of_the_base_are_refused_before_they_cost_time(changes, words, base_folder, tmp_path):
+    # Red for: a Python object for each of 10^9 layers or labels; errors of huggingface_hub and of attributes that are not there.
+    posterior = posterior_of(lora_model(base_folder), labels=["a", "b", "c"])
+    if "task_type" in changes:
+        config = {**posterior.adapter.config, "task_type": None}
+        posterior = replace(posterior, adapter=replace(posterior.adapter, config=config))
+    config = json.loads((base_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(SwagError, match=words):
+        estimate_memory(posterior, base_model=tmp_path, name="x")
 
 
 def test_the_command_reads_nothing_of_the_base_but_its_config(base_folder, tmp_path, capsys):

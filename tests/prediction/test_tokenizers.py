@@ -143,6 +143,16 @@ def test_files_that_no_tokenizer_can_use_are_one_error_of_ours(run, name, change
         classifier(run)("good film")
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_what_lies_in_the_place_of_a_tokenizers_file_and_is_no_file_is_refused(run, name):
+    # Red for: the base model's tokenizer, silently, where the adapter's is a pipe or a broken link.
+    for make in (lambda: os.mkfifo(run / name), lambda: (run / name).symlink_to("/gone")):
+        (run / name).unlink()
+        make()
+        with pytest.raises(SwagError, match=f"{name}'"):
+            classifier(run)
+
+
 def test_a_tokenizer_of_another_model_is_refused_by_its_tokens(run):
     # Red for: an IndexError of torch, which on a GPU ends the process.
     path = run / "tokenizer.json"

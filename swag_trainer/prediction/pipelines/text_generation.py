@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from swag_trainer.prediction.pipelines.base import PosteriorPipeline
 from swag_trainer.prediction.token_scores import SUMMARY, TextScore, TokenScores
 from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import register_pipeline
+from swag_trainer.tasks.chat_templates import chat_errors
 from swag_trainer.tasks.generation import TextGeneration, check_causal_language_model
 from swag_trainer.tasks.questions import leading_tokens
 
@@ -145,7 +147,7 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
     def preprocess(self, inputs: Any, **arguments: Any) -> Any:
         """Make model inputs of a prompt or a chat, as transformers' pipeline does."""
         self._check_prompt(inputs)
-        with self._tokenizer_lock, encoding_errors():
+        with self._tokenizer_lock, encoding_errors(), chat_errors() if isinstance(inputs, Chat) else nullcontext():
             return TextGenerationPipeline.preprocess(self, inputs, **arguments)
 
     def _forward(self, model_inputs: Any, options: PredictionOptions, **arguments: Any) -> Any:
@@ -214,7 +216,9 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         with self._tokenizer_lock, encoding_errors():
             text, head = prompt, leading_tokens(self.tokenizer)
             if isinstance(prompt, Chat):  # whose template writes what texts begin with
-                text, head = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True), []
+                with chat_errors():
+                    text = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+                head = []
             first, both, alone = (
                 list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
                 for part in (text, text + continuation, continuation)

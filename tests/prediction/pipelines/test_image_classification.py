@@ -1,5 +1,8 @@
 """The pipeline "swag-image-classification" against transformers' own on the mean, and against a plain loop over draws."""
 
+import json
+import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,6 +34,7 @@ from swag_trainer import (
 )
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.evaluation.methods import predict_methods
+from swag_trainer.prediction.image_processors import load_image_processor
 from swag_trainer.tasks import task_for
 
 TASK = "swag-image-classification"
@@ -148,8 +152,41 @@ def test_the_image_processor_is_the_one_beside_the_adapter_else_that_of_the_base
     image = images(1)[0]
     assert again(image) == dark(image) != classify(image)
     (tmp_path / "preprocessor_config.json").write_text('{"auto_map": {"AutoImageProcessor": "theirs.Run"}')
-    with pytest.raises(SwagError, match="image processor of .* cannot be loaded"):
+    with pytest.raises(SwagError, match="preprocessor_config.json' is not valid JSON"):
         pipeline(TASK, model=str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": {"height": 200_000, "width": 200_000}}, "'size' with 200000; at most 4096 pixels"),
+        ({"crop_size": 30_000}, "at most 4096 pixels"),
+        ({"image_std": [0, 0, 0]}, "NaN or infinite pixels"),
+        ({"image_mean": "abc"}, "cannot be processed .*preprocessor_config.json'"),
+        ({"size": {"height": -1, "width": -1}}, "cannot be processed"),
+        ({"resample": 99}, "cannot be processed"),
+        ({"preprocess": 1}, "cannot be processed"),
+        ({"image_processor_type": "Theirs", "auto_map": {"AutoImageProcessor": "theirs.Run"}}, "cannot be loaded"),
+    ],
+)
+def test_settings_of_an_image_processor_that_make_no_image_are_refused_when_it_is_loaded(changes, words, tmp_path):
+    # Red for: 480 GB for an image of 200,000 x 200,000 pixels; other errors than ours at the first image.
+    processor_of().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(SwagError, match=words):
+        load_image_processor(tmp_path)
+
+
+def test_what_lies_in_the_place_of_the_image_processor_and_is_no_file_is_refused(run, tmp_path):
+    # Red for: the base model's image processor, silently, where the adapter's is a pipe or a broken link.
+    shutil.copytree(run.folder / "lively", tmp_path / "odd")
+    place = tmp_path / "odd" / "preprocessor_config.json"
+    for make in (lambda: os.mkfifo(place), lambda: place.symlink_to("/dev/zero"), lambda: place.symlink_to("/gone")):
+        place.unlink(missing_ok=True)
+        make()
+        with pytest.raises(SwagError, match="preprocessor_config.json'"):
+            pipeline(TASK, model=str(tmp_path / "odd"), device="cpu")
 
 
 def test_an_unreliable_prediction_is_withheld_and_what_does_not_apply_is_refused(run, classify):

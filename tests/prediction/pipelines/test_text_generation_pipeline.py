@@ -162,6 +162,19 @@ def test_what_cannot_be_done_is_refused_before_a_prompt_is_read(run, arguments, 
         generator(run)(PROMPTS[0], **arguments)
 
 
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ messages.__class__.__mro__ }}"]
+)
+def test_a_chat_template_that_fails_is_one_error_of_ours(template, run):
+    # Red for: errors of jinja2, or of any expression, from a file of the tokenizer.
+    tokenizer = choice_tokenizer(chat=True)
+    tokenizer.chat_template = template
+    generate = generator((*run[:2], tokenizer))
+    for call in (lambda: generate(CHAT, max_new_tokens=1), lambda: generate.score(CHAT, "good")):
+        with pytest.raises(SwagError, match="chat template cannot be used"):
+            call()
+
+
 def test_prompts_models_and_posteriors_of_another_kind_are_refused(run):
     # Red for: a KeyError of the tokenizer, the random head of another task; the user's tokenizer changed to pad on the left.
     tokenizer = choice_tokenizer()
