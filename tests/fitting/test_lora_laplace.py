@@ -10,7 +10,7 @@ from transformers import pipeline
 from well_fitted import well_fitted
 
 from swag_trainer import MonteCarloPredictor, Sampling, SwagError, fit_posterior, load_posterior, tune
-from swag_trainer.fitting.lora_laplace import lowest_power
+from swag_trainer.fitting.prior_precision import lowest_power
 from swag_trainer.metrics.scores import negative_log_likelihood
 
 DRAWS = Sampling(num_samples=6)
