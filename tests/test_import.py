@@ -36,6 +36,7 @@ def test_importing_opens_no_socket_writes_nothing_and_leaves_the_pipelines_for_l
     assert json.loads(output[-1]) is True
 
 
+@pytest.mark.slow
 def test_the_task_is_known_also_when_the_pipelines_were_imported_first():
     # Red for: a hook that waits for an import which has already happened.
     code = (

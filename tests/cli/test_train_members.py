@@ -88,6 +88,8 @@ def test_comparators_of_a_mixture_are_measured_by_one_command_and_stand_on_its_c
     data, methods = ["--dataset", str(DEMO)], ["MAP", "MultiSWA", "MultiSWAG", "Ensemble", "Laplace (head)"]
     fitting = [
         "--split",
+        "test",
+        "--validation-split",
         "validation",
         "--train-split",
         "train",

@@ -104,7 +104,8 @@ def edit_config(folder, **changes):
     return str(folder)
 
 
-@pytest.mark.parametrize("names", [QUICK, pytest.param([name for name in RUNS if name not in QUICK], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [QUICK, [name for name in RUNS if name not in QUICK]])
 def test_a_new_process_answers_as_the_one_that_trained(runs, names):
     # Red for: a base that is not changed again, or not in the same way, or changed again under plain LoRA; a lost head; a
     # scaling that is not that of the doubled rank.

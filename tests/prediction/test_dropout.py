@@ -215,7 +215,7 @@ def run(base_folder, texts, tmp_path_factory):
     return model, posterior, [dict(tokenizer(text)) for text in texts]
 
 
-@pytest.mark.parametrize("kind", ["point", "posterior", "posterior at scale 0"])
+@pytest.mark.parametrize("kind", [pytest.param("point", marks=pytest.mark.slow), "posterior", "posterior at scale 0"])
 def test_every_draw_has_a_mask_of_its_own_that_nothing_but_the_seed_changes(run, kind):
     # Red for: one mask for all draws, one pass at scale 0, masks that go on from batch to batch or change with the batches or the
     # number of draws, a random state that is used up.

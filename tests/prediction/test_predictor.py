@@ -48,14 +48,13 @@ def test_answers_do_not_depend_on_batches_order_or_threads(trained, rows, tokeni
     threads, order = torch.get_num_threads(), np.random.default_rng(0).permutation(len(rows))
     reference = predictor(trained, tokenizer, batch_size=7).predict(rows)
     try:
-        for batch_size in (1, 7, 64):
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                answer = predictor(trained, tokenizer, batch_size=batch_size).predict([rows[index] for index in order])
-                for name in ("probabilities", "entropy", "mutual_information", "aleatoric", "std"):
-                    np.testing.assert_allclose(
-                        getattr(answer, name), getattr(reference, name)[order], rtol=0, atol=1e-6, err_msg=name
-                    )
+        for batch_size, count in ((1, 1), (7, 2), (64, 1)):
+            torch.set_num_threads(count)
+            answer = predictor(trained, tokenizer, batch_size=batch_size).predict([rows[index] for index in order])
+            for name in ("probabilities", "entropy", "mutual_information", "aleatoric", "std"):
+                np.testing.assert_allclose(
+                    getattr(answer, name), getattr(reference, name)[order], rtol=0, atol=1e-6, err_msg=name
+                )
     finally:
         torch.set_num_threads(threads)
 
