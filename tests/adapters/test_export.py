@@ -1,6 +1,7 @@
 """Exported adapters: each is loaded by plain PEFT, their average is the pipeline's, and a server's replies are averaged alike."""
 
 import json
+import re
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -217,8 +218,14 @@ def replying(status, headers, body=b"", pause=0.0):
 
     class Handler(BaseRequestHandler):
         def handle(self):
-            while b"\r\n\r\n" not in self.request.recv(2**16):
-                pass
+            asked, length = b"", None
+            # All of the request: a connection that is closed with bytes unread is reset, and the reply may be lost.
+            while length is None or len(asked) < length:
+                asked += self.request.recv(2**16)
+                head, end, _ = asked.partition(b"\r\n\r\n")
+                if end:
+                    stated = re.search(rb"(?i)content-length: *(\d+)", head)
+                    length = len(head) + len(end) + (int(stated[1]) if stated else 0)
             with suppress(OSError):  # the client has hung up
                 self.request.sendall(f"HTTP/1.1 {status}\r\n{headers}\r\n".encode() + body)
                 while pause:
