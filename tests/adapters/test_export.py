@@ -221,7 +221,10 @@ def replying(status, headers, body=b"", pause=0.0):
             asked, length = b"", None
             # All of the request: a connection that is closed with bytes unread is reset, and the reply may be lost.
             while length is None or len(asked) < length:
-                asked += self.request.recv(2**16)
+                received = self.request.recv(2**16)
+                if not received:
+                    return
+                asked += received
                 head, end, _ = asked.partition(b"\r\n\r\n")
                 if end:
                     stated = re.search(rb"(?i)content-length: *(\d+)", head)
