@@ -144,6 +144,7 @@ def test_the_score_of_an_average_is_what_the_trainer_measures_on_it(base_folder,
     assert trainer.evaluate()["eval_loss"] == pytest.approx(swag._collector.score, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_adaptive_run_ends_like_an_uninterrupted_one(base_folder, rows, tokenizer, tmp_path):
     # Red for: a score that is forgotten, so that the next candidate is taken whatever it is worth.
     whole, _ = adaptive_run(base_folder, rows, tokenizer, tmp_path)

@@ -15,9 +15,18 @@ RENAMED = {
     "image classification": ["beit", "dinov2", "ijepa", "swin", "vit", "vit_msn"],
     "audio classification": ["audio-spectrogram-transformer"],
 }
+# What takes longest to make and to load.
+LONGEST = {"granitemoe"}
 
 
-@pytest.mark.parametrize(("kind", "model_type"), [(kind, name) for kind, names in RENAMED.items() for name in names])
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [
+        pytest.param(kind, name, marks=pytest.mark.slow if name in LONGEST else ())
+        for kind, names in RENAMED.items()
+        for name in names
+    ],
+)
 def test_renamed_and_fused_weights_are_no_missing_modules(kind, model_type, tmp_path):
     # Red for: names in memory compared with names in the checkpoint.
     class_name = dict(every_architecture.architectures(kind))[model_type]
