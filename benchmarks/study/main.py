@@ -20,7 +20,7 @@ from study.resampling import resampled_nll
 from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
-from study.training import Optimization, train_run
+from study.training import Optimization
 from study.trainings import MEMBERS, SGD
 from study.variational import BLOB, IVON
 from swag_trainer.metrics.calibration import expected_calibration_error
@@ -136,19 +136,6 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         return
     wanted |= set(known["recipes"])
     data = read_data(task, base, seed=seed, sizes=sizes)
-    train_run(
-        base,
-        data,
-        folder,
-        steps=task.steps,
-        seed=seed,
-        optimization=Optimization(learning_rate=options.learning_rate),
-        frozen_layers=sizes.frozen_layers,
-        schedules=schedules,
-    )
-    if options.only == "train":
-        print(f"{task.name}, seed {seed}: trained", flush=True)
-        return
     run = Run(
         folder,
         data,
@@ -158,6 +145,10 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         frozen_layers=sizes.frozen_layers,
         optimization=Optimization(learning_rate=options.learning_rate),
     )
+    run.train(schedules)
+    if options.only == "train":
+        print(f"{task.name}, seed {seed}: trained", flush=True)
+        return
     known["recipes"] = measured(
         {name: recipe(run) for name, recipe in everything.items() if name in wanted}, data.splits["test"].labels
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from study.distillation import distil
 from study.tasks import TaskData
-from study.training import Optimization, Trajectory, build_model
+from study.training import Optimization, Trajectory, build_model, train_run
 from swag_trainer import Evenly
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.collection.schedule import collection_steps
@@ -88,6 +88,19 @@ class Run:
         self.folder, self.data, self.base, self.steps, self.seed = folder, data, base, steps, seed
         self.frozen_layers, self.optimization = frozen_layers, optimization
         self.fitted: dict[tuple[Draw, float], tuple[float, float]] = {}
+
+    def train(self, schedules: list[str]) -> None:
+        """Train what is not there yet of the run, see `train_run`."""
+        train_run(
+            self.base,
+            self.data,
+            self.folder,
+            steps=self.steps,
+            seed=self.seed,
+            optimization=self.optimization,
+            frozen_layers=self.frozen_layers,
+            schedules=schedules,
+        )
 
     @cached_property
     def weights(self) -> AdapterWeights:

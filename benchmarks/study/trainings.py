@@ -8,7 +8,7 @@ import numpy as np
 
 from study.predictions import Draw, Run
 from study.recipes import Outcome, average, scaled
-from study.training import Optimization, train_run
+from study.training import Optimization
 from swag_trainer.metrics.temperature import fit_temperature
 
 NUM_MEMBERS = 3
@@ -26,19 +26,8 @@ _MAP, _BEST, _MEAN, _SWAG = (
 
 def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Run:
     """Return another run on the examples of a run, trained where it is not there yet."""
-    folder = run.folder / name
-    train_run(
-        run.base,
-        run.data,
-        folder,
-        steps=run.steps,
-        seed=seed,
-        optimization=optimization,
-        frozen_layers=run.frozen_layers,
-        schedules=["held", "decay"],
-    )
-    return Run(
-        folder,
+    other = Run(
+        run.folder / name,
         run.data,
         run.base,
         steps=run.steps,
@@ -46,6 +35,8 @@ def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Ru
         frozen_layers=run.frozen_layers,
         optimization=optimization,
     )
+    other.train(["held", "decay"])
+    return other
 
 
 def by_sgd(draw: Draw) -> Callable[[Run], Outcome]:

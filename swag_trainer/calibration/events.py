@@ -57,13 +57,10 @@ class CalibrationEvents:
 
     def folds(self, *, seed: int) -> list[np.ndarray]:
         """Return the numbers of the events in each fold; every example is in one fold."""
-        if self.exclusive and not self.one_each:
-            return folds_of(len(self.num_events), seed=seed, num_events=self.num_events)  # type: ignore[arg-type]
-        folds = folds_of(len(self.labels), seed=seed)
-        if self.exclusive:
-            return folds
-        places = np.arange(self.labels.size).reshape(self.labels.shape)
-        return [places[fold].reshape(-1) for fold in folds]
+        if self.one_each:
+            return folds_of(len(self.labels), seed=seed)
+        counts = self.num_events if self.exclusive else np.full(len(self.labels), self.labels.shape[1])
+        return folds_of(len(counts), seed=seed, num_events=counts)
 
     def by_example(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the probabilities of each example's labels, shape (N, C), from those of the events."""

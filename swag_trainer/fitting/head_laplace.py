@@ -19,7 +19,7 @@ from swag_trainer.adapters.plain_lora import rank_axis
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
-from swag_trainer.fitting.prior_precision import check_precision, lowest_power
+from swag_trainer.fitting.prior_precision import check_precision, with_best_prior
 from swag_trainer.metrics.scores import log_probabilities, negative_log_likelihood
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
@@ -99,15 +99,12 @@ def fit_head_laplace(
 
     if held_out is not None:
         inputs = features_of.of_rows(held_out.rows, **reading)
-        power, lowest = lowest_power(lambda power: _nll(at(10**power), inputs, held_out.labels, sampling))
-        at_mean = _nll(at(10**power), inputs, held_out.labels, replace(sampling, scale=0.0))
-        return at(
-            10**power,
-            held_out_examples=float(len(held_out.labels)),
-            nll_at_mean=at_mean,
-            nll=lowest,
-            num_samples=float(sampling.num_samples),
-        )
+
+        def nll(posterior: KroneckerPosterior, *, at_mean: bool = False) -> float:
+            drawn = replace(sampling, scale=0.0) if at_mean else sampling
+            return _nll(posterior, inputs, held_out.labels, drawn)
+
+        return with_best_prior(at, nll, num_held_out=len(held_out.labels), num_samples=sampling.num_samples)
     if prior_precision is None:
         prior_precision = curvature.best_prior_precision(squared_norm)
         _warn_of_a_wide_prior(at(prior_precision), features, data.labels, -likelihood / len(data.labels), sampling)

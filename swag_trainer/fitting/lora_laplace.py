@@ -18,7 +18,7 @@ from swag_trainer.errors import SwagError
 from swag_trainer.fitting.adapter import TrainedAdapter
 from swag_trainer.fitting.gauss_newton import kronecker_factors
 from swag_trainer.fitting.loss import averaged_nll
-from swag_trainer.fitting.prior_precision import check_precision, lowest_power
+from swag_trainer.fitting.prior_precision import check_precision, with_best_prior
 from swag_trainer.posterior.fit_record import FitRecord
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 from swag_trainer.posterior.kronecker_block import KroneckerBlock
@@ -87,17 +87,10 @@ def fit_laplace(
 
     reading: dict[str, Any] = {"batch_size": batch_size, "data_collator": data_collator, "progress": progress}
 
-    def nll(power: float, scale: float = 1.0) -> float:
-        return averaged_nll(adapter, at(10**power), held_out, sampling, scale=scale, **reading)
+    def nll(posterior: KroneckerPosterior, *, at_mean: bool = False) -> float:
+        return averaged_nll(adapter, posterior, held_out, sampling, scale=0.0 if at_mean else 1.0, **reading)
 
-    power, lowest = lowest_power(nll)
-    return at(
-        10**power,
-        held_out_examples=float(len(held_out.labels)),
-        nll_at_mean=nll(power, scale=0.0),
-        nll=lowest,
-        num_samples=float(sampling.num_samples),
-    )
+    return with_best_prior(at, nll, num_held_out=len(held_out.labels), num_samples=sampling.num_samples)
 
 
 def linear_layers(weights: AdapterWeights) -> dict[str, nn.Linear]:

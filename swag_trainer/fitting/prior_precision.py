@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from swag_trainer.errors import SwagError
+from swag_trainer.posterior.kronecker import KroneckerPosterior
 
 _NARROWEST, _WIDEST = 5.0, -2.0  # powers of 10 of the prior precision
 _STEPS = (0.5, 0.25)
@@ -27,6 +28,27 @@ def lowest_power(loss: Callable[[float], float]) -> tuple[float, float]:
     for step in _STEPS:
         best = min((best, best + step, best - step), key=cached)
     return best, cached(best)
+
+
+def with_best_prior(
+    at: Callable[..., KroneckerPosterior], nll: Callable[..., float], *, num_held_out: int, num_samples: int
+) -> KroneckerPosterior:
+    """Return the posterior at the prior precision of the lowest NLL of held-out examples, which its record then names.
+
+    Args:
+        at: Makes the posterior at a precision, with further settings for its record.
+        nll: Of the averaged draws of a posterior, or with ``at_mean=True`` of its mean.
+        num_held_out: How many examples the NLL is of.
+        num_samples: How many draws it is estimated with.
+    """
+    power, lowest = lowest_power(lambda power: nll(at(10**power)))
+    return at(
+        10**power,
+        held_out_examples=float(num_held_out),
+        nll_at_mean=nll(at(10**power), at_mean=True),
+        nll=lowest,
+        num_samples=float(num_samples),
+    )
 
 
 def check_precision(prior_precision: float) -> None:

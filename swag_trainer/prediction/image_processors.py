@@ -10,29 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HTTPError
 from transformers import AutoImageProcessor, PretrainedConfig
 
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior.regular_file import read_json, shown
+from swag_trainer.prediction.loading import LOADING_FAILURES
 from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _MAX_BYTES = 2**20
 _MAX_SIDE = 4096  # pixels; an image of 4096 x 4096 takes 200 MB
-_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    HTTPError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def image_processor_for(model: Any, given: Any = None) -> Any:
@@ -101,7 +89,7 @@ def _try(processor: Any, path: Path) -> None:
             if all(torch.isfinite(torch.as_tensor(value)).all() for value in made.values())
             else "it has NaN or infinite pixels."
         )
-    except _FAILURES as error:
+    except LOADING_FAILURES as error:
         problem = f"{type(error).__name__}: {str(error)[:300]}"
     if problem is not None:
         raise PosteriorFormatError(f"An image cannot be processed by the settings in {shown(path)}: {problem}")
@@ -117,7 +105,7 @@ def _loaded(name: str, *, shown: str | None = None, **options: Any) -> Any:
     refuse_remote_code(name, options.pop("trust_remote_code", None))
     try:
         return AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **options)
-    except _FAILURES as error:
+    except LOADING_FAILURES as error:
         raise SwagError(
             f"The image processor of {shown or name!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]} Save one with "
             "image_processor.save_pretrained(folder) beside the adapter, or pass pipeline(..., image_processor=...)."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.tasks.questions import PRESENT, Question
+from swag_trainer.tasks.right_choices import are_answered
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,7 @@ class ChoicePairCollator:
             SwagError: A row is no question, or some rows have an answer and others have none.
         """
         encoded = [row if "input_ids" in row else self.encode(row) for row in rows]
-        answered = sum("labels" in row for row in encoded)
-        if 0 < answered < len(encoded):
-            raise SwagError(
-                f"{answered} of {len(encoded)} questions of a batch have an answer. A loss needs one for each, and a prediction none: leave "
-                "out the questions without, or the answers."
-            )
+        answered = are_answered(encoded)
         counts = [len(row["input_ids"]) for row in encoded]
         if max(counts) > self._max_choices:
             raise SwagError(f"A question has {max(counts)} choices; at most max_choices={self._max_choices} are possible.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from swag_trainer.adapters.keys import adapted_model, base_model
-from swag_trainer.errors import SwagError
-from swag_trainer.tasks.base import Link, Task, class_numbers
+from swag_trainer.tasks.base import Link, Task
 from swag_trainer.tasks.generation import check_causal_language_model
 from swag_trainer.tasks.questions import LETTER, PRESENT, ChoiceSettings
+from swag_trainer.tasks.right_choices import right_choices
 from swag_trainer.tasks.shared_prompt import (
     CHOICE,
     Mask,
@@ -124,14 +123,12 @@ class MultipleChoice(Task):
         Raises:
             SwagError: A row has none, or one that is no choice of its question.
         """
-        labels = class_numbers(rows, num_labels)
-        for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+
+        def count(row: Mapping[str, Any]) -> int:
             present = row[PRESENT] if PRESENT in row else [token >= 0 for token in row.get(LETTER, ())]
-            if operator.index(label) >= sum(map(int, present)):
-                raise SwagError(
-                    f"Row {index} has the right choice {label}, and {sum(map(int, present))} choices, counted from 0."
-                )
-        return labels
+            return sum(map(int, present))
+
+        return right_choices(rows, num_labels, count)
 
     def _prompts(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the model is given to read letters at the end of each prompt; a prompt's positions begin behind padding on its left."""

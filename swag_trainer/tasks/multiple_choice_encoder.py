@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,8 +12,9 @@ from transformers import AutoModelForMultipleChoice
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
-from swag_trainer.tasks.base import Link, Task, class_numbers
+from swag_trainer.tasks.base import Link, Task
 from swag_trainer.tasks.questions import LETTERS, PRESENT
+from swag_trainer.tasks.right_choices import right_choices
 
 
 class MultipleChoiceEncoder(Task):
@@ -96,12 +96,11 @@ class MultipleChoiceEncoder(Task):
         Raises:
             SwagError: A row has none, or one that is no choice of its question.
         """
-        labels = class_numbers(rows, num_labels)
-        for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-            count = sum(map(int, row[PRESENT])) if PRESENT in row else len(row["input_ids"])
-            if operator.index(label) >= count:
-                raise SwagError(f"Row {index} has the right choice {label}, and {count} choices, counted from 0.")
-        return labels
+
+        def count(row: Mapping[str, Any]) -> int:
+            return sum(map(int, row[PRESENT])) if PRESENT in row else len(row["input_ids"])
+
+        return right_choices(rows, num_labels, count)
 
     def _shape(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         """B and C."""

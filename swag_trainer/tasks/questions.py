@@ -13,6 +13,7 @@ from torch import Tensor
 
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.tasks.chat_templates import chat_errors
+from swag_trainer.tasks.right_choices import are_answered
 from swag_trainer.tasks.shared_prompt import CHOICE
 
 logger = logging.getLogger(__name__)
@@ -284,12 +285,7 @@ class ChoiceCollator:
             logger.warning(
                 "A prompt is too long for the model, and its beginning was left out; the encoder's num_truncated counts them."
             )
-        answered = sum("labels" in row for row in encoded)
-        if 0 < answered < len(encoded):
-            raise SwagError(
-                f"{answered} of {len(encoded)} questions of a batch have an answer. A loss needs one for each, and a prediction none: leave "
-                "out the questions without, or the answers."
-            )
+        are_answered(encoded)
         names = [name for name in encoded[0] if all(name in row for row in encoded)]
         return {name: torch.tensor(self._padded(name, [row[name] for row in encoded])) for name in names}
 

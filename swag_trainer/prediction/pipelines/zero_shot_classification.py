@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.sequence_classification import SequenceClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification, entailment_id, label_logits
-
-logger = logging.getLogger(__name__)
 
 _TEMPLATE = "This example is {}."
 _OF_THE_CLASSES = ("abstain_below", "risk", "coverage", "ood", "prediction_set", "prediction_set_method")
@@ -103,16 +100,12 @@ class SwagZeroShotClassificationPipeline(PosteriorPipeline, ZeroShotClassificati
             raise SwagError(f'{self.swag_task} needs the labels to choose from: candidate_labels=["...", "..."].')
         if not isinstance(inputs, str) or not inputs:
             raise SwagError(f"{self.swag_task} takes texts, got {shortened(repr(inputs))}.")
-        was_truncated = False
+        was_noted = False
         for index, label in enumerate(candidate_labels):
             encoded = self._encoded(inputs, hypothesis_template.format(label))
-            if count_truncated(encoded) and not was_truncated:
-                was_truncated = True
-                if self.num_truncated == 0:
-                    logger.warning(
-                        "A text is too long for the model and was truncated; the pipeline's num_truncated counts them."
-                    )
-                self.num_truncated += 1
+            if count_truncated(encoded) and not was_noted:
+                was_noted = True
+                self.note_truncated(1)
             is_last = index == len(candidate_labels) - 1
             yield {"candidate_label": label, "sequence": inputs, "is_last": is_last, **encoded}
 
