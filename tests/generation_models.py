@@ -9,11 +9,11 @@ import transformers
 from choices import DECODERS, save_base
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from trajectories import random_posterior
 from transformers import set_seed
 
 from swag_trainer import SwagPosterior
 from swag_trainer.adapters.weights import private_copy
-from swag_trainer.collection.collector import SwagCollector
 
 
 def language_posterior(name: str, folder: Path, **lora) -> tuple[PeftModel, SwagPosterior]:
@@ -27,14 +27,8 @@ def language_posterior(name: str, folder: Path, **lora) -> tuple[PeftModel, Swag
 
 
 def posterior_of(model: PeftModel) -> SwagPosterior:
-    """A posterior of five random snapshots of a model's adapter, the last of which stays in the model."""
-    collector = SwagCollector(model, rank=3)
-    for step in range(5):
-        with torch.no_grad():
-            for parameter in collector.weights.parameters():
-                parameter += 0.2 * torch.randn_like(parameter)
-        collector.collect(step=step + 1, learning_rate=1e-3)
-    return collector.finish()
+    """A posterior of five random snapshots of a model's adapter."""
+    return random_posterior(model, snapshots=5, rank=3, spread=0.2)
 
 
 def mean_model(model: PeftModel, posterior: SwagPosterior) -> PeftModel:

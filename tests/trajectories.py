@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import torch
 from oracles import two_pass_moments
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import TrainerCallback
 
 from swag_trainer import SwagPosterior
+from swag_trainer.collection.collector import SwagCollector
 
 
 class Witness(TrainerCallback):
@@ -62,3 +63,14 @@ def same(one: SwagPosterior, other: SwagPosterior) -> bool:
         one, other = one.stored_as("bfloat16"), other.stored_as("bfloat16")
     parts = ("mean", "variance", "deviations")
     return one.layout == other.layout and all(torch.equal(getattr(one.gaussian, p), getattr(other.gaussian, p)) for p in parts)
+
+
+def random_posterior(model: PeftModel, *, snapshots: int = 3, rank: int = 2, spread: float = 0.1) -> SwagPosterior:
+    """A posterior of random steps of a model's adapter, the mean of which goes into the model."""
+    collector = SwagCollector(model, rank=rank)
+    for step in range(snapshots):
+        with torch.no_grad():
+            for parameter in collector.weights.parameters():
+                parameter += spread * torch.randn_like(parameter)
+        collector.collect(step=step + 1, learning_rate=1e-3)
+    return collector.finish()

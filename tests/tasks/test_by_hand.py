@@ -5,11 +5,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from trajectories import random_posterior
 from transformers import BertConfig, set_seed
 
 from swag_trainer import MonteCarloPredictor, SwagError
 from swag_trainer.adapters.weights import private_copy
-from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.tasks.by_hand import BY_HAND, limits_of
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -23,13 +23,7 @@ def base(class_name):
 
 def collected(class_name, task_type):
     model = get_peft_model(base(class_name), LoraConfig(task_type=task_type, r=2, init_lora_weights=False))
-    collector = SwagCollector(model, rank=2)
-    for step in range(3):
-        with torch.no_grad():
-            for parameter in collector.weights.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-        collector.collect(step=step + 1, learning_rate=1e-3)
-    return model.eval(), collector.finish()
+    return model.eval(), random_posterior(model)
 
 
 @pytest.mark.parametrize(

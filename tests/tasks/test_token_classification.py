@@ -8,6 +8,7 @@ import torch
 from lively import lively
 from peft import LoraConfig, get_peft_model
 from tagging import TAGS, TEXTS, save_tagger, tagged, tagger, tagging_trainer
+from trajectories import random_posterior
 from transformers import (
     AutoModelForTokenClassification,
     BertTokenizerFast,
@@ -19,7 +20,6 @@ from transformers import (
 
 from swag_trainer import MonteCarloPredictor, Sampling, SwagCallback, SwagError, SwagEvaluationMixin, tune
 from swag_trainer.adapters.weights import private_copy
-from swag_trainer.collection.collector import SwagCollector
 from swag_trainer.evaluation.measurement import measure
 from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.tasks import task_named
@@ -58,13 +58,7 @@ def test_the_tokens_that_count_have_the_logits_of_a_plain_loop_whatever_the_padd
         base = AutoModelForTokenClassification.from_config(GPT2Config(**GPT2))
         lora = LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
         model = get_peft_model(base, lora)
-        collector = SwagCollector(model.eval(), rank=2)
-        for step in range(3):
-            with torch.no_grad():
-                for parameter in collector.weights.parameters():
-                    parameter += 0.1 * torch.randn_like(parameter)
-            collector.collect(step=step + 1, learning_rate=1e-3)
-        posterior = collector.finish()
+        posterior = random_posterior(model.eval())
         assert posterior.record.task == TASK.name
         rows = [{key: value for key, value in row.items() if key != "token_type_ids"} for row in rows]
     tokenizer = copy.deepcopy(tokenizer)
