@@ -66,7 +66,19 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
     # Red for: a schedule that is not trained, recipes of earlier calls that are lost, an adapter that is distilled and not used,
     # resampling that is left out because everything else is there.
     first = run_study(task, base_folder, tmp_path, "--seeds", "0")["0"]["recipes"]
-    parts = ["variants", "rates", "smoothing", "distillation", "fits", "members", "sgd", "blob", "ivon", "coefficients"]
+    parts = [
+        "variants",
+        "rates",
+        "smoothing",
+        "distillation",
+        "fits",
+        "members",
+        "seeds",
+        "sgd",
+        "blob",
+        "ivon",
+        "coefficients",
+    ]
     found = run_study(task, base_folder, tmp_path, "--seeds", "0", "--parts", *parts)["0"]["recipes"]
     assert set(found) == {name for part in command.PARTS.values() for name in part}
     assert {name: found[name] for name in first} == first

@@ -21,7 +21,7 @@ from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import Optimization
-from study.trainings import MEMBERS, SGD
+from study.trainings import MEMBERS, NUM_SEEDS, SEEDS, SGD, next_seeds
 from study.variational import BLOB, IVON
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.scores import brier_score, negative_log_likelihood
@@ -36,6 +36,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "distillation": DISTILLATION,
     "fits": FITS,
     "members": MEMBERS,
+    "seeds": SEEDS,
     "sgd": SGD,
     "blob": BLOB,
     "ivon": IVON,
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("folder", type=Path, help="where trajectories and logits are kept: some 50 MB for each task and seed")
     options.add_argument("--data", type=Path, help="folder with clinc15, hwu64 and banking77; without it the demo's text alone")
     options.add_argument("--tasks", nargs="+", help="names of tasks; default: all")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    options.add_argument("--seeds", type=int, nargs="+", default=list(range(NUM_SEEDS)))
     options.add_argument("--learning-rate", type=float, default=Optimization.learning_rate)
     options.add_argument("--frozen-layers", type=int, default=Sizes.frozen_layers)
     options.add_argument(
@@ -135,22 +136,14 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
     if trained and not missing:
         return
     wanted |= set(known["recipes"])
-    data = read_data(task, base, seed=seed, sizes=sizes)
-    run = Run(
-        folder,
-        data,
-        base,
-        steps=task.steps,
-        seed=seed,
-        frozen_layers=sizes.frozen_layers,
-        optimization=Optimization(learning_rate=options.learning_rate),
-    )
+    run = _new_run(task, seed, options, base, sizes)
+    run.others = [_new_run(task, other, options, base, sizes) for other in next_seeds(seed)]
     run.train(schedules)
     if options.only == "train":
         print(f"{task.name}, seed {seed}: trained", flush=True)
         return
     known["recipes"] = measured(
-        {name: recipe(run) for name, recipe in everything.items() if name in wanted}, data.splits["test"].labels
+        {name: recipe(run) for name, recipe in everything.items() if name in wanted}, run.data.splits["test"].labels
     )
     known |= {"detection": detection(run), "relative_energy": relative_energy(run.gaussian(SWAG_MEAN))}
     known["scales"] = validation_nll(run)
@@ -160,6 +153,18 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         known["resampled"] = resampled_nll(run, recipes, validation_rows=sizes.resampled, repeats=options.resamples)
     file.write_text(json.dumps(known, indent=1))
     print(f"{task.name}, seed {seed}: predicted", flush=True)
+
+
+def _new_run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | str, sizes: Sizes) -> Run:
+    return Run(
+        options.folder / task.name / f"seed-{seed}",
+        read_data(task, base, seed=seed, sizes=sizes),
+        base,
+        steps=task.steps,
+        seed=seed,
+        frozen_layers=sizes.frozen_layers,
+        optimization=Optimization(learning_rate=options.learning_rate),
+    )
 
 
 def measured(outcomes: Mapping[str, Outcome], labels: np.ndarray) -> dict[str, dict]:

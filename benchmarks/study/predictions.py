@@ -72,6 +72,9 @@ class Run:
         steps: Optimizer steps of the run.
         seed: Of the draws and masks.
         frozen_layers, optimization: As in training.
+
+    Attributes:
+        others: Runs of the next seeds, which have the same test examples, and training and validation examples of their own.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Run:
     ) -> None:
         self.folder, self.data, self.base, self.steps, self.seed = folder, data, base, steps, seed
         self.frozen_layers, self.optimization = frozen_layers, optimization
+        self.others: list[Run] = []
         self.fitted: dict[tuple[Draw, float], tuple[float, float]] = {}
 
     def train(self, schedules: list[str]) -> None:

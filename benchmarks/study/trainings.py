@@ -1,4 +1,4 @@
-"""Recipes of further trainings on the same examples: ensembles and mixtures of three runs, and runs by SGD instead of AdamW."""
+"""Recipes of several trainings: ensembles and mixtures of three, and runs by SGD instead of AdamW."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from collections.abc import Callable
 import numpy as np
 
 from study.predictions import Draw, Run
-from study.recipes import Outcome, average, scaled
+from study.recipes import Outcome, average, fit, scaled
 from study.training import Optimization
 from swag_trainer.metrics.temperature import fit_temperature
 
 NUM_MEMBERS = 3
+NUM_SEEDS = 5
 # Between the seeds of members, more than there are seeds in the study.
 _STRIDE = 1000
 # The rate of IVON, whose mean it follows but for the noise.
 _SGD = Optimization("sgd", 1.0)
-_MAP, _BEST, _MEAN, _SWAG = (
-    Draw("map", collected="decay"),
-    Draw("best", collected="decay"),
-    Draw("mean"),
-    Draw("mean", scale=1.0),
-)
+_MAP, _BEST = Draw("map", collected="decay"), Draw("best", collected="decay")
+_MEAN, _SWAG = Draw("mean"), Draw("mean", scale=1.0)
+_SCHEDULES = ["held", "decay"]
 
 
 def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Run:
@@ -35,7 +33,7 @@ def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Ru
         frozen_layers=run.frozen_layers,
         optimization=optimization,
     )
-    other.train(["held", "decay"])
+    other.train(_SCHEDULES)
     return other
 
 
@@ -66,11 +64,41 @@ def mixture(draw: Draw) -> Callable[[Run], Outcome]:
     return recipe
 
 
+def mixture_of_seeds(draw: Draw) -> Callable[[Run], Outcome]:
+    """Return the recipe that averages the draws of the run and of the runs of the next seeds, each at its own temperature.
+
+    The members were trained on examples of their own, so that together they saw up to three times as many as every other recipe; the
+    temperature of each is fitted to its own validation examples, which another may have been trained on. Every run is in
+    three of the five mixtures.
+    """
+
+    def recipe(run: Run) -> Outcome:
+        members = [run, *run.others]
+        for member in run.others:
+            member.train(_SCHEDULES)
+        temperatures = [fit(member, draw).temperature for member in members]
+        logits = [member.logits(draw, "test") / fitted for member, fitted in zip(members, temperatures, strict=True)]
+        return Outcome(average(np.concatenate(logits), 1.0), ", ".join(f"T {fitted:.3f}" for fitted in temperatures))
+
+    return recipe
+
+
+def next_seeds(seed: int) -> list[int]:
+    """Return the seeds whose runs make a mixture with the run of one."""
+    return [(seed + number) % NUM_SEEDS for number in range(1, NUM_MEMBERS)]
+
+
 MEMBERS: dict[str, Callable[[Run], Outcome]] = {
     f"ensemble of {NUM_MEMBERS}, temperature": mixture(_MAP),
     f"ensemble of {NUM_MEMBERS}, best validation, temperature": mixture(_BEST),
     f"MultiSWA of {NUM_MEMBERS}, temperature": mixture(_MEAN),
     f"MultiSWAG of {NUM_MEMBERS}, temperature": mixture(_SWAG),
+}
+SEEDS: dict[str, Callable[[Run], Outcome]] = {
+    f"ensemble of the runs of {NUM_MEMBERS} seeds, temperature": mixture_of_seeds(_MAP),
+    f"ensemble of the runs of {NUM_MEMBERS} seeds, best validation, temperature": mixture_of_seeds(_BEST),
+    f"MultiSWA of the runs of {NUM_MEMBERS} seeds, temperature": mixture_of_seeds(_MEAN),
+    f"MultiSWAG of the runs of {NUM_MEMBERS} seeds, temperature": mixture_of_seeds(_SWAG),
 }
 SGD: dict[str, Callable[[Run], Outcome]] = {
     "MAP by SGD, temperature": by_sgd(_MAP),
