@@ -84,24 +84,32 @@ class AnyClassifier:
         return self
 
 
-def load_any_classifier(options: ClassifierOptions, *, device: str | None = None) -> AnyClassifier:
+def posterior_of(options: ClassifierOptions) -> WeightPosterior | None:
+    """Read the posterior of a folder or a repository; None where there certainly is none."""
+    try:
+        return load_posterior(
+            options.model, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter
+        )
+    except PosteriorNotFoundError as error:
+        if not _is_absent(options.model, error):
+            raise
+        return None
+
+
+def load_any_classifier(
+    options: ClassifierOptions, posterior: WeightPosterior | None, *, device: str | None = None
+) -> AnyClassifier:
     """Load a folder or a repository: with a posterior, with an adapter alone, or with a whole model.
 
     Args:
         options: Where it lies.
+        posterior: What `posterior_of` found there.
         device: Such as "cpu" or "cuda:0"; None for what transformers chooses.
 
     Raises:
         SwagError: None of the three is there, or it cannot be loaded as it was trained.
     """
-    posterior: WeightPosterior | None
     name = options.model
-    try:
-        posterior = load_posterior(name, revision=options.revision, ignore_mismatched_adapter=options.ignore_mismatched_adapter)
-    except PosteriorNotFoundError as error:
-        if not _is_absent(name, error):
-            raise
-        posterior = None
     if posterior is None:
         adapter = _adapter(name, options.revision)
         if adapter is None:

@@ -1,20 +1,18 @@
-"""Measure a text classifier, with a posterior or without, on held-out text: every metric with its confidence interval."""
+"""Measure a classifier of texts, or a model that answers multiple-choice questions: every metric with its confidence interval."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TextIO
 
 from swag_trainer.adapters.weights import AdapterWeights
-from swag_trainer.cli.any_classifier import AnyClassifier, load_any_classifier
-from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.devices import DeviceOptions
+from swag_trainer.cli.evaluation_data import EvaluationData, read_evaluation_data
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show
-from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import METHODS, predict_methods
@@ -102,16 +100,13 @@ def run(options: Options, out: TextIO) -> None:
             )
     asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
-        data = _Data.read(options)
-        loaded = load_any_classifier(options, device=options.device)
-        data = replace(data, validation=data.validation or _tuned_on(options, loaded.posterior, data.examples))
-        parts = (data.examples, data.validation, data.train)
-        classifier = loaded.named(options.labels, [part for part in parts if part is not None])
+        others = _other_methods(options.draws_file or [])
+        data = read_evaluation_data(options, others)
         sampling = Sampling().changed(asked.sampling)
-        if classifier.posterior is not None:
-            tuned = asked.resolved(classifier.posterior)
+        if data.posterior is not None:
+            tuned = asked.resolved(data.posterior)
             sampling = Sampling(num_samples=tuned.num_samples, seed=tuned.seed, design=tuned.design)
-        measurement = _measured(options, data, classifier, sampling)
+        measurement = _measured(options, data, others, sampling)
         if options.output is not None:
             write_files({options.output: measurement.to_json().encode()})
     show(measurement.table(), out)
@@ -120,108 +115,47 @@ def run(options: Options, out: TextIO) -> None:
             out.write(f"{sentence}\n")
 
 
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """What the methods are measured on.
-
-    Attributes:
-        examples: In-distribution text with its labels.
-        validation: For the temperatures of "MAP, temperature" and the like; None where no split was named and the posterior was not tuned
-            on a split of this data.
-        train: For the posteriors that are fitted; None where no split was named.
-        ood: Out-of-distribution text, if there is any.
-        others: Predictions of other methods for the same examples.
-    """
-
-    examples: LabelledText
-    validation: LabelledText | None
-    train: LabelledText | None
-    ood: LabelledText | None
-    others: Mapping[str, MethodPredictions]
-
-    @classmethod
-    def read(cls, options: Options) -> _Data:
-        """Read everything.
-
-        Raises:
-            SwagError: Something cannot be read, or does not fit the rest.
-        """
-        examples = read_text(options, options.split)
-        validation, train = (
-            None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
-        )
-        ood = None if options.ood is None else read_ood(options.ood, options.ood_split or options.split)
-        if ood is not None and set(ood.ood) & set(examples.texts):
-            raise SwagError(
-                f"Texts of --ood {options.ood!r} are also among the examples to measure; it needs out-of-distribution text."
-            )
-        others = _other_methods(options.draws_file or [])
-        for name, predictions in others.items():
-            if len(predictions.probabilities) != len(examples.texts):
-                raise SwagError(
-                    f"--draws-file {name!r} has predictions for {len(predictions.probabilities)} examples; the split "
-                    f"{examples.split!r} of {examples.name!r} has {len(examples.texts)}."
-                )
-        return cls(examples, validation, train, ood, others)
-
-
-def _tuned_on(options: Options, posterior: WeightPosterior | None, examples: LabelledText) -> LabelledText | None:
-    """Return the examples that the posterior was tuned on, where they are another split of the data: baselines get as many as it did."""
-    tuning = None if posterior is None else posterior.tuning
-    if tuning is None or tuning.split is None or (tuning.dataset, tuning.revision) != (examples.name, examples.revision):
-        return None
-    split = "validation" if "," in tuning.split else tuning.split  # a part that was held out has a description for a name
-    if tuning.split == examples.split:
-        return None
-    part = read_text(options, split)
-    return part if part.split == tuning.split else None
-
-
-def _measured(options: Options, data: _Data, classifier: AnyClassifier, sampling: Sampling) -> Measurement:
+def _measured(
+    options: Options, data: EvaluationData, others: Mapping[str, MethodPredictions], sampling: Sampling
+) -> Measurement:
     """Predict and measure; write the predictions where they are asked for."""
-    classes, posterior, tokenizer = classifier.classes, classifier.posterior, classifier.tokenizer
-    labels = data.examples.numbers(classes)
-    map_weights = options.map_weights
+    posterior, map_weights = data.posterior, options.map_weights
     if posterior is None and map_weights is not None:
         raise SwagError(f"--map-weights chooses between weights of a posterior, and {options.model!r} has none. Leave it out.")
     if posterior is not None:
         map_weights = map_weights or ("adapter" if posterior.last_snapshot() is None else "last")
         if map_weights == "last":
-            _load_last_snapshot(classifier.model, posterior)
-
-    def with_labels(part: LabelledText | None) -> list[dict[str, Any]] | None:
-        return None if part is None else tokenised(tokenizer, classifier.model, part.texts, part.numbers(classes))
-
+            _load_last_snapshot(data.model, posterior)
     skipped: dict[str, str] = {}
     predictions = predict_methods(
-        classifier.model,
+        data.model,
         posterior,
-        tokenised(tokenizer, classifier.model, data.examples.texts),
-        ood=None if data.ood is None else tokenised(tokenizer, classifier.model, data.ood.ood),
-        validation=with_labels(data.validation),
-        train=with_labels(data.train),
+        data.rows,
+        ood=data.ood,
+        validation=data.validation,
+        train=data.train,
         sampling=sampling,
         methods=options.methods,
         skipped=skipped,
         batch_size=options.batch_size,
+        data_collator=data.data_collator,
     )
     for reason in dict.fromkeys(skipped.values()):
         names = ", ".join(repr(name) for name, other in skipped.items() if other == reason)
         sys.stderr.write(f"Left out: {names}. {reason}\n")
-    if taken := sorted(set(predictions) & set(data.others)):
+    if taken := sorted(set(predictions) & set(others)):
         raise SwagError(f"--draws-file {taken[0]!r} has the name of a method that is measured too. Give it another name.")
-    methods = {**predictions, **data.others}
+    methods = {**predictions, **others}
     if options.rows is not None:
-        ood_texts = None if data.ood is None else data.ood.ood
-        predictions_to_parquet(options.rows, methods, labels, texts=data.examples.texts, ood_texts=ood_texts)
+        predictions_to_parquet(options.rows, methods, data.labels, texts=data.texts, ood_texts=data.ood_texts)
     plain = next((name for name in _PLAIN_METHODS if name in methods), None)
     return measure(
         methods,
-        labels,
-        dataset=data.examples.name,
-        split=data.examples.split,
-        revision=data.examples.revision,
-        ood=None if data.ood is None else options.ood_name or _ood_name(data.ood, data.examples),
+        data.labels,
+        dataset=data.name,
+        split=data.split,
+        revision=data.revision,
+        ood=data.ood_name,
         posterior=posterior,
         sampling=sampling,
         map_weights=map_weights,
@@ -251,7 +185,3 @@ def _load_last_snapshot(model: Any, posterior: WeightPosterior) -> None:
             "weights in the adapter's file, which are the mean unless it was trained with --final-weights trained."
         )
     AdapterWeights(model, keys=posterior.layout.keys).write(posterior.layout.unflatten(last))
-
-
-def _ood_name(ood: LabelledText, examples: LabelledText) -> str:
-    return f"{ood.name}, {ood.split}" + (", out of scope" if ood.name == examples.name else "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from swag_trainer.cli.any_classifier import load_any_classifier
+from swag_trainer.cli.any_classifier import load_any_classifier, posterior_of
 from swag_trainer.cli.classifier import tokenised
 from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.files import prepared_outputs
@@ -59,7 +59,8 @@ def run(options: Options, out: TextIO) -> None:
 
 
 def _fitted(options: Options, folder: Path) -> WeightPosterior:
-    data, loaded = read_text(options, options.split), load_any_classifier(options, device=options.device)
+    data = read_text(options, options.split)
+    loaded = load_any_classifier(options, posterior_of(options), device=options.device)
     if not hasattr(loaded.model, "peft_config"):
         raise SwagError(f"{options.model!r} has no adapter: 'fit' makes a posterior of a PEFT adapter.")
     chooses = options.method != "tfb" and options.prior_precision is None

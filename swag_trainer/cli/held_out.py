@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import default_data_collator
 
 from swag_trainer.cli.classifier import class_names, find_task, load_classifier, load_pipeline, tokenised
-from swag_trainer.cli.text_data import read_any_text, read_text
+from swag_trainer.cli.questions import is_multiple_choice, read_questions
+from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.tasks.multiple_choice import MultipleChoice
-from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
-
-_CHOICES = (MultipleChoice, MultipleChoiceEncoder)
+from swag_trainer.tasks.base import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +50,7 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
         SwagError: The data or the model cannot be used, or the task has neither classes nor choices.
     """
     posterior, task = find_task(options, posterior)
-    if isinstance(task, _CHOICES):
+    if is_multiple_choice(task):
         return _questions(options, posterior, task)
     data = read_text(options, options.split)
     classifier = load_classifier(options, posterior=posterior, device=options.device)
@@ -74,26 +71,18 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
     )
 
 
-def _questions(options: Any, posterior: WeightPosterior, task: MultipleChoice | MultipleChoiceEncoder) -> HeldOutExamples:
+def _questions(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutExamples:
     if options.train_split is not None:
         raise SwagError(f"--train-split is for the OOD score, and {task.name!r} has none: leave it out.")
-    examples = read_any_text(options.dataset, options.split, options.text_column)
-    unusable = next((example for example in examples if example.problem is not None), None)
-    if unusable is not None:
-        raise SwagError(f"The example in {unusable.where} cannot be used: {unusable.problem}")
     classifier = load_pipeline(options, posterior, task, device=options.device)
-    rows = [classifier.example({**example.others, "question": example.text}) for example in examples]
-    for example, row in zip(examples, rows, strict=True):
-        if "labels" not in row:
-            raise SwagError(f'The question in {example.where} has no right choice: "answer" names its place, from 0.')
-    path = Path(options.dataset)
+    questions = read_questions(options, options.dataset, options.split, classifier)
     return HeldOutExamples(
         classifier=classifier,
-        rows=rows,
+        rows=questions.rows,
         train_rows=None,
         num_classes=task.num_classes(None),
-        name=options.dataset_name or (path.name if path.exists() else options.dataset),
-        split=options.split,
+        name=questions.name,
+        split=questions.split,
         revision=None,
         data_collator=classifier.data_collator,
     )

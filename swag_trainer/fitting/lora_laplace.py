@@ -44,7 +44,7 @@ def fit_laplace(
 
     Laplace-LoRA (Yang et al. 2024, arXiv:2308.13111) with other factors, see `kronecker_factors`. The precision of each matrix is its
     Gauss-Newton matrix over the training examples plus tau I. tau is that of the lowest NLL of the averaged probabilities on held-out
-    examples, to a quarter of a power of 10. The marginal likelihood, which serves the head alone, holds for a model that is linear in the
+    examples, to half a power of 10. The marginal likelihood, which serves the head alone, holds for a model that is linear in the
     weights, and draws of A and B go through the model itself: on the demo's text (a seed of the study) its tau was 1.7, at which the accuracy
     fell from 74 to 9 %; the lowest NLL was at 562.
 

@@ -10,11 +10,10 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior.kronecker import KroneckerPosterior
 
 _NARROWEST, _WIDEST = 5.0, -2.0  # powers of 10 of the prior precision
-_STEPS = (0.5, 0.25)
 
 
 def lowest_power(loss: Callable[[float], float]) -> tuple[float, float]:
-    """Return the power of 10 of the prior precision with the lowest loss, to a quarter, and that loss.
+    """Return the power of 10 of the prior precision with the lowest loss, to a half, and that loss.
 
     From the narrowest prior on, which hardly differs from no noise at all, the prior is widened until the loss rises.
 
@@ -25,8 +24,7 @@ def lowest_power(loss: Callable[[float], float]) -> tuple[float, float]:
     best = power = _NARROWEST
     while power > _WIDEST and cached(power) <= cached(best):
         best, power = power, power - 1
-    for step in _STEPS:
-        best = min((best, best + step, best - step), key=cached)
+    best = min((best, best + 0.5, best - 0.5), key=cached)
     return best, cached(best)
 
 

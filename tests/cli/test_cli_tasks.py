@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from answering import examples, save_answering
 from choices import questions
@@ -33,6 +34,7 @@ from swag_trainer import MonteCarloPredictor, SwagError, load_posterior
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.main import main
 from swag_trainer.cli.options import ClassifierOptions
+from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.prediction.task_resolution import resolve_task
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "initializer_range": 0.3}
@@ -173,6 +175,40 @@ def test_questions_of_a_file_tune_a_model_for_multiple_choice(folders, tmp_path,
     assert "has no right choice" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--train-split", "train"]) == 1
     assert "--train-split is for the OOD score" in capsys.readouterr().err
+
+
+def test_questions_of_a_file_are_measured_with_what_they_were_tuned_on_and_with_shifted_ones(folders, tmp_path, capsys):
+    # Red for: choices that a question lacks among the classes of its probabilities, temperatures from the questions that are measured,
+    # labels of other questions, shifted questions that need an answer.
+    data, shifted = tmp_path / "data", [{key: row[key] for key in ("question", "choices")} for row in questions(9)[6:]]
+    data.mkdir()
+    parts = {"test": questions(6), "validation": questions(24)}
+    for name, rows in (*parts.items(), ("shifted", [{**row, "question": f"so {row['question']}"} for row in shifted])):
+        place = tmp_path if name == "shifted" else data
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--dataset", str(data), "--validation-split", "validation", "--ood", str(tmp_path / "shifted.jsonl")]
+    options += ["--ood-split", "shifted", "--num-samples", "2", "--num-resamples", "2", "--map-weights", "adapter"]
+    written = ["--output", str(tmp_path / "results.json"), "--rows", str(tmp_path / "rows.parquet")]
+    assert main(["evaluate", folders.questions, *options, *written, "--device", "cpu"]) == 0
+    assert "Left out: 'TFB'" in capsys.readouterr().err
+    measured = Measurement.read(tmp_path / "results.json")
+    assert (measured.num_examples, measured.split) == (6, "test")
+    choose = pipeline("swag-multiple-choice-encoder", model=folders.questions, scale=0, top_k=None, device="cpu")
+    right = [
+        next(one["score"] for one in ranking if one["label"] == "ABCDE"[row["answer"]])
+        for row, ranking in zip(parts["test"], choose(parts["test"]), strict=True)
+    ]
+    assert measured.metrics["SWA"]["nll"].value == pytest.approx(-np.log(right).mean(), rel=1e-5)
+    assert measured.metrics["MAP, temperature"]["nll"].value != measured.metrics["MAP"]["nll"].value
+    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert {len(row["probabilities"]) for row in rows} == {5} and sum(row["is_ood"] for row in rows) == 3 * len(
+        measured.methods
+    )
+    assert main(["evaluate", folders.questions, *options, "--labels", "a", "b"]) == 1
+    assert "the choices of a question are in the data" in capsys.readouterr().err
+    options[options.index("--ood") + 1] = str(data / "test.jsonl")
+    assert main(["evaluate", folders.questions, *options, "--ood-split", "test"]) == 1
+    assert "are also among those to measure" in capsys.readouterr().err
 
 
 def test_an_image_processor_is_pushed_with_a_card_of_its_task(folders, hub, capsys):

@@ -73,12 +73,12 @@ def test_it_is_tuned_pushed_loaded_and_answers_in_the_pipeline(trained, fitted, 
     np.testing.assert_allclose(scores, np.sort(expected.predict(rows).probabilities)[:, ::-1], atol=2e-6)
 
 
-@pytest.mark.parametrize(("valley", "found"), [(2.5, 2.5), (4.1, 4.0), (3.2, 3.25), (-1.1, -1.0), (9.0, 5.75), (-9.0, -1.75)])
+@pytest.mark.parametrize(("valley", "found"), [(2.5, 2.5), (4.1, 4.0), (3.3, 3.5), (-1.1, -1.0), (9.0, 5.5), (-9.0, -1.5)])
 def test_the_search_ends_in_the_valley_or_at_an_end(valley, found):
     # Red for: a step that is skipped, an endless search, a loss that is computed again and again.
     asked = []
     power, loss = lowest_power(lambda power: asked.append(power) or (power - valley) ** 2)
-    assert power == found and loss == (found - valley) ** 2 and len(asked) == len(set(asked)) <= 13
+    assert power == found and loss == (found - valley) ** 2 and len(asked) == len(set(asked)) <= 11
 
 
 @pytest.mark.parametrize(

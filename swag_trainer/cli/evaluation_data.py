@@ -1,0 +1,169 @@
+"""What `swag-trainer evaluate` measures on: a model with its posterior, and examples as the Trainer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import default_data_collator
+
+from swag_trainer.cli.any_classifier import load_any_classifier, posterior_of
+from swag_trainer.cli.classifier import find_task, load_pipeline, tokenised
+from swag_trainer.cli.questions import EncodedQuestions, is_multiple_choice, read_questions
+from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
+from swag_trainer.errors import SwagError
+from swag_trainer.evaluation.predictions import MethodPredictions
+from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.tasks.base import Task
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """A model, and examples that were encoded for it.
+
+    Attributes:
+        model: On its device.
+        posterior: None for a plain model.
+        name, split, revision: Of the examples that are measured.
+        texts, rows, labels: These examples; N of each.
+        validation: For the temperatures of "MAP, temperature" and the like; None where no split was named and the posterior was not tuned
+            on a split of this data.
+        train: For the posteriors that are fitted; None where no split was named.
+        ood_texts, ood: Out-of-distribution examples, if there are any.
+        ood_name: What these are called.
+        data_collator: Makes a batch of examples.
+    """
+
+    model: nn.Module
+    posterior: WeightPosterior | None
+    name: str
+    split: str
+    revision: str | None
+    texts: list[str]
+    rows: Rows
+    labels: np.ndarray
+    validation: Rows | None
+    train: Rows | None
+    ood_texts: list[str] | None
+    ood: Rows | None
+    ood_name: str | None
+    data_collator: Callable[[list[Any]], Any] = default_data_collator
+
+
+def read_evaluation_data(options: Any, others: Mapping[str, MethodPredictions]) -> EvaluationData:
+    """Read the examples and load the model that they are for.
+
+    Args:
+        options: Of `swag-trainer evaluate`.
+        others: Predictions of other methods, which must be for as many examples.
+
+    Raises:
+        SwagError: The data or the model cannot be used, or the task has neither classes nor choices.
+    """
+    posterior = posterior_of(options)
+    if posterior is not None:
+        _, task = find_task(options, posterior)
+        if is_multiple_choice(task):
+            return _questions(options, posterior, task, others)
+    return _text(options, posterior, others)
+
+
+def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, MethodPredictions]) -> EvaluationData:
+    examples = read_text(options, options.split)
+    _check_counts(others, examples)
+    validation, train = (
+        None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
+    )
+    ood = None if options.ood is None else read_ood(options.ood, options.ood_split or options.split)
+    if ood is not None and set(ood.ood) & set(examples.texts):
+        raise SwagError(
+            f"Texts of --ood {options.ood!r} are also among the examples to measure; it needs out-of-distribution text."
+        )
+    if validation is None and (tuned_on := _tuned_on(posterior, examples)) is not None:
+        part = read_text(options, "validation" if "," in tuned_on else tuned_on)  # a part held out has a description for a name
+        validation = part if part.split == tuned_on else None
+    loaded = load_any_classifier(options, posterior, device=options.device)
+    classifier = loaded.named(options.labels, [part for part in (examples, validation, train) if part is not None])
+    model, tokenizer = classifier.model, classifier.tokenizer
+
+    def with_labels(part: LabelledText | None) -> Rows | None:
+        return None if part is None else tokenised(tokenizer, model, part.texts, part.numbers(classifier.classes))
+
+    return EvaluationData(
+        model=model,
+        posterior=posterior,
+        name=examples.name,
+        split=examples.split,
+        revision=examples.revision,
+        texts=examples.texts,
+        rows=tokenised(tokenizer, model, examples.texts),
+        labels=examples.numbers(classifier.classes),
+        validation=with_labels(validation),
+        train=with_labels(train),
+        ood_texts=None if ood is None else ood.ood,
+        ood=None if ood is None else tokenised(tokenizer, model, ood.ood),
+        ood_name=None if ood is None else options.ood_name or _ood_name(ood, examples),
+    )
+
+
+def _questions(options: Any, posterior: WeightPosterior, task: Task, others: Mapping[str, MethodPredictions]) -> EvaluationData:
+    """Read questions; those of other kinds are the out-of-distribution ones."""
+    if options.labels is not None:
+        raise SwagError(
+            "--labels names the classes of a classifier, and the choices of a question are in the data: leave it out."
+        )
+    classifier = load_pipeline(options, posterior, task, device=options.device)
+    examples = read_questions(options, options.dataset, options.split, classifier)
+    _check_counts(others, examples)
+    split = options.validation_split or _tuned_on(posterior, examples)
+    ood = None
+    if options.ood is not None:
+        ood = read_questions(options, options.ood, options.ood_split or options.split, classifier, needs_answers=False)
+        if set(ood.texts) & set(examples.texts):
+            raise SwagError(f"Questions of --ood {options.ood!r} are also among those to measure; it needs other ones.")
+
+    def part(name: str | None) -> Rows | None:
+        return None if name is None else read_questions(options, options.dataset, name, classifier).rows
+
+    return EvaluationData(
+        model=classifier.model,
+        posterior=posterior,
+        name=examples.name,
+        split=examples.split,
+        revision=None,
+        texts=examples.texts,
+        rows=examples.rows,
+        labels=task.labels(examples.rows, task.num_classes(None)),
+        validation=part(split),
+        train=part(options.train_split),
+        ood_texts=None if ood is None else ood.texts,
+        ood=None if ood is None else ood.rows,
+        ood_name=None if ood is None else options.ood_name or f"{ood.name}, {ood.split}",
+        data_collator=classifier.data_collator,
+    )
+
+
+def _check_counts(others: Mapping[str, MethodPredictions], examples: LabelledText | EncodedQuestions) -> None:
+    for name, predictions in others.items():
+        if len(predictions.probabilities) != len(examples.texts):
+            raise SwagError(
+                f"--draws-file {name!r} has predictions for {len(predictions.probabilities)} examples; the split {examples.split!r} of "
+                f"{examples.name!r} has {len(examples.texts)}."
+            )
+
+
+def _tuned_on(posterior: WeightPosterior | None, examples: LabelledText | EncodedQuestions) -> str | None:
+    """Return the split that the posterior was tuned on, where it is another one of the data: baselines get as many examples as it did."""
+    tuning = None if posterior is None else posterior.tuning
+    if tuning is None or tuning.split is None or tuning.split == examples.split:
+        return None
+    return tuning.split if (tuning.dataset, tuning.revision) == (examples.name, examples.revision) else None
+
+
+def _ood_name(ood: LabelledText, examples: LabelledText) -> str:
+    return f"{ood.name}, {ood.split}" + (", out of scope" if ood.name == examples.name else "")
