@@ -74,6 +74,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scoring", choices=("letters", "answers"), default="letters")
     parser.add_argument("--target-modules", nargs="+", default=["q_proj", "v_proj"])
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the model so while it is loaded, by bitsandbytes")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again to save memory")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-4)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from question_sets import Row
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from swag_trainer import ChoiceSettings, MultipleChoiceMixin, SwagCallback, WeightPosterior, load_posterior, point_posterior
 
@@ -20,8 +29,13 @@ class ChoiceTrainer(MultipleChoiceMixin, Trainer):
 def new_model(seed: int, options: argparse.Namespace) -> PeftModel:
     """Return the language model with a new LoRA adapter, which the seed decides."""
     set_seed(seed)
-    where = {"gguf_file": options.gguf_file} if options.gguf_file else {}
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype), **where)
+    dtype = getattr(torch, options.dtype)
+    how: dict[str, Any] = {"gguf_file": options.gguf_file} if options.gguf_file else {}
+    if options.bits is not None:
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=options.bits == 4, load_in_8bit=options.bits == 8, bnb_4bit_compute_dtype=dtype
+        )
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **how)
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.05, target_modules=options.target_modules)
     return get_peft_model(base, lora)
 
@@ -52,6 +66,8 @@ def trained(kind: str, questions: list[Row], folder: Path, *, seed: int, options
             save_strategy="no",
             report_to=[],
             seed=seed,
+            gradient_checkpointing=options.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
         )
         trainer = ChoiceTrainer(
             model=new_model(seed, options),

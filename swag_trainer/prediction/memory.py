@@ -138,7 +138,7 @@ def estimate_memory(
     )
 
 
-class _LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, as long as they live.
 
     Attributes:
@@ -218,7 +218,7 @@ def _adapted_modules(tensors: Mapping[str, Tensor]) -> set[str]:
 
 def _peak_of_forward(model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     """Return the most bytes that live at once in a forward with the adapter, whose part in a layer is as large as the layer's output."""
-    live = _LiveTensors()
+    live = LiveTensors()
     adapted = _adapted_modules(tensors)
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:

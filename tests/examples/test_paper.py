@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from swag_trainer.tasks.questions import Question
 
@@ -77,3 +78,21 @@ def test_files_are_needed_without_the_small_mode(paper, capsys):
     with pytest.raises(SystemExit):
         paper.main(["--train", "a.jsonl"])
     assert "--train, --test and --shifted are needed" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_step_and_of_predictions_is_calculated_from_the_config(monkeypatch, tmp_path, capsys):
+    # Red for: activations that gradient checkpointing does not drop, a base that quantisation does not shrink, statistics left out.
+    monkeypatch.syspath_prepend(str(EXAMPLES / "paper"))
+    import memory
+
+    LlamaConfig(
+        vocab_size=50, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+    ).save_pretrained(tmp_path)
+    found = dict(memory.main(["--model", str(tmp_path), "--length", "16", "--batch-size", "4"]))
+    assert "4,194,304" not in (shown := capsys.readouterr().out) and "8,192 weights in the adapter" in shown
+    whole, quantised = ([size for name, size in found.items() if base in name] for base in ("bfloat16", "4 bits"))
+    assert all(one > other > 0 for one, other in zip(whole, quantised, strict=True))
+    kept = whole[0] - whole[1]
+    inputs = 4 * 4 * 16 * 64 * 2 / memory.GIB  # of every layer, which is what checkpointing keeps
+    assert kept > 3 * inputs
+    assert whole[1] * memory.GIB > 4 * 28 * 8192
