@@ -75,6 +75,7 @@ def test_parts_add_recipes_and_the_trainings_that_they_need(task, base_folder, t
         "members",
         "seeds",
         "sgd",
+        "sgd-rates",
         "blob",
         "ivon",
         "coefficients",

@@ -21,7 +21,7 @@ from study.scales import scale_table, validation_nll
 from study.tables import REFERENCES, detection_table, difference_table, metric_table, resampled_table
 from study.tasks import BASE, Sizes, StudyTask, read_data, standard_tasks
 from study.training import Optimization
-from study.trainings import MEMBERS, NUM_SEEDS, SEEDS, SGD, next_seeds
+from study.trainings import MEMBERS, NUM_SEEDS, SEEDS, SGD, SGD_RATES, next_seeds
 from study.variational import BLOB, IVON
 from swag_trainer.metrics.calibration import expected_calibration_error
 from swag_trainer.metrics.scores import brier_score, negative_log_likelihood
@@ -38,6 +38,7 @@ PARTS: dict[str, Mapping[str, Callable[[Run], Outcome]]] = {
     "members": MEMBERS,
     "seeds": SEEDS,
     "sgd": SGD,
+    "sgd-rates": SGD_RATES,
     "blob": BLOB,
     "ivon": IVON,
     "coefficients": COEFFICIENTS,

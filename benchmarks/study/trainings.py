@@ -15,8 +15,8 @@ NUM_MEMBERS = 3
 NUM_SEEDS = 5
 # Between the seeds of members, more than there are seeds in the study.
 _STRIDE = 1000
-# The rate of IVON, whose mean it follows but for the noise.
-_SGD = Optimization("sgd", 1.0)
+# The rate of IVON, whose mean it follows but for the noise, and others.
+SGD_RATE, OTHER_RATES = 1.0, (0.3, 3.0)
 _MAP, _BEST = Draw("map", collected="decay"), Draw("best", collected="decay")
 _MEAN, _SWAG = Draw("mean"), Draw("mean", scale=1.0)
 _SCHEDULES = ["held", "decay"]
@@ -37,9 +37,10 @@ def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Ru
     return other
 
 
-def by_sgd(draw: Draw) -> Callable[[Run], Outcome]:
+def by_sgd(draw: Draw, rate: float = SGD_RATE) -> Callable[[Run], Outcome]:
     """Return the recipe of a draw with a temperature, of a run by SGD from the same beginning over the same batches."""
-    return lambda run: scaled(draw)(trained(run, "sgd", seed=run.seed, optimization=_SGD))
+    name = "sgd" if rate == SGD_RATE else f"sgd-{rate:g}"
+    return lambda run: scaled(draw)(trained(run, name, seed=run.seed, optimization=Optimization("sgd", rate)))
 
 
 def mixture(draw: Draw) -> Callable[[Run], Outcome]:
@@ -105,4 +106,9 @@ SGD: dict[str, Callable[[Run], Outcome]] = {
     "best-validation MAP by SGD, temperature": by_sgd(_BEST),
     "SWA by SGD, temperature": by_sgd(_MEAN),
     "SWAG by SGD, temperature": by_sgd(_SWAG),
+}
+SGD_RATES: dict[str, Callable[[Run], Outcome]] = {
+    f"{name} by SGD, rate {rate:g}, temperature": by_sgd(draw, rate)
+    for rate in OTHER_RATES
+    for name, draw in (("MAP", _MAP), ("SWAG", _SWAG))
 }

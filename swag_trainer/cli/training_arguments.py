@@ -30,6 +30,8 @@ _OWN = {
     "greater_is_better": "eval",
     "resume_from_checkpoint": "resume",
 }
+# The gradients' running mean: dampening keeps the length of a step, whatever the momentum.
+_SGD = {"optim": "sgd", "optim_args": "momentum=0.9,dampening=0.9"}
 
 
 def swag_callback(options: TrainOptions) -> SwagCallback:
@@ -66,11 +68,12 @@ def training_arguments(options: TrainOptions, folder: Path, seed: int) -> Traini
     """
     settings: dict[str, Any] = {
         "output_dir": str(folder),
-        "learning_rate": options.learning_rate,
+        "learning_rate": options.peak_learning_rate,
         "per_device_train_batch_size": options.batch_size,
         "seed": seed,
         **_length(options),
         **_checkpoints(options),
+        **(_SGD if options.optimizer == "sgd" else {}),
     }
     usual = {
         "warmup_steps": 0.06,
@@ -90,6 +93,8 @@ def training_arguments(options: TrainOptions, folder: Path, seed: int) -> Traini
         taken = sorted(set(more) & set(_OWN))
         if taken:
             raise ValueError(f"{taken[0]!r} has an option of its own, --{_OWN[taken[0]]}")
+        if options.optimizer == "sgd" and set(more) & set(_SGD):
+            raise ValueError("--optimizer sgd sets 'optim' and 'optim_args'; leave it out to set them here")
         return TrainingArguments(**{**usual, **settings, **more})
     except (TypeError, ValueError, ImportError) as error:
         raise SwagError(

@@ -12,6 +12,8 @@ from swag_trainer.errors import SwagError
 from swag_trainer.posterior.mixture import MAX_MEMBERS
 
 DEFAULT_STEPS = 400
+# The peak learning rate where none is given, by optimizer.
+LEARNING_RATES = {"adamw": 5e-3, "sgd": 1.0}
 # Options that change nothing about what a run computes: another value may continue it.
 _NOT_OF_THE_RUN = {"config", "debug", "output", "overwrite", "resume", "seed", "seeds", "members", "dataset_name"}
 
@@ -68,7 +70,16 @@ class TrainOptions(TextOptions):
     )
     steps: int | None = field(default=None, metadata={"help": f"optimizer steps; default: {DEFAULT_STEPS}"})
     epochs: float | None = field(default=None, metadata={"help": "passes over the training examples, instead of --steps"})
-    learning_rate: float = field(default=5e-3, metadata={"help": "peak learning rate"})
+    optimizer: Literal["adamw", "sgd"] = field(
+        default="adamw",
+        metadata={"help": "'sgd': with momentum .9 as a running mean of gradients; on small data its posteriors were better"},
+    )
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak learning rate; default: " + ", ".join(f"{rate:g} of {name}" for name, rate in LEARNING_RATES.items())
+        },
+    )
     batch_size: int = field(default=16, metadata={"help": "examples per step"})
     max_length: int = field(
         default=128, metadata={"help": "tokens of a text; longer ones are truncated, also in every later command"}
@@ -176,6 +187,11 @@ class TrainOptions(TextOptions):
                 f"--save-steps must be a multiple of --eval-steps, so that the best weights are saved; got {self.save_steps} and "
                 f"{self.eval_steps}."
             )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after the warm-up."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
 
     @property
     def run_seeds(self) -> list[int]:

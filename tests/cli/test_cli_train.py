@@ -3,11 +3,13 @@ import json
 import pytest
 import torch
 from command_line import DEMO, demo_base, demo_decoder, train
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Trainer
 
-from swag_trainer import SwagPosterior
+from swag_trainer import SwagError, SwagPosterior
 from swag_trainer.cli.collect import last_with_tokenizer
 from swag_trainer.cli.main import main
+from swag_trainer.cli.training_arguments import training_arguments
+from swag_trainer.cli.training_options import TrainOptions
 
 
 def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys):
@@ -27,6 +29,17 @@ def test_options_of_a_yaml_file_reach_the_run_and_the_posterior(tmp_path, capsys
     assert posterior.adapter.config["r"] == 2 and list(posterior.adapter.config["target_modules"]) == ["value"]
     assert any(not torch.equal(mean, posterior.adapter.tensors[key]) for key, mean in posterior.mean.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 16
+
+
+def test_sgd_trains_with_momentum_at_a_rate_of_its_own(tmp_path):
+    # Red for: SGD at AdamW's rate, arguments of the optimizer that transformers drops, an optimizer that is named twice.
+    given = {"model": demo_base(), "dataset": str(DEMO), "output": str(tmp_path / "run"), "optimizer": "sgd"}
+    for rate, expected in ((None, 1.0), (0.3, 0.3)):
+        arguments = training_arguments(TrainOptions(**given, learning_rate=rate), tmp_path, 0)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        assert kind is torch.optim.SGD and settings == {"lr": expected, "momentum": 0.9, "dampening": 0.9}
+    with pytest.raises(SwagError, match="leave it out to set them here"):
+        training_arguments(TrainOptions(**given, training='{"optim": "adafactor"}'), tmp_path, 0)
 
 
 def test_a_decoder_in_half_precision_without_a_padding_token_trains_and_predicts(tmp_path, capsys):
