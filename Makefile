@@ -10,7 +10,7 @@ OLDEST_PYTHON := 3.11
 # is installed, which takes seconds in every process.
 define run_tests
 	PYTHONPATH=$(1)/quantised OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 -m "quantised and not slow" \
-	  tests/adapters/test_quantised.py tests/collection/test_low_precision.py
+	  tests/adapters/test_quantised.py tests/adapters/test_quantised_language_models.py tests/collection/test_low_precision.py
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not quantised" $(ARGS)
 endef
 
