@@ -1,4 +1,4 @@
-"""Measure a classifier of texts, or a model that answers multiple-choice questions: every metric with its confidence interval."""
+"""Measure a classifier of texts or of their words, or a model that answers questions: every metric with its confidence interval."""
 
 from __future__ import annotations
 
@@ -156,6 +156,7 @@ def _measured(
         split=data.split,
         revision=data.revision,
         ood=data.ood_name,
+        clusters=data.clusters,
         posterior=posterior,
         sampling=sampling,
         map_weights=map_weights,

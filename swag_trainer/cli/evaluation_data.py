@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import default_data_collator
+from transformers import DataCollatorForTokenClassification, default_data_collator
 
 from swag_trainer.cli.any_classifier import load_any_classifier, posterior_of
 from swag_trainer.cli.classifier import find_task, load_pipeline, tokenised
 from swag_trainer.cli.questions import EncodedQuestions, is_multiple_choice, read_questions
+from swag_trainer.cli.tagged_text import EncodedTags, read_tags
 from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.token_classification import TokenClassification
 
 Rows = list[dict[str, Any]]
 
@@ -30,13 +32,14 @@ class EvaluationData:
         model: On its device.
         posterior: None for a plain model.
         name, split, revision: Of the examples that are measured.
-        texts, rows, labels: These examples; N of each.
+        texts, rows, labels: These examples. N of each; of tagged texts, N rows and as many words and labels as words have tags.
         validation: For the temperatures of "MAP, temperature" and the like; None where no split was named and the posterior was not tuned
             on a split of this data.
         train: For the posteriors that are fitted; None where no split was named.
         ood_texts, ood: Out-of-distribution examples, if there are any.
         ood_name: What these are called.
         data_collator: Makes a batch of examples.
+        clusters: The row of each label, where rows have several.
     """
 
     model: nn.Module
@@ -53,6 +56,7 @@ class EvaluationData:
     ood: Rows | None
     ood_name: str | None
     data_collator: Callable[[list[Any]], Any] = default_data_collator
+    clusters: np.ndarray | None = None
 
 
 def read_evaluation_data(options: Any, others: Mapping[str, MethodPredictions]) -> EvaluationData:
@@ -70,12 +74,14 @@ def read_evaluation_data(options: Any, others: Mapping[str, MethodPredictions]) 
         _, task = find_task(options, posterior)
         if is_multiple_choice(task):
             return _questions(options, posterior, task, others)
+        if isinstance(task, TokenClassification):
+            return _tagged(options, posterior, task, others)
     return _text(options, posterior, others)
 
 
 def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, MethodPredictions]) -> EvaluationData:
     examples = read_text(options, options.split)
-    _check_counts(others, examples)
+    _check_counts(others, examples.name, examples.split, len(examples.texts))
     validation, train = (
         None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
     )
@@ -119,7 +125,7 @@ def _questions(options: Any, posterior: WeightPosterior, task: Task, others: Map
         )
     classifier = load_pipeline(options, posterior, task, device=options.device)
     examples = read_questions(options, options.dataset, options.split, classifier)
-    _check_counts(others, examples)
+    _check_counts(others, examples.name, examples.split, len(examples.texts))
     split = options.validation_split or _tuned_on(posterior, examples)
     ood = None
     if options.ood is not None:
@@ -148,16 +154,48 @@ def _questions(options: Any, posterior: WeightPosterior, task: Task, others: Map
     )
 
 
-def _check_counts(others: Mapping[str, MethodPredictions], examples: LabelledText | EncodedQuestions) -> None:
-    for name, predictions in others.items():
-        if len(predictions.probabilities) != len(examples.texts):
+def _tagged(options: Any, posterior: WeightPosterior, task: Task, others: Mapping[str, MethodPredictions]) -> EvaluationData:
+    for option in ("labels", "ood"):
+        if getattr(options, option) is not None:
             raise SwagError(
-                f"--draws-file {name!r} has predictions for {len(predictions.probabilities)} examples; the split {examples.split!r} of "
-                f"{examples.name!r} has {len(examples.texts)}."
+                f"--{option} is for texts with one label each, and {task.name!r} has one for each word: leave it out."
+            )
+    classifier = load_pipeline(options, posterior, task, device=options.device)
+    examples = read_tags(options, options.split, classifier)
+    _check_counts(others, examples.name, examples.split, len(examples.words))
+
+    def part(name: str | None) -> Rows | None:
+        return None if name is None else read_tags(options, name, classifier).rows
+
+    return EvaluationData(
+        model=classifier.model,
+        posterior=posterior,
+        name=examples.name,
+        split=examples.split,
+        revision=examples.revision,
+        texts=examples.words,
+        rows=examples.rows,
+        labels=task.labels(examples.rows, task.num_classes(classifier.model.config)),
+        validation=part(options.validation_split or _tuned_on(posterior, examples)),
+        train=part(options.train_split),
+        ood_texts=None,
+        ood=None,
+        ood_name=None,
+        data_collator=DataCollatorForTokenClassification(classifier.tokenizer),
+        clusters=examples.clusters,
+    )
+
+
+def _check_counts(others: Mapping[str, MethodPredictions], name: str, split: str, count: int) -> None:
+    for other, predictions in others.items():
+        if len(predictions.probabilities) != count:
+            raise SwagError(
+                f"--draws-file {other!r} has predictions for {len(predictions.probabilities)} examples; the split {split!r} of {name!r} has "
+                f"{count}."
             )
 
 
-def _tuned_on(posterior: WeightPosterior | None, examples: LabelledText | EncodedQuestions) -> str | None:
+def _tuned_on(posterior: WeightPosterior | None, examples: LabelledText | EncodedQuestions | EncodedTags) -> str | None:
     """Return the split that the posterior was tuned on, where it is another one of the data: baselines get as many examples as it did."""
     tuning = None if posterior is None else posterior.tuning
     if tuning is None or tuning.split is None or tuning.split == examples.split:

@@ -1,4 +1,4 @@
-"""Held-out examples for `swag-trainer tune`, as the model of the posterior's task takes them: labelled texts, or questions."""
+"""Held-out examples for `swag-trainer tune`, as the model of the posterior's task takes them: labelled or tagged texts, or questions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import default_data_collator
+from transformers import DataCollatorForTokenClassification, default_data_collator
 
 from swag_trainer.cli.classifier import class_names, find_task, load_classifier, load_pipeline, tokenised
 from swag_trainer.cli.questions import is_multiple_choice, read_questions
+from swag_trainer.cli.tagged_text import read_tags
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,8 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
     posterior, task = find_task(options, posterior)
     if is_multiple_choice(task):
         return _questions(options, posterior, task)
+    if isinstance(task, TokenClassification):
+        return _tagged(options, posterior, task)
     data = read_text(options, options.split)
     classifier = load_classifier(options, posterior=posterior, device=options.device)
     classes = class_names(classifier)
@@ -72,8 +76,7 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
 
 
 def _questions(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutExamples:
-    if options.train_split is not None:
-        raise SwagError(f"--train-split is for the OOD score, and {task.name!r} has none: leave it out.")
+    _refuse_train_split(options, task)
     classifier = load_pipeline(options, posterior, task, device=options.device)
     questions = read_questions(options, options.dataset, options.split, classifier)
     return HeldOutExamples(
@@ -86,3 +89,24 @@ def _questions(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutE
         revision=None,
         data_collator=classifier.data_collator,
     )
+
+
+def _tagged(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutExamples:
+    _refuse_train_split(options, task)
+    classifier = load_pipeline(options, posterior, task, device=options.device)
+    tagged = read_tags(options, options.split, classifier)
+    return HeldOutExamples(
+        classifier=classifier,
+        rows=tagged.rows,
+        train_rows=None,
+        num_classes=task.num_classes(classifier.model.config),
+        name=tagged.name,
+        split=tagged.split,
+        revision=tagged.revision,
+        data_collator=DataCollatorForTokenClassification(classifier.tokenizer),
+    )
+
+
+def _refuse_train_split(options: Any, task: Task) -> None:
+    if options.train_split is not None:
+        raise SwagError(f"--train-split is for the OOD score, and {task.name!r} has none: leave it out.")

@@ -68,22 +68,40 @@ def examples_by_split(
 
 
 def _of_files(path: Path, columns: Columns, needs_labels: bool) -> dict[str, list[Example]]:
-    splits: dict[str, list[Example]] = {}
-    files = [file for file in sorted(path.iterdir()) if _has_text(file)] if path.is_dir() else [path]
-    for file in files:
-        # The only file is the training split, unless its name or a column says otherwise.
-        stem = "train" if len(files) == 1 and file.is_file() and file.stem not in _OWN_SPLITS else file.stem
-        if file.is_dir():
-            splits.setdefault(SPLIT_NAMES.get(file.name, file.name), []).extend(_of_parallel_files(file))
-        elif file.suffix not in SUFFIXES:
-            raise SwagError(f"{str(path)!r} is not a file that ends in {', '.join(SUFFIXES)}.")
-        else:
-            for record in read_records(file):
-                split = str(record.values.get("split") or stem)
-                example = _of_record(file, record, columns, needs_labels)
-                splits.setdefault(SPLIT_NAMES.get(split, split), []).append(example)
+    splits = {
+        split: [_of_record(where, record, columns, needs_labels) for where, record in records]
+        for split, records in records_by_split(path).items()
+    }
+    for folder in sorted(path.iterdir()) if path.is_dir() else []:
+        if (folder / "seq.in").is_file():
+            splits.setdefault(SPLIT_NAMES.get(folder.name, folder.name), []).extend(_of_parallel_files(folder))
     if not splits:
         raise SwagError(f"{str(path)!r} has no text: no file that ends in {', '.join(SUFFIXES)}, or an empty one.")
+    return splits
+
+
+def records_by_split(path: Path) -> dict[str, list[tuple[str, Record]]]:
+    """Read the records of a file, or of the files of a folder, each with the words for where it stands.
+
+    The column "split" names the split of a record, else the file does.
+
+    Raises:
+        SwagError: A file cannot be read.
+    """
+    splits: dict[str, list[tuple[str, Record]]] = {}
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise SwagError(f"{str(path)!r} is not a file that ends in {', '.join(SUFFIXES)}.")
+    files = (
+        [path] if path.is_file() else [each for each in sorted(path.iterdir()) if each.is_file() and each.suffix in SUFFIXES]
+    )
+    alone = path.is_file() or len(list(filter(_has_text, path.iterdir()))) == 1
+    for file in files:
+        # The only file is the training split, unless its name or a column says otherwise.
+        stem = "train" if alone and file.stem not in _OWN_SPLITS else file.stem
+        for record in read_records(file):
+            split = str(record.values.get("split") or stem)
+            where = f"{'item' if file.suffix == '.json' else 'line'} {record.line} of {str(file)!r}"
+            splits.setdefault(SPLIT_NAMES.get(split, split), []).append((where, record))
     return splits
 
 
@@ -102,8 +120,7 @@ def _of_parallel_files(folder: Path) -> list[Example]:
     ]
 
 
-def _of_record(file: Path, record: Record, columns: Columns, needs_labels: bool) -> Example:
-    where = f"{'item' if file.suffix == '.json' else 'line'} {record.line} of {str(file)!r}"
+def _of_record(where: str, record: Record, columns: Columns, needs_labels: bool) -> Example:
     if record.problem is not None:
         return Example("", None, where, record.line, record.problem)
     return _example(record.values, columns, needs_labels, where, record.line)
@@ -130,7 +147,7 @@ class _HubRows:
     where: str
 
     def __iter__(self) -> Iterator[Example]:
-        label = _column(self.dataset.features, self.columns[1], _LABEL_COLUMNS)
+        label = named_column(self.dataset.features, self.columns[1], _LABEL_COLUMNS)
         feature = self.dataset.features.get(label)
         for number, record in enumerate(self.dataset, start=1):
             if label is not None and hasattr(feature, "int2str"):
@@ -140,13 +157,13 @@ class _HubRows:
 
 
 def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, where: str, line: int | None) -> Example:
-    names = [_column(record, given, usual) for given, usual in zip(columns, (_TEXT_COLUMNS, _LABEL_COLUMNS), strict=True)]
+    names = [named_column(record, given, usual) for given, usual in zip(columns, (_TEXT_COLUMNS, _LABEL_COLUMNS), strict=True)]
     text, label = (None if name is None else record[name] for name in names)
     problem = None
     if names[0] is None:
-        problem = _missing_column(record, columns[0], _TEXT_COLUMNS, "--text-column")
+        problem = missing_column(record, columns[0], _TEXT_COLUMNS, "--text-column")
     elif names[1] is None and needs_labels:
-        problem = _missing_column(record, columns[1], _LABEL_COLUMNS, "--label-column")
+        problem = missing_column(record, columns[1], _LABEL_COLUMNS, "--label-column")
     elif not isinstance(text, str):
         problem = f"its text is {repr(text)[:80]}, which is no text."
     elif not text.strip():
@@ -158,7 +175,7 @@ def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, wh
     return Example("" if problem else str(text), label, where, line, problem, others)
 
 
-def _column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:
+def named_column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:
     """Return the name of a column: the one that was given, or a usual one in capital or small letters; None where there is none."""
     if given is not None:
         return given if given in record else None
@@ -166,6 +183,7 @@ def _column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) ->
     return next((found[name] for name in usual if name in found), None)
 
 
-def _missing_column(record: Iterable[str], given: str | None, usual: tuple[str, ...], option: str) -> str:
+def missing_column(record: Iterable[str], given: str | None, usual: tuple[str, ...], option: str) -> str:
+    """Return the problem of a record without a column; arguments as for `named_column`, and the option that names the column."""
     names = " or ".join(map(repr, usual if given is None else (given,)))
     return f"it has no column {names}, but {sorted(map(str, record))}; {option} names it."

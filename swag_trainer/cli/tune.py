@@ -139,6 +139,8 @@ def _report(posterior: WeightPosterior, num_classes: int, out: TextIO) -> None:
     methods = {f"{posterior.title}, tuned": tuning.nll, **tuning.baselines}
     title = f"The same examples, cross-fitted in {tuning.num_folds} folds"
     show(table_of(title, ("method", "NLL"), [[name, f"{nll:.4f}"] for name, nll in methods.items()]), out)
+    if not tuning.thresholds and not tuning.conformal:  # examples with several labels have neither
+        return
     columns = ("goal", "lowest score", "coverage", "risk")
     show(table_of("Thresholds for abstaining", columns, map(_row, tuning.thresholds)), out)
     sets = [
