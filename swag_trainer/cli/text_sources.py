@@ -89,12 +89,11 @@ def records_by_split(path: Path) -> dict[str, list[tuple[str, Record]]]:
         SwagError: A file cannot be read.
     """
     splits: dict[str, list[tuple[str, Record]]] = {}
-    if path.is_file() and path.suffix not in SUFFIXES:
+    inside = sorted(path.iterdir()) if path.is_dir() else None
+    if inside is None and path.suffix not in SUFFIXES:
         raise SwagError(f"{str(path)!r} is not a file that ends in {', '.join(SUFFIXES)}.")
-    files = (
-        [path] if path.is_file() else [each for each in sorted(path.iterdir()) if each.is_file() and each.suffix in SUFFIXES]
-    )
-    alone = path.is_file() or len(list(filter(_has_text, path.iterdir()))) == 1
+    files = [path] if inside is None else [each for each in inside if each.is_file() and each.suffix in SUFFIXES]
+    alone = inside is None or len(list(filter(_has_text, inside))) == 1
     for file in files:
         # The only file is the training split, unless its name or a column says otherwise.
         stem = "train" if alone and file.stem not in _OWN_SPLITS else file.stem
