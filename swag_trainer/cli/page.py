@@ -63,7 +63,7 @@ def build_page(
     # Predicted here, not on the browser's first request: the page opens with everything in place.
     values = _values(predict, text, threshold, chosen) if text else {}
     first: dict[str, Any] = dict.fromkeys(_OUTPUTS) | values
-    with _environment_as_it_was():
+    with environment_as_it_was():
         page = gr.Blocks(title=title, analytics_enabled=False)
     with page:
         gr.Markdown(f"# {title}")
@@ -230,7 +230,7 @@ def _count(predict: PagePredictions) -> str:
 
 
 @contextmanager
-def _environment_as_it_was() -> Iterator[None]:
+def environment_as_it_was() -> Iterator[None]:
     """gradio without telemetry also switches off that of huggingface_hub, by a variable that child processes would inherit."""
     name = "HF_HUB_DISABLE_TELEMETRY"
     before = os.environ.get(name)

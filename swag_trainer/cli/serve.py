@@ -1,4 +1,4 @@
-"""Serve a local web page that classifies texts with their uncertainty."""
+"""Serve a local web page that predicts with uncertainty."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TextIO
 
-from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.classifier import find_task, load_pipeline
 from swag_trainer.cli.files import require
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.page import LAUNCH, build_page
+from swag_trainer.cli.task_page import build_task_page
 from swag_trainer.errors import SwagError
+from swag_trainer.tasks.sequence_classification import SequenceClassification
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -62,8 +64,7 @@ def serve(options: ServeOptions, *, block: bool = True, out: TextIO | None = Non
     """
     require("gradio", extra="page")
     _check_free(options)
-    classify = load_classifier(options, num_samples=options.num_samples, seed=options.seed)
-    page = build_page(classify, name=options.model, text=options.text)
+    page = _page(options)
     try:
         page.launch(
             **{**LAUNCH, "share": options.share},
@@ -80,6 +81,15 @@ def serve(options: ServeOptions, *, block: bool = True, out: TextIO | None = Non
     if block:
         page.block_thread()
     return page
+
+
+def _page(options: ServeOptions) -> gr.Blocks:
+    posterior, task = find_task(options)
+    drawing = {"num_samples": options.num_samples, "seed": options.seed}
+    loaded = load_pipeline(options, posterior, task, **drawing)
+    if task.name == SequenceClassification.name:
+        return build_page(loaded, name=options.model, text=options.text)
+    return build_task_page(loaded, name=options.model, text=options.text)
 
 
 def _check_free(options: ServeOptions) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,24 +10,16 @@ import torch
 from answering import examples, save_answering
 from choices import questions
 from command_line import DEMO
-from conftest import lora_model
 from huggingface_hub import HfApi, ModelCard
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tagging import TAGS, TEXTS, save_tagger
-from trajectories import random_posterior
+from task_posteriors import collect, save_posteriors
 from transformers import (
-    BertConfig,
-    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForTokenClassification,
-    BertModel,
     BertTokenizerFast,
-    ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessorPil,
     pipeline,
-    set_seed,
 )
 
 from swag_trainer import MonteCarloPredictor, SwagError, load_posterior
@@ -38,39 +29,11 @@ from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.prediction.task_resolution import resolve_task
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "initializer_range": 0.3}
-
-
-def collect(base, folder, preprocessor, **lora):
-    """Save a base and a posterior of random snapshots of an adapter on it: the folder of the adapter."""
-    base.save_pretrained(folder / "base")
-    preprocessor.save_pretrained(folder / "base")
-    settings = {"r": 2, "target_modules": ["query", "value", "q_proj", "v_proj"], "init_lora_weights": False} | lora
-    model = get_peft_model(type(base).from_pretrained(folder / "base"), LoraConfig(**settings))
-    random_posterior(model, spread=0.3).save_pretrained(folder / "run")
-    return str(folder / "run")
-
 
 @pytest.fixture(scope="module")
 def folders(base_folder, tmp_path_factory):
     """Posteriors of a ViT, of an encoder for multiple choice, of a BERT without a head, and of a classifier of NLI."""
-    set_seed(0)
-    place, tokenizer = tmp_path_factory.mktemp("tasks"), BertTokenizerFast.from_pretrained(base_folder)
-    vit = ViTForImageClassification(ViTConfig(**SIZES, image_size=16, patch_size=8, num_labels=3))
-    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    bert = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES)
-    nli = lora_model(base_folder).get_base_model()
-    names = ["contradiction", "neutral", "entailment"]
-    nli.config.id2label, nli.config.label2id = dict(enumerate(names)), {name: place for place, name in enumerate(names)}
-    plain = type(nli)(nli.config)
-    head = {"modules_to_save": ["classifier"]}
-    return SimpleNamespace(
-        images=collect(vit, place / "vit", processor, **head),
-        questions=collect(BertForMultipleChoice(bert), place / "choice", tokenizer, **head),
-        bare=collect(BertModel(bert), place / "bare", tokenizer),
-        nli=collect(plain, place / "nli", tokenizer, task_type="SEQ_CLS"),
-        place=place,
-    )
+    return save_posteriors(base_folder, tmp_path_factory.mktemp("tasks"))
 
 
 def predicted(capsys, *arguments):
@@ -143,7 +106,7 @@ def test_the_task_is_asked_for_recorded_or_told_by_adapter_and_base(folders, cap
 def test_commands_for_labelled_text_say_what_to_do_instead(folders, tmp_path, capsys):
     # Red for: a traceback of a head that does not fit, after minutes of reading.
     data = ["--dataset", str(DEMO)]
-    with pytest.raises(SwagError, match="is for classifiers of texts"):  # as `serve` loads it
+    with pytest.raises(SwagError, match="is for classifiers of texts"):
         load_classifier(ClassifierOptions(model=folders.images))
     for command in (["tune", folders.images, *data], ["evaluate", folders.images, *data]):
         assert main(command) == 1
@@ -280,7 +243,6 @@ def test_entities_of_texts_and_answers_of_questions_are_predicted(tmp_path, caps
         [each["word"] for each in entities] for entities in expected(["good", TEXTS[1]])
     ]
     assert "has no risk" in predicted(capsys, tags, "good", "--risk", "0.1")
-    assert main(["serve", tags]) == 1 and "is for classifiers of texts" in capsys.readouterr().err
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples()))
     found = predicted(capsys, reads, "--file", tmp_path / "questions.jsonl", "--handle-impossible-answer")
     answer = pipeline("swag-question-answering", model=reads, num_samples=3, device="cpu", handle_impossible_answer=True)
