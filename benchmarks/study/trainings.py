@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from study.catalogue import new_tune
 from study.predictions import Draw, Run
 from study.recipes import Outcome, average, fit, scaled
 from study.training import Optimization
@@ -37,10 +38,10 @@ def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Ru
     return other
 
 
-def by_sgd(draw: Draw, rate: float = SGD_RATE) -> Callable[[Run], Outcome]:
-    """Return the recipe of a draw with a temperature, of a run by SGD from the same beginning over the same batches."""
+def by_sgd(recipe: Callable[[Run], Outcome], rate: float = SGD_RATE) -> Callable[[Run], Outcome]:
+    """Return a recipe of a run by SGD from the same beginning over the same batches."""
     name = "sgd" if rate == SGD_RATE else f"sgd-{rate:g}"
-    return lambda run: scaled(draw)(trained(run, name, seed=run.seed, optimization=Optimization("sgd", rate)))
+    return lambda run: recipe(trained(run, name, seed=run.seed, optimization=Optimization("sgd", rate)))
 
 
 def mixture(draw: Draw) -> Callable[[Run], Outcome]:
@@ -102,13 +103,14 @@ SEEDS: dict[str, Callable[[Run], Outcome]] = {
     f"MultiSWAG of the runs of {NUM_MEMBERS} seeds, temperature": mixture_of_seeds(_SWAG),
 }
 SGD: dict[str, Callable[[Run], Outcome]] = {
-    "MAP by SGD, temperature": by_sgd(_MAP),
-    "best-validation MAP by SGD, temperature": by_sgd(_BEST),
-    "SWA by SGD, temperature": by_sgd(_MEAN),
-    "SWAG by SGD, temperature": by_sgd(_SWAG),
+    "MAP by SGD, temperature": by_sgd(scaled(_MAP)),
+    "best-validation MAP by SGD, temperature": by_sgd(scaled(_BEST)),
+    "SWA by SGD, temperature": by_sgd(scaled(_MEAN)),
+    "SWAG by SGD, temperature": by_sgd(scaled(_SWAG)),
+    "new tune by SGD": by_sgd(new_tune),
 }
 SGD_RATES: dict[str, Callable[[Run], Outcome]] = {
-    f"{name} by SGD, rate {rate:g}, temperature": by_sgd(draw, rate)
+    f"{name} by SGD, rate {rate:g}, temperature": by_sgd(scaled(draw), rate)
     for rate in OTHER_RATES
     for name, draw in (("MAP", _MAP), ("SWAG", _SWAG))
 }
