@@ -4,7 +4,7 @@
     python examples/paper/memory.py --model Qwen/Qwen2.5-7B --length 512 --batch-size 16
 
 Without --model the sizes are those of Llama-2-7B. Training is a step of LoRA (r = 8 on q_proj and v_proj, float32) by AdamW with the letters
-of multiple choice, and the statistics of SwagCallback; predicting is the letters of S draws, at most one draw in a forward. Tensors are
+of multiple choice; what SwagCallback() collects lies on the CPU and stands below the table. Predicting is the letters of S draws, at most one draw in a forward. Tensors are
 followed that have shapes and no content; CUDA's own part, some 0.5 GiB, and what an allocator keeps are not in it.
 """
 
@@ -26,8 +26,8 @@ from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.prediction.memory import LiveTensors, estimate_memory
 
 GIB = 2**30
-# Float32 numbers for each trained weight: its gradient and AdamW's two moments; and what SwagCallback() holds, see `SwagCollector`.
-ADAMW, SWAG = 3, 24
+# Float32 numbers for each trained weight: AdamW's two moments beside weight and gradient; and what SwagCallback() holds, see `SwagCollector`.
+ADAMW, SWAG = 4, 24
 
 
 def main(arguments: Sequence[str] | None = None) -> list[tuple[str, float]]:
@@ -59,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[str, float]]:
                 bits=bits,
                 base_model=folder,
             )
-            statistics = 4 * (1 + ADAMW + SWAG) * posterior.layout.size
-            found += [(f"base in {base}: {name}", (needs.base + statistics + step) / GIB) for name, step in steps.items()]
+            trained = 4 * ADAMW * posterior.layout.size
+            found += [(f"base in {base}: {name}", (needs.base + trained + step) / GIB) for name, step in steps.items()]
             found.append((f"base in {base}: predict with {options.num_samples} draws", needs.total / GIB))
     print(f"{posterior.layout.size:,} weights in the adapter, {needs.num_weights:,} in the base")
     for name, size in found:
         print(f"{name:48} {size:6.1f} GiB")
+    print(f"on the CPU while SwagCallback() collects: {4 * SWAG * posterior.layout.size / GIB:.2f} GiB")
     return found
 
 

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse_arguments(arguments)
     if options.small:
         small_mode.prepare(options)
+    check_folder(options)
     train = read_questions(options.train, training=True, limit=options.train_limit)
     sets = {
         "validation": train[-options.validation :],
@@ -86,6 +87,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.small and not (options.train and options.test and options.shifted):
         parser.error("--train, --test and --shifted are needed, or --small")
     return options
+
+
+def check_folder(options: argparse.Namespace) -> None:
+    """Refuse a folder that holds what other options made: adapters and probabilities there are taken for these."""
+    own = {name: value for name, value in vars(options).items() if name not in ("output", "seeds")}
+    if options.small:  # its model and questions are made anew, always the same
+        own |= dict.fromkeys(("model", "train", "test", "shifted"))
+    file = Path(options.output, "options.json")
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else own
+    changed = sorted(name for name in {*own, *before} if own.get(name) != before.get(name))
+    if changed:
+        raise SystemExit(
+            f"{options.output} holds a run with other options: {', '.join(changed)}. Give another --output, or the same options to go on."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
 def of_seed(

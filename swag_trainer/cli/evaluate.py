@@ -13,6 +13,7 @@ from swag_trainer.cli.evaluation_data import EvaluationData, read_evaluation_dat
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
 from swag_trainer.cli.tables import show
+from swag_trainer.cli.text_sources import SPLIT_NAMES
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import METHODS, predict_methods
@@ -94,7 +95,8 @@ def run(options: Options, out: TextIO) -> None:
     """
     require("rich.table", *(["pyarrow.parquet"] if options.rows else []))
     for option in ("validation_split", "train_split"):
-        if getattr(options, option) == options.split:
+        other = getattr(options, option)
+        if other is not None and SPLIT_NAMES.get(other, other) == SPLIT_NAMES.get(options.split, options.split):
             raise SwagError(
                 f"--{option.replace('_', '-')} and --split are both {options.split!r}: nothing may be fitted on what is measured."
             )
@@ -147,7 +149,9 @@ def _measured(
         raise SwagError(f"--draws-file {taken[0]!r} has the name of a method that is measured too. Give it another name.")
     methods = {**predictions, **others}
     if options.rows is not None:
-        predictions_to_parquet(options.rows, methods, data.labels, texts=data.texts, ood_texts=data.ood_texts)
+        predictions_to_parquet(
+            options.rows, methods, data.labels, texts=data.texts, ood_texts=data.ood_texts, clusters=data.clusters
+        )
     plain = next((name for name in _PLAIN_METHODS if name in methods), None)
     return measure(
         methods,

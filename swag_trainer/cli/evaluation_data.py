@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import DataCollatorForTokenClassification, default_data_collator
+from transformers import default_data_collator
 
 from swag_trainer.cli.any_classifier import load_any_classifier, posterior_of
-from swag_trainer.cli.classifier import find_task, load_pipeline, tokenised
-from swag_trainer.cli.questions import EncodedQuestions, is_multiple_choice, read_questions
-from swag_trainer.cli.tagged_text import EncodedTags, read_tags
+from swag_trainer.cli.classifier import find_task, tokenised
+from swag_trainer.cli.encoded import EncodedExamples, EncodedTask
+from swag_trainer.cli.task_data import load_task_data
 from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.tasks.base import Task
-from swag_trainer.tasks.token_classification import TokenClassification
 
 Rows = list[dict[str, Any]]
 
@@ -72,10 +70,8 @@ def read_evaluation_data(options: Any, others: Mapping[str, MethodPredictions]) 
     posterior = posterior_of(options)
     if posterior is not None:
         _, task = find_task(options, posterior)
-        if is_multiple_choice(task):
-            return _questions(options, posterior, task, others)
-        if isinstance(task, TokenClassification):
-            return _tagged(options, posterior, task, others)
+        if (encoded := load_task_data(options, posterior, task)) is not None:
+            return _encoded(options, posterior, encoded, others)
     return _text(options, posterior, others)
 
 
@@ -117,73 +113,43 @@ def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, 
     )
 
 
-def _questions(options: Any, posterior: WeightPosterior, task: Task, others: Mapping[str, MethodPredictions]) -> EvaluationData:
-    """Read questions; those of other kinds are the out-of-distribution ones."""
-    if options.labels is not None:
-        raise SwagError(
-            "--labels names the classes of a classifier, and the choices of a question are in the data: leave it out."
-        )
-    classifier = load_pipeline(options, posterior, task, device=options.device)
-    examples = read_questions(options, options.dataset, options.split, classifier)
+def _encoded(
+    options: Any, posterior: WeightPosterior, encoded: EncodedTask, others: Mapping[str, MethodPredictions]
+) -> EvaluationData:
+    examples = encoded.read(options.split)
     _check_counts(others, examples.name, examples.split, len(examples.texts))
-    split = options.validation_split or _tuned_on(posterior, examples)
+    validation = options.validation_split
+    if validation is None and (tuned_on := _tuned_on(posterior, examples)) is not None and encoded.has_split(tuned_on):
+        validation = tuned_on
     ood = None
     if options.ood is not None:
-        ood = read_questions(options, options.ood, options.ood_split or options.split, classifier, needs_answers=False)
-        if set(ood.texts) & set(examples.texts):
-            raise SwagError(f"Questions of --ood {options.ood!r} are also among those to measure; it needs other ones.")
-
-    def part(name: str | None) -> Rows | None:
-        return None if name is None else read_questions(options, options.dataset, name, classifier).rows
-
+        if not encoded.takes_ood:
+            raise SwagError(f"--ood is for examples with one label each, and {encoded.task.name!r} has several: leave it out.")
+        ood = encoded.read_ood(options.ood, options.ood_split or options.split)
+        if {_inputs(row) for row in ood.rows} & {_inputs(row) for row in examples.rows}:
+            raise SwagError(f"Examples of --ood {options.ood!r} are also among those to measure; it needs other ones.")
     return EvaluationData(
-        model=classifier.model,
-        posterior=posterior,
-        name=examples.name,
-        split=examples.split,
-        revision=None,
-        texts=examples.texts,
-        rows=examples.rows,
-        labels=task.labels(examples.rows, task.num_classes(None)),
-        validation=part(split),
-        train=part(options.train_split),
-        ood_texts=None if ood is None else ood.texts,
-        ood=None if ood is None else ood.rows,
-        ood_name=None if ood is None else options.ood_name or f"{ood.name}, {ood.split}",
-        data_collator=classifier.data_collator,
-    )
-
-
-def _tagged(options: Any, posterior: WeightPosterior, task: Task, others: Mapping[str, MethodPredictions]) -> EvaluationData:
-    for option in ("labels", "ood"):
-        if getattr(options, option) is not None:
-            raise SwagError(
-                f"--{option} is for texts with one label each, and {task.name!r} has one for each word: leave it out."
-            )
-    classifier = load_pipeline(options, posterior, task, device=options.device)
-    examples = read_tags(options, options.split, classifier)
-    _check_counts(others, examples.name, examples.split, len(examples.words))
-
-    def part(name: str | None) -> Rows | None:
-        return None if name is None else read_tags(options, name, classifier).rows
-
-    return EvaluationData(
-        model=classifier.model,
+        model=encoded.classifier.model,
         posterior=posterior,
         name=examples.name,
         split=examples.split,
         revision=examples.revision,
-        texts=examples.words,
+        texts=examples.texts,
         rows=examples.rows,
-        labels=task.labels(examples.rows, task.num_classes(classifier.model.config)),
-        validation=part(options.validation_split or _tuned_on(posterior, examples)),
-        train=part(options.train_split),
-        ood_texts=None,
-        ood=None,
-        ood_name=None,
-        data_collator=DataCollatorForTokenClassification(classifier.tokenizer),
+        labels=encoded.task.labels(examples.rows, encoded.num_classes),
+        validation=None if validation is None else encoded.read(validation).rows,
+        train=None if options.train_split is None else encoded.read(options.train_split).rows,
+        ood_texts=None if ood is None else ood.texts,
+        ood=None if ood is None else ood.rows,
+        ood_name=None if ood is None else options.ood_name or f"{ood.name}, {ood.split}",
+        data_collator=encoded.data_collator,
         clusters=examples.clusters,
     )
+
+
+def _inputs(row: Mapping[str, Any]) -> str:
+    """Return what tells an encoded example from others, whatever its label."""
+    return repr([value for name, value in sorted(row.items()) if name != "labels"])
 
 
 def _check_counts(others: Mapping[str, MethodPredictions], name: str, split: str, count: int) -> None:
@@ -195,7 +161,7 @@ def _check_counts(others: Mapping[str, MethodPredictions], name: str, split: str
             )
 
 
-def _tuned_on(posterior: WeightPosterior | None, examples: LabelledText | EncodedQuestions | EncodedTags) -> str | None:
+def _tuned_on(posterior: WeightPosterior | None, examples: LabelledText | EncodedExamples) -> str | None:
     """Return the split that the posterior was tuned on, where it is another one of the data: baselines get as many examples as it did."""
     tuning = None if posterior is None else posterior.tuning
     if tuning is None or tuning.split is None or tuning.split == examples.split:

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import DataCollatorForTokenClassification, default_data_collator
+from transformers import default_data_collator
 
-from swag_trainer.cli.classifier import class_names, find_task, load_classifier, load_pipeline, tokenised
-from swag_trainer.cli.questions import is_multiple_choice, read_questions
-from swag_trainer.cli.tagged_text import read_tags
+from swag_trainer.cli.classifier import class_names, find_task, load_classifier, tokenised
+from swag_trainer.cli.encoded import EncodedTask
+from swag_trainer.cli.task_data import load_task_data
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
 from swag_trainer.posterior.base import WeightPosterior
-from swag_trainer.tasks.base import Task
-from swag_trainer.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +50,8 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
         SwagError: The data or the model cannot be used, or the task has neither classes nor choices.
     """
     posterior, task = find_task(options, posterior)
-    if is_multiple_choice(task):
-        return _questions(options, posterior, task)
-    if isinstance(task, TokenClassification):
-        return _tagged(options, posterior, task)
+    if (encoded := load_task_data(options, posterior, task)) is not None:
+        return _encoded(options, encoded)
     data = read_text(options, options.split)
     classifier = load_classifier(options, posterior=posterior, device=options.device)
     classes = class_names(classifier)
@@ -75,38 +71,17 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
     )
 
 
-def _questions(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutExamples:
-    _refuse_train_split(options, task)
-    classifier = load_pipeline(options, posterior, task, device=options.device)
-    questions = read_questions(options, options.dataset, options.split, classifier)
-    return HeldOutExamples(
-        classifier=classifier,
-        rows=questions.rows,
-        train_rows=None,
-        num_classes=task.num_classes(None),
-        name=questions.name,
-        split=questions.split,
-        revision=None,
-        data_collator=classifier.data_collator,
-    )
-
-
-def _tagged(options: Any, posterior: WeightPosterior, task: Task) -> HeldOutExamples:
-    _refuse_train_split(options, task)
-    classifier = load_pipeline(options, posterior, task, device=options.device)
-    tagged = read_tags(options, options.split, classifier)
-    return HeldOutExamples(
-        classifier=classifier,
-        rows=tagged.rows,
-        train_rows=None,
-        num_classes=task.num_classes(classifier.model.config),
-        name=tagged.name,
-        split=tagged.split,
-        revision=tagged.revision,
-        data_collator=DataCollatorForTokenClassification(classifier.tokenizer),
-    )
-
-
-def _refuse_train_split(options: Any, task: Task) -> None:
+def _encoded(options: Any, encoded: EncodedTask) -> HeldOutExamples:
     if options.train_split is not None:
-        raise SwagError(f"--train-split is for the OOD score, and {task.name!r} has none: leave it out.")
+        raise SwagError(f"--train-split is for the OOD score, and {encoded.task.name!r} has none: leave it out.")
+    examples = encoded.read(options.split)
+    return HeldOutExamples(
+        classifier=encoded.classifier,
+        rows=examples.rows,
+        train_rows=None,
+        num_classes=encoded.num_classes,
+        name=examples.name,
+        split=examples.split,
+        revision=examples.revision,
+        data_collator=encoded.data_collator,
+    )

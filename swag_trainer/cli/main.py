@@ -23,14 +23,14 @@ COMMANDS = {
     "collect": "make a posterior of the saved checkpoints of a training run",
     "fit": "make a posterior of an adapter that was trained without one",
     "mix": "make one posterior of several, such as of runs with other seeds (MultiSWAG)",
-    "tune": "choose scale, temperature and thresholds on held-out text",
-    "evaluate": "measure a text classifier, with a posterior or without, on held-out text",
+    "tune": "choose scale, temperature and thresholds on held-out text or questions",
+    "evaluate": "measure a model, with a posterior or without, on held-out text or questions",
     "predict": "predict texts, images or questions, with uncertainty",
     "inspect": "show the metadata of a posterior",
     "card": "write the model card with the metrics that evaluate measured",
     "push": "put adapter, posterior, tokenizer, card and plots on the Hub",
     "export": "write the draws as LoRA adapters for vLLM, TGI, LoRAX or plain PEFT",
-    "serve": "serve a local web page that classifies texts",
+    "serve": "serve a local web page that predicts with uncertainty",
 }
 
 

@@ -150,7 +150,7 @@ def run(options: Options, out: TextIO) -> None:
         asked |= arguments_of(task.name, options)
         if options.output is None:
             classifier = _classifier(options, posterior, task, asked)
-            for records in _predictions(classifier, examples, asked, options.batch_size):
+            for records in _predictions(classifier, examples, asked, options.batch_size, options.text_column):
                 out.write(as_json_lines(records))
                 out.flush()
         else:
@@ -231,7 +231,7 @@ def _predict_into_file(
     with journal.kept():
         _skip_predicted(journal, examples)
         classifier = _classifier(options, posterior, task, asked)
-        for records in _predictions(classifier, examples, asked, options.batch_size, done=journal.count):
+        for records in _predictions(classifier, examples, asked, options.batch_size, options.text_column, done=journal.count):
             journal.append(records)
         write_files({options.output: FORMATS[Path(options.output).suffix](list(journal.records()))})
     journal.delete()
@@ -256,7 +256,7 @@ def _skip_predicted(journal: PredictionJournal, examples: _Examples) -> None:
 
 
 def _predictions(
-    classifier: Any, examples: _Examples, asked: dict[str, Any], size: int, *, done: int = 0
+    classifier: Any, examples: _Examples, asked: dict[str, Any], size: int, text_column: str | None, *, done: int = 0
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the records of each batch; a bar on standard error where it takes longer than two seconds."""
     from tqdm import tqdm
@@ -266,7 +266,8 @@ def _predictions(
     with tqdm(total=examples.num_usable, initial=done, unit="text", delay=2) as bar:
         texts = iter(examples)
         while part := list(islice(texts, size)):
-            predictions = classifier([input_of(classifier.task, example) for example in part], batch_size=size, **asked)
+            inputs = [input_of(classifier.task, example, text_column) for example in part]
+            predictions = classifier(inputs, batch_size=size, **asked)
             yield [_record(classifier.task, example, prediction) for example, prediction in zip(part, predictions, strict=True)]
             bar.update(len(part))
 

@@ -2,66 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+from swag_trainer.cli.encoded import EncodedTask, refuse
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_data import read_any_text
+from swag_trainer.cli.text_sources import Row
 from swag_trainer.errors import SwagError
-from swag_trainer.tasks.base import Task
-from swag_trainer.tasks.multiple_choice import MultipleChoice
-from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
+
+_ANSWERS = ("answer", "answerKey", "label", "labels")
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedQuestions:
-    """The questions of one split.
+class Questions(EncodedTask):
+    """Rows of {"question": ..., "choices": [...], "answer": ...}, or as `swag_trainer.tasks.questions.Question` reads them."""
 
-    Attributes:
-        name: What the data is called; no path.
-        split: Which part of it.
-        texts: The questions, without their choices.
-        rows: Questions with their choices as the Trainer takes them.
-        revision: Commit of a data set on the Hub; not known.
-    """
+    takes_ood: ClassVar[bool] = True
 
-    name: str
-    split: str
-    texts: list[str]
-    rows: list[dict[str, Any]]
-    revision: None = None
+    def __init__(self, options: TextOptions, classifier: Any) -> None:
+        super().__init__(options, classifier)
+        self.data_collator = classifier.data_collator
 
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], None]:
+        """Encode questions.
 
-def is_multiple_choice(task: Task) -> bool:
-    """Return whether the examples of a task are questions with choices."""
-    return isinstance(task, (MultipleChoice, MultipleChoiceEncoder))
+        Warns:
+            UserWarning: How many prompts are longer than the model takes, and were cut.
+        """
+        encoded, texts, before = [], [], self.classifier.num_cut
+        for row in rows:
+            values = self._question(row, needs_labels)
+            try:
+                example = self.classifier.example(values)
+            except SwagError as error:
+                raise SwagError(f"The example in {row.where} cannot be used: {error}") from error
+            if needs_labels and "labels" not in example:
+                raise SwagError(f'The question in {row.where} has no right choice: "answer" names its place, from 0.')
+            encoded.append(example)
+            texts.append(values.get("question", values.get("question_stem")))
+        if count := self.classifier.num_cut - before:
+            warnings.warn(f"{count} of {len(rows)} questions are too long for the model and were cut.", stacklevel=2)
+        return encoded, texts, None
 
-
-def read_questions(
-    options: TextOptions, source: str, split: str, classifier: Any, *, needs_answers: bool = True
-) -> EncodedQuestions:
-    """Read the questions of a split: rows of {"question": ..., "choices": [...], "answer": ...}, or as the pipeline takes them.
-
-    Args:
-        options: With the names of the data set and of its column of questions.
-        source: The data set.
-        split: Which part of it.
-        classifier: The pipeline of the task, which encodes them.
-        needs_answers: Refuse a question without a right choice.
-
-    Raises:
-        SwagError: The data cannot be read, has no such split, or has a question that cannot be used.
-    """
-    examples = read_any_text(source, split, options.text_column)
-    unusable = next((example for example in examples if example.problem is not None), None)
-    if unusable is not None:
-        raise SwagError(f"The example in {unusable.where} cannot be used: {unusable.problem}")
-    rows = [classifier.example({**example.others, "question": example.text}) for example in examples]
-    for example, row in zip(examples, rows, strict=True):
-        if needs_answers and "labels" not in row:
-            raise SwagError(f'The question in {example.where} has no right choice: "answer" names its place, from 0.')
-    path, own = Path(source), options.dataset_name if source == options.dataset else None
-    return EncodedQuestions(
-        own or (path.name if path.exists() else source), split, [example.text for example in examples], rows
-    )
+    def _question(self, row: Row, needs_labels: bool) -> Mapping[str, Any]:
+        values, column = dict(row.values), self.options.text_column
+        if column is not None:
+            if column not in values:
+                refuse(row, f"it has no column {column!r}, but {sorted(map(str, values))}; --text-column names it.")
+            values["question"] = values[column]
+        return values if needs_labels else {name: value for name, value in values.items() if name not in _ANSWERS}

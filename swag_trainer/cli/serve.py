@@ -30,7 +30,7 @@ class ServeOptions(ClassifierOptions):
         share: Whether gradio's servers may give the page a public address.
         num_samples: S, how many draws; None for those of the tuning, or 10.
         seed: Of the draws; None for that of the tuning, or 0.
-        text: Text in the box at first, classified when the page opens.
+        text: Text in the first box; one to classify is classified when the page opens.
 
     Raises:
         SwagError: The port or a number of draws is out of range.

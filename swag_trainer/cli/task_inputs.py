@@ -65,9 +65,15 @@ def arguments_of(task: str, options: Any) -> dict[str, Any]:
     return given | ({"top_k": 1} if task == ImageClassification.name else {})
 
 
-def input_of(task: str, example: Example) -> Any:
-    """Return what the pipeline is given for an example: its text, or for questions all of its row."""
-    return {**example.others, "question": example.text} if task in _QUESTIONS else example.text
+def input_of(task: str, example: Example, text_column: str | None) -> Any:
+    """Return what the pipeline is given for an example: its text, or for questions all of its row.
+
+    A row's own question is the question, even where another column, such as "text", is usually the text; unless a column was named.
+    """
+    if task not in _QUESTIONS:
+        return example.text
+    own = next((example.others[name] for name in ("question", "question_stem") if name in example.others), example.text)
+    return {**example.others, "question": example.text if text_column else own}
 
 
 def record_of(task: str, prediction: Any) -> dict[str, Any]:

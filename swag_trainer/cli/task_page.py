@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_CHARACTERS = 20_000  # of a field
-_IMAGE = "Image"
+MOST_LINES = 50  # of a field of choices or labels: each costs a forward of every draw
+_KEPT_SECONDS = 3600  # of an image that was uploaded
+_IMAGE, _EACH_LINE = "Image", ", one on each line"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def _lines(text: str) -> list[str]:
 
 
 _CHOICES = _Form(
-    (("Question", 2), ("Choices, one on each line", 4)),
+    (("Question", 2), (f"Choices{_EACH_LINE}", 4)),
     lambda question, choices: ({"question": question, "choices": _lines(choices)}, {"top_k": None}),
 )
 _FORMS: Mapping[str, _Form] = {
@@ -50,7 +52,7 @@ _FORMS: Mapping[str, _Form] = {
         lambda question, context: ({"question": question, "context": context}, {"top_k": 3}),
     ),
     "swag-zero-shot-classification": _Form(
-        (("Text", 3), ("Labels, one on each line", 4)), lambda text, labels: (text, {"candidate_labels": _lines(labels)})
+        (("Text", 3), (f"Labels{_EACH_LINE}", 4)), lambda text, labels: (text, {"candidate_labels": _lines(labels)})
     ),
     "swag-token-classification": _Form((("Text", 3),), lambda text: (text, {"aggregation_strategy": "simple"})),
     "swag-text-generation": _Form((("Beginning of a text", 3),), lambda text: (text, {"max_new_tokens": 50})),
@@ -74,7 +76,8 @@ def build_task_page(predict: Any, *, name: str, text: str = "") -> gr.Blocks:
         raise SwagError(f"{predict.task!r} has no page; swag-trainer predict predicts with it.")
     form = _FORMS[predict.task]
     with environment_as_it_was():
-        page = gr.Blocks(title="How certain is it?", analytics_enabled=False)
+        kept = (_KEPT_SECONDS, _KEPT_SECONDS)  # how often uploads are looked at, and how old they may be
+        page = gr.Blocks(title="How certain is it?", analytics_enabled=False, delete_cache=kept)
     with page:
         gr.Markdown("# How certain is it?")
         inputs = [
@@ -88,8 +91,8 @@ def build_task_page(predict: Any, *, name: str, text: str = "") -> gr.Blocks:
         table = gr.Dataframe(
             None, interactive=False, label="Prediction", wrap=True, datatype="str", visible=False, elem_id="table"
         )
-        draws = f"{predict.posterior.title}; {predict.options.resolved(predict.posterior).num_samples} draws averaged"
-        gr.Textbox(f"{name}\n{draws}; uncertainty in nats", label="Model", lines=2, interactive=False, elem_id="about")
+        about = f"{name}\n{predict.posterior.title}, {_draws_of(predict)}; uncertainty in nats"
+        gr.Textbox(about, label="Model", lines=2, interactive=False, elem_id="about")
 
         def show(*values: Any) -> list[Any]:
             try:
@@ -100,6 +103,13 @@ def build_task_page(predict: Any, *, name: str, text: str = "") -> gr.Blocks:
 
         button.click(show, inputs, [message, table], api_name=False)
     return page
+
+
+def _draws_of(predict: Any) -> str:
+    sampling = predict.options.resolved(predict.posterior)
+    if sampling.scale == 0 or (predict.posterior.is_point and not sampling.dropout):
+        return "one prediction"
+    return f"{sampling.num_samples} draws averaged"
 
 
 def prediction_of(predict: Any, values: Sequence[Any]) -> pd.DataFrame:
@@ -114,11 +124,18 @@ def prediction_of(predict: Any, values: Sequence[Any]) -> pd.DataFrame:
     for (label, _), value in zip(form.fields, values, strict=True):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise SwagError(f"{label}: there is nothing yet.")
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            raise SwagError(f"{label}: at most {MOST_CHARACTERS:,} characters are taken, and there are {len(value):,}.")
+        if label.endswith(_EACH_LINE) and len(_lines(value)) > MOST_LINES:
+            raise SwagError(f"{label}: at most {MOST_LINES} are taken, and there are {len(_lines(value))}.")
     given, options = form.request(*values)
+    before = predict.num_truncated
     try:
         found = predict(given, **options)
     except ValueError as error:  # of transformers' own pipelines
         raise SwagError(str(error)) from error
+    if predict.num_truncated > before:
+        raise SwagError("This is longer than the model can take. It is not truncated silently: shorten it.")
     rows = _rows(found)
     if not rows:
         raise SwagError("Nothing was found in it.")
@@ -129,11 +146,19 @@ def _rows(found: Any) -> list[dict[str, Any]]:
     """Return the rows of a prediction: each of a list, and each label of the labels with scores that zero-shot classification gives."""
     if isinstance(found, Mapping):
         if isinstance(found.get("labels"), list):
-            others = {name: value for name, value in found.items() if name not in ("sequence", "labels", "scores")}
-            pairs = zip(found["labels"], found["scores"], strict=True)
-            return [{"label": label, "score": score, **others} for label, score in pairs]
+            columns = {name: value for name, value in found.items() if name != "sequence"}
+            return [
+                {
+                    _SINGULAR.get(name, name): value[place] if isinstance(value, list) else value
+                    for name, value in columns.items()
+                }
+                for place in range(len(found["labels"]))
+            ]
         return [dict(found)]
     return [row for each in found for row in _rows(each)]
+
+
+_SINGULAR = {"labels": "label", "scores": "score"}
 
 
 def _is_shown(value: Any) -> bool:

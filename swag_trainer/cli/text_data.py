@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import numpy as np
 from swag_trainer.cli.labels import class_names_of
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.splits import MOST_HELD_OUT, stratified
-from swag_trainer.cli.text_sources import SPLIT_NAMES, Columns, Example, examples_by_split
-from swag_trainer.errors import SwagError, shortened
+from swag_trainer.cli.text_sources import SPLIT_NAMES, Columns, Example, examples_by_split, name_of_source, split_named
+from swag_trainer.errors import SwagError
 
 OUT_OF_SCOPE = {"oos", "out_of_scope", "out-of-scope"}
 
@@ -88,7 +87,7 @@ def read_any_text(source: str, split: str | None, text_column: str | None) -> li
         SwagError: As `read_text`, but for single examples.
     """
     splits, _ = examples_by_split(source, (text_column, None), needs_labels=False)
-    wanted = list(splits) if split is None else [_wanted(source, split, splits)]
+    wanted = list(splits) if split is None else [split_named(source, split, splits)]
     examples = [example for name in wanted for example in splits[name]]
     if all(example.problem is not None for example in examples):
         _labelled(examples, source, needs_labels=False)
@@ -105,13 +104,12 @@ def _read(source: str, split: str, name: str | None, columns: Columns, *, needs_
         rows = _labelled(splits["train"], f"{source!r} (train)", needs_labels)
         rows, name_of_split = _part(rows, wanted, parts), parts[wanted]
     else:
-        name_of_split = _wanted(source, wanted, splits)
+        name_of_split = split_named(source, wanted, splits)
         rows = _labelled(splits[name_of_split], f"{source!r} ({name_of_split})", needs_labels)
     if not rows:
         raise SwagError(f"{source!r} has no examples in the split {wanted!r}.")
-    path = Path(source)
     return LabelledText(
-        name=name or (path.name if revision is None and path.exists() else source),
+        name=name or name_of_source(source),
         split=name_of_split,
         revision=revision,
         texts=[text for text, label in rows if label not in OUT_OF_SCOPE],
@@ -136,16 +134,6 @@ def _missing_parts(splits: Mapping[str, Any]) -> tuple[str, ...]:
     if "train" not in splits or "validation" in splits:
         return ()
     return ("validation",) if "test" in splits else ("validation", "test")
-
-
-def _wanted(source: str, split: str, splits: Mapping[str, Any]) -> str:
-    """Return the name of a split of the data; the only file is also found by its own name."""
-    wanted = SPLIT_NAMES.get(split, split)
-    if wanted not in splits and list(splits) == ["train"] and Path(source).stem == split:
-        return "train"
-    if wanted not in splits:
-        raise SwagError(f"{source!r} has no split {wanted!r}; it has {shortened(', '.join(map(repr, sorted(splits))))}.")
-    return wanted
 
 
 def _labelled(examples: Iterable[Example], where: str, needs_labels: bool) -> list[tuple[str, str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from swag_trainer.cli.hub_datasets import load_splits
 from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines, read_records
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 
 Columns = tuple[str | None, str | None]  # of texts, of labels
 SPLIT_NAMES = {
@@ -22,8 +23,9 @@ SPLIT_NAMES = {
     "oos_train": "train",
 }
 _OWN_SPLITS = {"train", "validation", "test", *SPLIT_NAMES}
-_TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "content")
+_TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "question_stem", "content")
 _SCALARS = (str, bool, int, float, type(None))
+_MOST_ITEMS = 100  # of a list or an object that is kept beside a prediction: choices are, embeddings are not
 _LABEL_COLUMNS = ("intent", "label_text", "category", "label", "labels")
 
 
@@ -36,7 +38,7 @@ class Example(NamedTuple):
         where: The file and the line, or the data set and the number.
         line: Number of its first line in a file, None elsewhere.
         problem: Why there is no text; None where there is one.
-        others: The other columns, the label's among them, as JSON values; of a data set on the Hub those of numbers and texts.
+        others: The other columns, the label's among them, as JSON values; of a data set on the Hub those of numbers and texts, and short lists.
     """
 
     text: str
@@ -45,6 +47,20 @@ class Example(NamedTuple):
     line: int | None = None
     problem: str | None = None
     others: Mapping[str, Any] = MappingProxyType({})
+
+
+class Row(NamedTuple):
+    """A row of a file or of a data set, whatever its columns.
+
+    Attributes:
+        values: Its columns by name.
+        where: The file and the line, or the data set and the number.
+        problem: Why it cannot be read; None where it can.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    problem: str | None = None
 
 
 def examples_by_split(
@@ -126,14 +142,60 @@ def _of_record(where: str, record: Record, columns: Columns, needs_labels: bool)
 
 
 def _of_hub(source: str, columns: Columns, needs_labels: bool) -> tuple[dict[str, Iterable[Example]], str | None]:
+    datasets, revision = _hub_splits(source)
+    splits: dict[str, Iterable[Example]] = {}
+    for key, parts in datasets.items():
+        rows = [_HubRows(dataset, columns, needs_labels, where) for where, dataset in parts]
+        splits[key] = rows[0] if len(rows) == 1 else list(chain(*rows))
+    return splits, revision
+
+
+def _hub_splits(source: str) -> tuple[dict[str, list[tuple[str, Any]]], str | None]:
+    """Return the data sets of each split of a source on the Hub, with the words for where they stand, and their commit."""
     name, _, config = source.partition(":")
     loaded, revision = load_splits(name, config or None)
-    splits: dict[str, Iterable[Example]] = {}
+    splits: dict[str, list[tuple[str, Any]]] = {}
     for split, dataset in loaded.items():
-        key = SPLIT_NAMES.get(split, split)
-        rows = _HubRows(dataset, columns, needs_labels, f"the split {split!r} of {source!r}")
-        splits[key] = [*splits[key], *rows] if key in splits else rows
+        splits.setdefault(SPLIT_NAMES.get(split, split), []).append((f"the split {split!r} of {source!r}", dataset))
     return splits, revision
+
+
+def rows_by_split(source: str) -> tuple[dict[str, Iterable[Row]], str | None]:
+    """Read a source of any rows; arguments and errors as for `examples_by_split`. Classes of the Hub's columns have their names."""
+    path = Path(source)
+    if not path.exists():
+        datasets, revision = _hub_splits(source)
+        return {split: _NamedRows(parts) for split, parts in datasets.items()}, revision
+    splits = {
+        split: [Row(record.values, where, record.problem) for where, record in records]
+        for split, records in records_by_split(path).items()
+    }
+    return dict(splits), None
+
+
+@dataclass(frozen=True)
+class _NamedRows:
+    """Rows of data sets on the Hub, read when they are asked for."""
+
+    parts: Sequence[tuple[str, Any]]
+
+    def __iter__(self) -> Iterator[Row]:
+        for where, dataset in self.parts:
+            classes = {name: feature for name, feature in dataset.features.items() if hasattr(_inner(feature), "int2str")}
+            for number, record in enumerate(dataset, start=1):
+                named = {name: _class_names(record[name], _inner(feature)) for name, feature in classes.items()}
+                yield Row(record | named, f"example {number} of {where}")
+
+
+def _inner(feature: Any) -> Any:
+    return getattr(feature, "feature", feature)
+
+
+def _class_names(value: Any, feature: Any) -> Any:
+    """Return the names of class numbers; numbers below 0, which stand for no class, and what is none stay as they are."""
+    if isinstance(value, list):
+        return [_class_names(each, feature) for each in value]
+    return feature.int2str(value) if isinstance(value, int) and 0 <= value < feature.num_classes else value
 
 
 @dataclass(frozen=True)
@@ -170,8 +232,37 @@ def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, wh
     elif not is_unicode(text):
         problem = "its text holds half of a surrogate pair, such as half an emoji, which no encoding has."
     is_file = line is not None
-    others = {name: value for name, value in record.items() if name != names[0] and (is_file or isinstance(value, _SCALARS))}
+    others = {name: value for name, value in record.items() if name != names[0] and (is_file or _is_json(value))}
     return Example("" if problem else str(text), label, where, line, problem, others)
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value of a data set can stand in a record: a number, a text, or a list or an object of some."""
+    if isinstance(value, (list, dict)):
+        return len(value) <= _MOST_ITEMS and all(
+            isinstance(each, _SCALARS) or _is_json(each) for each in (value.values() if isinstance(value, dict) else value)
+        )
+    return isinstance(value, _SCALARS)
+
+
+def split_named(source: str, split: str, splits: Mapping[str, Any]) -> str:
+    """Return the name of a split of the data; the only file is also found by its own name.
+
+    Raises:
+        SwagError: There is no such split.
+    """
+    wanted = SPLIT_NAMES.get(split, split)
+    if wanted not in splits and list(splits) == ["train"] and Path(source).stem == split:
+        return "train"
+    if wanted not in splits:
+        raise SwagError(f"{source!r} has no split {wanted!r}; it has {shortened(', '.join(map(repr, sorted(splits))))}.")
+    return wanted
+
+
+def name_of_source(source: str) -> str:
+    """Return what a source is called: the name of a file or folder without its path, or that of a data set on the Hub."""
+    path = Path(source)
+    return path.name if path.exists() else source
 
 
 def named_column(record: Iterable[str], given: str | None, usual: tuple[str, ...]) -> str | None:

@@ -1,4 +1,4 @@
-"""Choose centre, scale, dropout, temperature and thresholds on held-out text or questions, and save them with the posterior."""
+"""Choose centre, scale, dropout, temperature and thresholds on held-out texts, tagged words or questions, and save them with the posterior."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ def predictions_to_parquet(
     *,
     texts: Sequence[str] | None = None,
     ood_texts: Sequence[str] | None = None,
+    clusters: ArrayLike | None = None,
 ) -> None:
     """Write the predictions of each method for each example, whole or not at all.
 
@@ -35,6 +36,7 @@ def predictions_to_parquet(
         labels: True classes of the in-distribution examples. Shape (N,).
         texts: Their texts. N of them.
         ood_texts: Those of the out-of-distribution examples. M of them.
+        clusters: Number of the example that each label belongs to, where examples have several; a column "example" then holds it. Shape (N,).
 
     Raises:
         ImportError: The pyarrow library is not installed.
@@ -58,6 +60,8 @@ def predictions_to_parquet(
     table = pa.concat_tables(pa.table(part, schema=_schema(pa)) for part in parts)
     if texts is None and ood_texts is None:
         table = table.drop_columns(["text"])
+    if clusters is not None:
+        table = table.add_column(2, "example", pa.array(np.tile(np.asarray(clusters), len(methods)), pa.int64()))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(Path(path), buffer.getvalue())

@@ -26,7 +26,7 @@ from swag_trainer.posterior.record import PosteriorRecord
 from swag_trainer.posterior.saved_adapter import SavedAdapter
 from swag_trainer.prediction.tokenizers import TokenizerSource
 from swag_trainer.prediction.transformers_internals import refuse_remote_code
-from swag_trainer.tasks import task_named
+from swag_trainer.tasks import mark, task_named
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.generation import TextGeneration
 from swag_trainer.tasks.image_classification import ImageClassification
@@ -141,6 +141,8 @@ class AutoSwagModel:
         base_kwargs = dict(base_kwargs)
         gguf = gguf_settings(posterior, source, base_kwargs.pop("gguf_file", None))
         base = _load_base(posterior, task, source, revision=base_revision, **hub, **gguf, **base_kwargs)
+        if posterior.record.task == task.name and posterior.record.task_settings:
+            mark(base, task.name, posterior.record.task_settings)  # for what asks the model alone, such as fit_posterior
         model = load_adapter(base, posterior.adapter, settings)
         # Files of earlier versions have no fingerprint.
         if posterior.record.base_fingerprint:

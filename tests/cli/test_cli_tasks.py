@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from answering import examples, save_answering
-from choices import questions
+from choices import choice_tokenizer, language_model, questions, save_base
 from command_line import DEMO
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from tagging import TAGS, TEXTS, save_tagger
 from task_posteriors import collect, save_posteriors
+from trajectories import random_posterior
 from transformers import (
     BertForQuestionAnswering,
     BertForTokenClassification,
@@ -22,7 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from swag_trainer import MonteCarloPredictor, SwagError, load_posterior
+from swag_trainer import ChoiceSettings, MonteCarloPredictor, SwagError, load_posterior
 from swag_trainer.cli.classifier import load_classifier
 from swag_trainer.cli.main import main
 from swag_trainer.cli.options import ClassifierOptions
@@ -151,7 +152,7 @@ def test_questions_of_a_file_are_measured_with_what_they_were_tuned_on_and_with_
         place = tmp_path if name == "shifted" else data
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--dataset", str(data), "--validation-split", "validation", "--ood", str(tmp_path / "shifted.jsonl")]
-    options += ["--ood-split", "shifted", "--num-samples", "2", "--num-resamples", "2", "--map-weights", "adapter"]
+    options += ["--num-samples", "2", "--num-resamples", "2", "--map-weights", "adapter"]
     written = ["--output", str(tmp_path / "results.json"), "--rows", str(tmp_path / "rows.parquet")]
     assert main(["evaluate", folders.questions, *options, *written, "--device", "cpu"]) == 0
     assert "Left out: 'TFB'" in capsys.readouterr().err
@@ -168,10 +169,8 @@ def test_questions_of_a_file_are_measured_with_what_they_were_tuned_on_and_with_
     assert {len(row["probabilities"]) for row in rows} == {5} and sum(row["is_ood"] for row in rows) == 3 * len(
         measured.methods
     )
-    assert main(["evaluate", folders.questions, *options, "--labels", "a", "b"]) == 1
-    assert "the choices of a question are in the data" in capsys.readouterr().err
     options[options.index("--ood") + 1] = str(data / "test.jsonl")
-    assert main(["evaluate", folders.questions, *options, "--ood-split", "test"]) == 1
+    assert main(["evaluate", folders.questions, *options]) == 1
     assert "are also among those to measure" in capsys.readouterr().err
 
 
@@ -212,13 +211,55 @@ def test_tagged_words_of_a_file_tune_and_are_measured(tmp_path, capsys):
         ({"tokens": ["good"], "ner_tags": []}, "a tag for each of the 1 words"),
         ({"tokens": "good", "ner_tags": [0]}, "is a list of words"),
         ({"words": ["good"]}, "--label-column names it"),
+        ({"tokens": ["good"], "ner_tags": [0], "pos_tags": [1]}, "--label-column says which of them it is"),
+        ({"tokens": ["\ud83d"], "ner_tags": [0]}, "half of a surrogate pair"),
+        ({"tokens": ["good"], "ner_tags": [-1]}, "or its number from 0"),
     ):
         write("test", [*numbers, broken])
         assert main(["evaluate", tuned, *options]) == 1
         assert words in (shown := capsys.readouterr().err) and "line 7 of" in shown
-    for option in (["--ood", str(data)], ["--labels", "a"]):
+    write("test", [*numbers, {"tokens": ["good", "film"], "ner_tags": [-100, 0]}])
+    rows_file = tmp_path / "rows.parquet"
+    assert main(["evaluate", tuned, *options, "--methods", "SWA", "--rows", str(rows_file)]) == 0
+    last = pq.read_table(rows_file).to_pylist()[-1]
+    assert (last["text"], last["example"]) == ("film", 6)
+    write("test", numbers)
+    for option, words in (
+        (["--ood", str(data)], "leave it out"),
+        (["--labels", "a"], "5 tags once"),
+        (["--validation-split", "val", "--split", "validation"], "nothing may be fitted on what is measured"),
+    ):
         assert main(["evaluate", tuned, *options, *option]) == 1
-        assert "has one for each word" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
+
+
+def test_a_rows_own_question_and_the_settings_of_the_posterior_are_used(tmp_path, capsys):
+    # Red for: a passage in the column "text" that is asked for the question, five classes where the posterior was trained with three,
+    # a loaded model that no longer knows what it was trained for.
+    base = save_base("llama", tmp_path / "base")
+    model = language_model("llama", base)
+    posterior = random_posterior(model, spread=0.3)
+    settings = ChoiceSettings(scoring="letters", max_choices=3).resolved(choice_tokenizer()).as_record()
+    record = replace(posterior.record, task="swag-multiple-choice", task_settings=settings)
+    replace(posterior, record=record).save_pretrained(tmp_path / "run")
+    rows = [{**row, "choices": row["choices"][:3], "answer": 0, "text": "bad film"} for row in questions(24)]
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("validation", "test", "train"):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, options = str(tmp_path / "run"), ["--dataset", str(data), "--num-samples", "2"]
+    assert main(["tune", run, *options, "--levels", "0.5", "--output", str(tmp_path / "tuned")]) == 0
+    assert "Prediction sets of 3 labels" in capsys.readouterr().out
+    fits = ["--methods", "SWA", "TFB", "--train-split", "train", "--num-resamples", "2"]
+    assert main(["evaluate", run, *options, *fits, "--output", str(tmp_path / "results.json")]) == 0
+    choose = pipeline("swag-multiple-choice", model=run, scale=0, temperature=1.0, top_k=None, device="cpu")
+    own = [{name: row[name] for name in ("question", "choices")} for row in rows]
+    first = [next(one["score"] for one in ranking if one["label"] == "A") for ranking in choose(own)]
+    measured = Measurement.read(tmp_path / "results.json").metrics
+    assert measured["SWA"]["nll"].value == pytest.approx(-np.log(first).mean(), rel=1e-4) and "TFB" in measured
+    capsys.readouterr()
+    found = predicted(capsys, run, "--file", data / "test.jsonl", "--scale", "0")
+    assert found[0]["question"] == rows[0]["question"] and found[0]["choice"] == choose(own[0])[0]["choice"]
 
 
 def test_an_image_processor_is_pushed_with_a_card_of_its_task(folders, hub, capsys):

@@ -43,7 +43,11 @@ def test_the_choices_of_a_question_stand_in_the_table_with_their_uncertainty(fol
 def test_an_empty_field_and_what_the_pipeline_refuses_are_messages(folders):
     # Red for: an error page in the place of a sentence, a table of the question before.
     choose = load("swag-multiple-choice-encoder", folders.questions)
-    for values, words in ((("", "a\nb"), "Question: there is nothing yet"), (("why", "one"), "choices")):
+    for values, words in (
+        (("", "a\nb"), "Question: there is nothing yet"),
+        (("why", "one"), "choices"),
+        (("why", "a\n" * 51), "at most 50"),
+    ):
         message, table = button_of(build_task_page(choose, name="x"))(*values)
         assert words in message.value and message.visible and not table.visible
     with pytest.raises(SwagError, match="has no page"):
@@ -55,6 +59,7 @@ def test_labels_of_the_page_and_images_are_predicted(folders):
     judge = load("swag-zero-shot-classification", folders.nli)
     found, expected = prediction_of(judge, ["good film", "good\nbad"]), judge("good film", candidate_labels=["good", "bad"])
     assert found["label"].tolist() == expected["labels"] and found["score"][0] == f"{expected['scores'][0]:.3f}"
+    assert found["mutual_information"][1] == f"{expected['mutual_information']:.3f}"
     see, image = load("swag-image-classification", folders.images), Image.new("RGB", (20, 20), "red")
     assert prediction_of(see, [image])["label"].tolist() == [each["label"] for each in see(image)]
 

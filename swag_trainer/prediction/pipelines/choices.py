@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,8 +11,6 @@ from swag_trainer.prediction.decisions import PredictionOptions, decide
 from swag_trainer.prediction.pipelines.base import PosteriorPipeline, check_top_k
 from swag_trainer.prediction.tokenizers import encoding_errors
 from swag_trainer.tasks.questions import LETTERS
-
-logger = logging.getLogger(__name__)
 
 
 class ChoicePipeline(PosteriorPipeline):
@@ -35,8 +32,13 @@ class ChoicePipeline(PosteriorPipeline):
         """
 
     @abstractmethod
-    def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return the model inputs of a question, as a batch of one, and how many questions were cut so far."""
+    def encode(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model inputs of a question, as a batch of one."""
+
+    @property
+    @abstractmethod
+    def num_cut(self) -> int:
+        """How many questions `example` and `encode` have cut so far."""
 
     def own_parameters(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Divide arguments among preprocessing, forward and postprocessing; the tokenizer's are refused."""
@@ -53,13 +55,8 @@ class ChoicePipeline(PosteriorPipeline):
                 f'{self.swag_task} takes questions {{"question": ..., "choices": [...]}}, got {type(inputs).__name__}.'
             )
         with self._tokenizer_lock, encoding_errors():
-            encoded, num_truncated = self.encode(inputs)
-        if num_truncated > self.num_truncated:
-            if self.num_truncated == 0:
-                logger.warning(
-                    "A prompt is too long for the model and was truncated; the pipeline's num_truncated counts them."
-                )
-            self.num_truncated = num_truncated
+            before, encoded = self.num_cut, self.encode(inputs)
+            self.note_truncated(self.num_cut - before)
         choices = inputs["choices"]
         return {**encoded, "choices": [list(choices["text"] if isinstance(choices, Mapping) else choices)]}
 

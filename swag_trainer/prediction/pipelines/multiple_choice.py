@@ -83,11 +83,15 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         """Return a question as an example of a data set, see `QuestionEncoder`."""
         return self._encoder(question)
 
-    def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return the model inputs of a question, and how many prompts were cut so far. A prompt that is too long loses its beginning."""
+    def encode(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model inputs of a question. A prompt that is too long loses its beginning."""
         encoded = self._encoder(question)
-        tensors = {name: torch.tensor([value]) for name, value in encoded.items() if name != "labels"}
-        return tensors, self._encoder.num_truncated
+        return {name: torch.tensor([value]) for name, value in encoded.items() if name != "labels"}
+
+    @property
+    def num_cut(self) -> int:
+        """How many prompts were cut so far."""
+        return self._encoder.num_truncated
 
 
 register_pipeline(

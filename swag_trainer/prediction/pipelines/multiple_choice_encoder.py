@@ -77,11 +77,16 @@ class SwagMultipleChoiceEncoderPipeline(ChoicePipeline):
         """Return a question as an example of a data set, see `ChoicePairCollator.encode`."""
         return self.data_collator.encode(question)
 
-    def encode(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return the pairs of a question as lists of numbers, which transformers does not pad, and how many pairs were cut so far."""
+    def encode(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the pairs of a question as lists of numbers, which transformers does not pad."""
         encoded = self.example(question)
         encoded.pop("labels", None)
-        return {"encoded": [encoded]}, self.data_collator.num_truncated
+        return {"encoded": [encoded]}
+
+    @property
+    def num_cut(self) -> int:
+        """How many pairs were cut so far."""
+        return self.data_collator.num_truncated
 
     def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Any = None) -> dict[str, Any]:
         # A batch of one is a list, a larger one a list of such lists.

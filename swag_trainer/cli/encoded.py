@@ -1,0 +1,112 @@
+"""Examples of a task with more to them than a text and its label, encoded for the model of a posterior: what the commands share."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.text_files import is_unicode
+from swag_trainer.cli.text_sources import Row, name_of_source, rows_by_split, split_named
+from swag_trainer.errors import SwagError
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedExamples:
+    """The examples of one split.
+
+    Attributes:
+        name: What the data is called; no path.
+        split: Which part of it.
+        revision: Commit on the Hub, None for files.
+        rows: Examples as the Trainer takes them.
+        texts: The text of each prediction: of a question, or of each tagged word.
+        clusters: The row of each prediction, where rows have several. Shape (predictions,).
+    """
+
+    name: str
+    split: str
+    revision: str | None
+    rows: list[dict[str, Any]]
+    texts: list[str]
+    clusters: np.ndarray | None = None
+
+
+class EncodedTask(ABC):
+    """Reads and encodes the examples of a task. A subclass does so for its rows, in `encode`.
+
+    Args:
+        options: With the data set, its name, and the names of its columns.
+        classifier: The pipeline of the task, with its model and tokenizer.
+
+    Attributes:
+        data_collator: Makes a batch of examples.
+        task: The task, with the settings in the posterior's record.
+        num_classes: C.
+        takes_ood: Whether examples of another kind can be told from these.
+    """
+
+    takes_ood: ClassVar[bool]
+    data_collator: Callable[[list[Any]], Any]
+
+    def __init__(self, options: TextOptions, classifier: Any) -> None:
+        self.options, self.classifier = options, classifier
+        self.task = classifier.predicted_task()
+        self.num_classes = self.task.num_classes(classifier.model.config)
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], np.ndarray | None]:
+        """Return ``rows``, ``texts`` and ``clusters`` of `EncodedExamples`.
+
+        Raises:
+            SwagError: A row cannot be used.
+        """
+
+    def read(self, split: str) -> EncodedExamples:
+        """Read the examples of a split, with their labels.
+
+        Raises:
+            SwagError: The data cannot be read, has no such split, or has an example that cannot be used.
+        """
+        return self._read(self.options.dataset, split, needs_labels=True)
+
+    def read_ood(self, source: str, split: str) -> EncodedExamples:
+        """Read examples of another kind: all of them where there is one file; labels are not needed.
+
+        Raises:
+            SwagError: As `read`.
+        """
+        return self._read(source, split, needs_labels=False)
+
+    def has_split(self, split: str) -> bool:
+        """Return whether the data has a split."""
+        splits, _ = rows_by_split(self.options.dataset)
+        return split in splits
+
+    def _read(self, source: str, split: str, *, needs_labels: bool) -> EncodedExamples:
+        splits, revision = rows_by_split(source)
+        name = "train" if not needs_labels and list(splits) == ["train"] else split_named(source, split, splits)
+        rows = list(splits[name])
+        if not rows:
+            raise SwagError(f"{source!r} has no examples in the split {name!r}.")
+        for row in rows:
+            if row.problem is not None:
+                refuse(row, row.problem)
+            if not is_unicode(json.dumps(row.values, ensure_ascii=False, default=str)):
+                refuse(row, "it holds half of a surrogate pair, such as half an emoji, which no encoding has.")
+        own = self.options.dataset_name if source == self.options.dataset else None
+        return EncodedExamples(own or name_of_source(source), name, revision, *self.encode(rows, needs_labels=needs_labels))
+
+
+def refuse(row: Row, problem: str) -> None:
+    """Refuse a row.
+
+    Raises:
+        SwagError: Always.
+    """
+    raise SwagError(f"The example in {row.where} cannot be used: {problem}")
