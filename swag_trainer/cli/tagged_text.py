@@ -99,7 +99,7 @@ class TaggedText(EncodedTask):
             return self.names.index(tag)
         if isinstance(tag, int) and not isinstance(tag, bool) and (tag == IGNORED or 0 <= tag < self.num_classes):
             return tag
-        unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in self.names)
+        unnamed = hasattr(self.options, "labels") and all(re.fullmatch(r"LABEL_\d+", name) for name in self.names)
         advice = (
             "--labels names them, in the order of the logits." if unnamed else "a tag is one of them, or its number from 0."
         )

@@ -75,6 +75,8 @@ def build_task_page(predict: Any, *, name: str, text: str = "") -> gr.Blocks:
     if predict.task not in _FORMS:
         raise SwagError(f"{predict.task!r} has no page; swag-trainer predict predicts with it.")
     form = _FORMS[predict.task]
+    if text and form.fields[0][0] == _IMAGE:
+        raise SwagError(f"{predict.task} takes images: leave --text out.")
     with environment_as_it_was():
         kept = (_KEPT_SECONDS, _KEPT_SECONDS)  # how often uploads are looked at, and how old they may be
         page = gr.Blocks(title="How certain is it?", analytics_enabled=False, delete_cache=kept)
