@@ -57,7 +57,8 @@ def main() -> None:
             found.setdefault(scheme, []).append(run(arguments, parts, scheme, seed))
             print(f"seed {seed}, {scheme}: {found[scheme][-1]}", flush=True)
     arguments.results.parent.mkdir(exist_ok=True)
-    arguments.results.write_text(json.dumps({"settings": vars(arguments), "results": found}, indent=1, default=str) + "\n")
+    settings = {name: value for name, value in vars(arguments).items() if name != "results"} | {"data": arguments.data.stem}
+    arguments.results.write_text(json.dumps({"settings": settings, "results": found}, indent=1) + "\n")
     print(f"{'trust':12} {'NLL':>8} {'accuracy':>8} {'trust in the last client':>26}")
     for scheme, runs in found.items():
         mean = {name: np.mean([one[name] for one in runs]) for name in runs[0]}
