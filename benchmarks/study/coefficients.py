@@ -30,7 +30,7 @@ class Method:
     """What trains, and how fast.
 
     Attributes:
-        name: For the files that are kept.
+        name: For the files that are kept, whose names have the rate too.
         coefficients: `Nola` or `LoraXs`.
         rank: Of LoRA's matrices.
         learning_rate: At the end of the warm-up. It decays as MAP's until collection begins, and is held from there on, as SWAG's.
@@ -40,6 +40,11 @@ class Method:
     coefficients: CoefficientMethod
     rank: int
     learning_rate: float
+
+    @property
+    def kept_as(self) -> str:
+        """What the files are called: another rate is another training."""
+        return f"{self.name}-{self.learning_rate:g}"
 
 
 def averaged(method: Method, scale: float) -> Callable[[Run], Outcome]:
@@ -62,13 +67,13 @@ def predicted(run: Run, method: Method, scale: float, split: str) -> np.ndarray:
     """Return the logits of a split's examples at draws of the coefficients. Shape (S, N, C)."""
 
     def compute() -> np.ndarray:
-        gaussian = gaussian_of(torch.from_numpy(run.kept(method.name, lambda: train(run, method).numpy())))
+        gaussian = gaussian_of(torch.from_numpy(run.kept(method.kept_as, lambda: train(run, method).numpy())))
         with_coefficients = copy.copy(run)
         with_coefficients.weights = new_weights(run, method)
         vectors = gaussian.sample(NUM_SAMPLES if scale else 1, seed=run.seed, scale=scale)
         return with_coefficients.predict(COLLECTED, vectors, split)[0]
 
-    return run.kept(f"{method.name}.scale-{scale:g}.{split}", compute).astype(np.float64)
+    return run.kept(f"{method.kept_as}.scale-{scale:g}.{split}", compute).astype(np.float64)
 
 
 def gaussian_of(snapshots: Tensor) -> LowRankGaussian:

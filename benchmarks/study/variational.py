@@ -23,17 +23,19 @@ def variational(name: str, method: VariationalMethod, learning_rate: float) -> C
     """Return the recipe that trains by a method, draws ten times and fits a temperature.
 
     Args:
-        name: For the files that are kept.
+        name: For the files that are kept, whose names have the rate too.
         method: `Blob` or `Ivon`.
         learning_rate: At the end of the warm-up; it falls linearly to zero, as MAP's.
     """
 
+    kept_as = f"{name}-{learning_rate:g}"
+
     def recipe(run: Run) -> Outcome:
-        gaussian = torch.from_numpy(run.kept(name, lambda: train(run, method, learning_rate).numpy()))
+        gaussian = torch.from_numpy(run.kept(kept_as, lambda: train(run, method, learning_rate).numpy()))
         noise, _ = draw_noise(NUM_SAMPLES, num_weights=gaussian.shape[1], rank=0, seed=run.seed, design="matched")
         vectors = gaussian[0] + gaussian[1] * noise
         logits = {
-            split: run.kept(f"{name}.{split}", lambda split=split: run.predict(Draw("map"), vectors, split)[0]).astype(
+            split: run.kept(f"{kept_as}.{split}", lambda split=split: run.predict(Draw("map"), vectors, split)[0]).astype(
                 np.float64
             )
             for split in ("validation", "test")
@@ -77,4 +79,4 @@ BLOB: dict[str, Callable[[Run], Outcome]] = {
     "BLoB, KL spread evenly, temperature": variational("blob-uniform", Blob(kl_weights="uniform"), 5e-3),
 }
 # Chosen on the validation examples of the first seed of two tasks, among learning rates of .3 to 3, initial Hessians of .001 to 1, and sample sizes from that of the data to 1e6.
-IVON: dict[str, Callable[[Run], Outcome]] = {"IVON, temperature": variational("ivon-1", Ivon(), 1.0)}
+IVON: dict[str, Callable[[Run], Outcome]] = {"IVON, temperature": variational("ivon", Ivon(), 1.0)}
