@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from study.fits import head_laplace, lora_laplace, tfb
+from study.fits import head_laplace, in_closed_form, lora_laplace, tfb
 from study.predictions import Draw, Run
 from study.recipes import (
     Outcome,
@@ -140,6 +140,7 @@ FITS: dict[str, Callable[[Run], Outcome]] = {
     "TFB, temperature": tfb,
     "Laplace (head), temperature": head_laplace("marginal likelihood"),
     "Laplace (head), prior by validation, temperature": head_laplace("validation"),
+    "Laplace (head), prior by validation, in closed form, temperature": head_laplace("validation", in_closed_form),
     "Laplace (LoRA), temperature": lora_laplace,
 }
 DISTILLATION: dict[str, Callable[[Run], Outcome]] = {

@@ -25,6 +25,7 @@ from swag_trainer.posterior.record import PosteriorRecord
 
 MAP = Draw("map", collected="decay")
 _HEAD = "classifier"
+LOGIT_DRAWS = 128
 # Prior precisions of the head that are tried on the validation examples.
 PRECISIONS = tuple(float(10**power) for power in np.arange(-1, 5.1, 0.5))
 
@@ -51,7 +52,32 @@ def tfb(run: Run) -> Outcome:
     return Outcome(average(logits(sigma, "test"), temperature), f"sigma {sigma:.4f}, T {temperature:.3f}")
 
 
-def head_laplace(prior: Literal["marginal likelihood", "validation"]) -> Callable[[Run], Outcome]:
+# Matrix and bias of the head, its curvature, features with a last column of ones, prior precision and seed -> logits (S, N, C).
+HeadLogits = Callable[[np.ndarray, HeadCurvature, np.ndarray, float, int], np.ndarray]
+
+
+def by_draws(matrix: np.ndarray, curvature: HeadCurvature, features: np.ndarray, precision: float, seed: int) -> np.ndarray:
+    """Return the logits of ten draws of the head."""
+    noise, _ = draw_noise(NUM_SAMPLES, num_weights=matrix.size, rank=0, seed=seed, design="matched")
+    variances = 1 / (np.outer(curvature.left_values, curvature.right_values) + precision)
+    scaled = noise.view(-1, *matrix.shape).double().numpy() * np.sqrt(variances)
+    return np.einsum("nh,sch->snc", features, matrix + curvature.left_vectors @ scaled @ curvature.right_vectors.T)
+
+
+def in_closed_form(
+    matrix: np.ndarray, curvature: HeadCurvature, features: np.ndarray, precision: float, seed: int
+) -> np.ndarray:
+    """Return draws of the Gaussian that the logits have, as the head is linear in its weights: no head is drawn."""
+    squares = (features @ curvature.right_vectors) ** 2
+    variances = 1 / (np.outer(curvature.left_values, curvature.right_values) + precision)
+    deviations = np.sqrt(squares @ variances.T)  # along the eigenvectors over the outputs
+    noise = draw_noise(LOGIT_DRAWS, num_weights=0, rank=len(matrix), seed=seed, design="matched")[1].double().numpy()
+    return features @ matrix.T + (noise[:, None] * deviations) @ curvature.left_vectors.T
+
+
+def head_laplace(
+    prior: Literal["marginal likelihood", "validation"], logits_of: HeadLogits = by_draws
+) -> Callable[[Run], Outcome]:
     """Return the recipe of Laplace over the head with a temperature, its prior precision chosen in one of two ways."""
 
     def recipe(run: Run) -> Outcome:
@@ -61,14 +87,10 @@ def head_laplace(prior: Literal["marginal likelihood", "validation"]) -> Callabl
         matrix = np.concatenate([head["weight"], head["bias"][:, None]], axis=1)
         probabilities = softmax(run.logits(MAP, "train")[0].astype(np.float64), axis=-1)
         curvature = HeadCurvature.of(run.features(MAP, "train"), probabilities, has_bias=True)
-        noise, _ = draw_noise(NUM_SAMPLES, num_weights=matrix.size, rank=0, seed=run.seed, design="matched")
 
         def logits(split: str, precision: float) -> np.ndarray:
-            variances = 1 / (np.outer(curvature.left_values, curvature.right_values) + precision)
-            scaled = noise.view(-1, *matrix.shape).double().numpy() * np.sqrt(variances)
-            draws = matrix + curvature.left_vectors @ scaled @ curvature.right_vectors.T
             features = run.features(MAP, split).astype(np.float64)
-            return np.einsum("nh,sch->snc", np.concatenate([features, np.ones((len(features), 1))], axis=1), draws)
+            return logits_of(matrix, curvature, np.pad(features, ((0, 0), (0, 1)), constant_values=1.0), precision, run.seed)
 
         def penalised(precision: float) -> float:
             passes = logits("validation", precision)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
+import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
@@ -433,7 +434,7 @@ class WeightPosterior(ABC):
 
 @runtime_checkable
 class GaussianPosterior(Protocol):
-    """A posterior that is one Gaussian with a diagonal and a low-rank part: what closed-form (linearised) predictions need."""
+    """A posterior that is one Gaussian with a covariance Sigma in closed form: what closed-form (linearised) predictions need."""
 
-    def factors(self, scale: float) -> tuple[Tensor, Tensor]:
-        """Return d and L of the covariance diag(d) + L^T L at a scale. Shapes (P,) and (K, P), float32."""
+    def quadratic_form(self, scale: float, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+        """Return the function J -> J Sigma J^T at a scale: of J (C, P) on the device, (C, C) on the CPU, float64."""

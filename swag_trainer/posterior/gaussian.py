@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,6 +118,16 @@ class LowRankGaussian:
         if self.rank == 0:
             return self.variance * scale, self.deviations
         return self.variance * (scale / 2), self.deviations * (scale / (2 * (self.rank - 1))) ** 0.5
+
+    def quadratic_form(self, scale: float, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+        """Return the function J -> J Sigma J^T at a scale, see `GaussianPosterior`."""
+        diagonal, directions = (factor.to(device) for factor in self.factors(scale))
+
+        def form(jacobian: Tensor) -> Tensor:
+            projected = (jacobian @ directions.T).cpu().double()
+            return ((jacobian * diagonal) @ jacobian.T).cpu().double() + projected @ projected.T
+
+        return form
 
     def sample(self, num_samples: int, *, seed: int, scale: float = 1.0, design: Design = "matched") -> Tensor:
         """Draw weight vectors.

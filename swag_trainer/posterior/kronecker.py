@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -80,6 +80,19 @@ class KroneckerPosterior(WeightPosterior):
             if bias is not None:
                 drawn[bias] += moved[:, :, -1]
         return Draws(vectors, block_size=1 if design == "iid" else num_samples)
+
+    def quadratic_form(self, scale: float, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+        """Return the function J -> J Sigma J^T at a scale, see `GaussianPosterior`; the layers are independent, so it is a sum over them."""
+        pairs = list(zip(matrices_of(self.layout).items(), self.blocks, strict=True))
+
+        def form(jacobian: Tensor) -> Tensor:
+            parts, total = self.layout.unflatten(jacobian.cpu()), torch.zeros(2 * [len(jacobian)], dtype=torch.float64)
+            for (weight, bias), block in pairs:
+                own = parts[weight] if bias is None else torch.cat([parts[weight], parts[bias][..., None]], dim=-1)
+                total += block.quadratic_form(own, prior_precision=self.prior_precision, scale=scale)
+            return total
+
+        return form
 
     @property
     def total_variance(self) -> float:

@@ -85,3 +85,19 @@ class KroneckerBlock(NamedTuple):
         coordinates = self.left_vectors.T @ noise @ self.right_vectors
         kept = self.left_vectors @ (coordinates * (deviations - rest).float()) @ self.right_vectors.T
         return kept.add_(noise, alpha=rest)
+
+    def quadratic_form(self, matrices: Tensor, *, prior_precision: float, scale: float) -> Tensor:
+        """Return J Sigma J^T for the rows of J as matrices of this layer. Of shape (C, o, h), shape (C, C), float64.
+
+        Args:
+            matrices: J.
+            prior_precision: tau.
+            scale: Factor of the covariance.
+        """
+        matrices = matrices.double()
+        kept = self.left_vectors.T.double() @ matrices @ self.right_vectors.double()
+        excess = self.variances(prior_precision) - (0.0 if self.is_whole else 1 / prior_precision)
+        form = torch.einsum("ckl,kl,dkl->cd", kept, excess, kept)
+        if not self.is_whole:
+            form += matrices.flatten(1) @ matrices.flatten(1).T / prior_precision
+        return scale * form

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -58,9 +58,9 @@ class MeanFieldPosterior(WeightPosterior):
         vectors = self._gaussian.sample(num_samples, seed=seed, scale=scale, design=design)
         return Draws(vectors, block_size=1 if design == "iid" or scale == 0 else num_samples)
 
-    def factors(self, scale: float) -> tuple[Tensor, Tensor]:
-        """Return d and L of the covariance diag(d) + L^T L at a scale. Shapes (P,) and (0, P), float32."""
-        return self._gaussian.factors(scale)
+    def quadratic_form(self, scale: float, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+        """Return the function J -> J Sigma J^T at a scale, see `GaussianPosterior`."""
+        return self._gaussian.quadratic_form(scale, device)
 
     @property
     def total_variance(self) -> float:

@@ -197,9 +197,9 @@ class SwagPosterior(WeightPosterior):
         vectors = self.gaussian.sample(num_samples, seed=seed, scale=scale, design=design)
         return Draws(vectors, block_size=1 if design == "iid" or scale == 0 else num_samples)
 
-    def factors(self, scale: float) -> tuple[Tensor, Tensor]:
-        """Return d and L of the covariance diag(d) + L^T L at a scale. Shapes (P,) and (K, P), float32."""
-        return self.gaussian.factors(scale)
+    def quadratic_form(self, scale: float, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+        """Return the function J -> J Sigma J^T at a scale, see `GaussianPosterior`."""
+        return self.gaussian.quadratic_form(scale, device)
 
     def metadata(self) -> dict[str, Any]:
         """Return how it was collected, and how it was compressed where it was, as JSON values."""

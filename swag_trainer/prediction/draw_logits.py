@@ -79,8 +79,9 @@ class DrawLogits:
         self._blocks: DrawBlocks | None = None
         self._masks: DropoutMasks | None = None
         if method == "linearized" and sampling.scale_for(posterior) > 0:
-            mean, factors = posterior.center(sampling.center or "mean"), posterior.factors(sampling.scale_for(posterior))
-            self.sampler: LogitSampler = LinearizedSampler(weights, mean, factors, task=task, seed=sampling.seed)
+            mean, scale = posterior.center(sampling.center or "mean"), sampling.scale_for(posterior)
+            form = posterior.quadratic_form(scale, self._device)
+            self.sampler: LogitSampler = LinearizedSampler(weights, mean, form, task=task, seed=sampling.seed)
             return
         self._blocks = DrawBlocks(posterior, sampling, self._device)
         draws = self._blocks.first(num_blocks)
@@ -197,7 +198,7 @@ def check_method(
         raise SwagError(f"method must be one of {get_args(Method)}, got {method!r}.")
     if method == "linearized" and not isinstance(posterior, GaussianPosterior):
         raise SwagError(
-            f'method="linearized" needs a Gaussian posterior, and one of kind {posterior.kind!r} has no factors of a covariance. '
+            f'method="linearized" needs a Gaussian posterior, and one of kind {posterior.kind!r} has no covariance in closed form. '
             'Use method="monte_carlo".'
         )
     if method == "linearized" and (compile or in_blocks or sampling.dropout):

@@ -14,7 +14,7 @@ weights within the posterior's width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -37,17 +37,18 @@ class LinearizedSampler:
     Args:
         weights: The weights in a private copy of the model, which is written to.
         mean: Mean of the posterior. Shape (P,).
-        factors: d and L of its covariance diag(d) + L^T L, see `GaussianPosterior.factors`. Shapes (P,) and (K, P).
+        quadratic_form: J -> J Sigma J^T, see `GaussianPosterior`.
         task: What of the model's outputs is predicted.
         seed: The draws of logits depend on this alone, and are the same for each event.
     """
 
-    def __init__(self, weights: AdapterWeights, mean: Tensor, factors: tuple[Tensor, Tensor], *, task: Task, seed: int) -> None:
+    def __init__(
+        self, weights: AdapterWeights, mean: Tensor, quadratic_form: Callable[[Tensor], Tensor], *, task: Task, seed: int
+    ) -> None:
         self._weights = weights
         self._task = task
         self._seed = seed
-        device = weights.parameters()[0].device
-        self._variance, self._directions = (factor.to(device) for factor in factors)
+        self._quadratic_form = quadratic_form
         with torch.inference_mode(False), torch.no_grad():
             weights.write(weights.layout.unflatten(mean))
         for parameter in weights.parameters():
@@ -76,11 +77,8 @@ class LinearizedSampler:
             batch = {name: value.clone() if value.is_inference() else value for name, value in batch.items()}
             for row in range(len(next(iter(batch.values())))):
                 for logits in self._logits({name: value[row : row + 1] for name, value in batch.items()}):
-                    jacobian = self._jacobian(logits)
-                    projected = (jacobian @ self._directions.T).cpu().double()
-                    diagonal = ((jacobian * self._variance) @ jacobian.T).cpu().double()
                     means.append(logits.detach().cpu().double())
-                    covariances.append(diagonal + projected @ projected.T)
+                    covariances.append(self._quadratic_form(self._jacobian(logits)))
         return torch.stack(means), torch.stack(covariances)
 
     def _logits(self, row: Mapping[str, Tensor]) -> Tensor:

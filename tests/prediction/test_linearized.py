@@ -1,5 +1,7 @@
 """The linearised posterior, against dense formulas, against finite differences, and against very many draws."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from lively import short_run
 from oracles import dense_covariance
 from peft import LoraConfig, get_peft_model
 
-from swag_trainer import MonteCarloPredictor, SwagError
+from swag_trainer import MonteCarloPredictor, SwagError, fit_posterior
 from swag_trainer.adapters.weights import AdapterWeights
 from swag_trainer.posterior.gaussian import LowRankGaussian
 from swag_trainer.prediction.linearized import LinearizedSampler, logit_noise, symmetric_root
@@ -42,7 +44,7 @@ def some_gaussian(size, rank, *, seed=0):
 
 
 def sampler(weights, gaussian, *, scale=1.0, seed=0):
-    return LinearizedSampler(weights, gaussian.mean, gaussian.factors(scale), task=task_named(None), seed=seed)
+    return LinearizedSampler(weights, gaussian.mean, gaussian.quadratic_form(scale), task=task_named(None), seed=seed)
 
 
 def features_of(weights, batch):
@@ -268,3 +270,30 @@ def test_a_device_that_is_full_is_not_a_model_that_cannot_be_differentiated(run,
     monkeypatch.setattr(type(predictor._logits.sampler._weights.model), "forward", full)
     with pytest.raises(torch.OutOfMemoryError, match="the device is full"):
         predictor.predict(batch)
+
+
+def test_a_laplace_posterior_of_the_head_needs_no_draws(run, texts):
+    # Red for: the curvature of one factor, directions that were left out without their prior variance, the bias in another column,
+    # the scale of a standard deviation.
+    model, _, tokenizer = run
+    rows = [{**tokenizer(text), "labels": index % 3} for index, text in enumerate(texts)]
+    posterior = fit_posterior(model, rows, method="laplace-head", prior_precision=0.5, progress=False)
+    layout, (block,) = posterior.layout, posterior.blocks
+    jacobian = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0))
+    matrices = layout.unflatten(jacobian.double())
+    (bias,) = (tensor for key, tensor in matrices.items() if key.endswith("bias"))
+    (weight,) = (tensor for key, tensor in matrices.items() if key.endswith("weight"))
+    whole = torch.cat([weight, bias[..., None]], dim=-1).flatten(1)
+    for kept in (block, block.without_negligible(300.0)):
+        factors = [(v.double() * values.double()) @ v.T.double() for v, values in ((kept[0], kept[1]), (kept[2], kept[3]))]
+        precision = torch.kron(*factors) + 0.5 * torch.eye(whole.shape[1], dtype=torch.float64)
+        expected = 1.7 * whole @ torch.linalg.inv(precision) @ whole.T
+        found = replace(posterior, blocks=(kept,)).quadratic_form(1.7)(jacobian)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert not block.without_negligible(300.0).is_whole
+    options = {"scale": 30.0, "temperature": 1.0, "progress": False}
+    many = MonteCarloPredictor(model, posterior, num_samples=3000, **options).predict(rows[:6])
+    closed = MonteCarloPredictor(model, posterior, method="linearized", **options).predict(rows[:6])
+    np.testing.assert_allclose(many.probabilities, closed.probabilities, atol=1e-2)
+    np.testing.assert_allclose(many.mutual_information, closed.mutual_information, rtol=0.05)
+    assert closed.mutual_information.min() > 0.05
