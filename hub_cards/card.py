@@ -178,12 +178,12 @@ def _metric_tables(results: CardResults) -> list[tuple[str, list[tuple[str, str]
     return [(caption, columns) for caption, columns in tables if columns]
 
 
-def _costs(results: CardResults) -> list[tuple[str, Mapping[str, float], str]]:
+def _costs(results: CardResults) -> list[tuple[str, Mapping[str, float], Markup]]:
     """Return the columns of what each method costs: heading, values by method, and what stands where there is none."""
-    columns: list[tuple[str, Mapping[str, float], str]] = [
-        ("trainings", results.num_trainings, "-"),
-        ("seconds to fit", results.fit_seconds, "-"),
-        ("seconds per example", results.seconds_per_example, "not measured"),
+    columns = [
+        ("trainings", results.num_trainings, Markup("-")),
+        ("seconds to fit", results.fit_seconds, Markup("-")),
+        ("seconds per example", results.seconds_per_example, Markup("not measured")),
     ]
     return [column for column in columns if column[1]]
 
