@@ -165,7 +165,11 @@ def test_the_best_checkpoint_changes_the_adapter_and_never_the_posterior(
 
 @pytest.mark.parametrize(
     "schedule",
-    [pytest.param(Every(steps=3, start=0.3), marks=pytest.mark.slow), Every(epochs=0.5, start=0.3), SwagCallback().schedule],
+    [
+        pytest.param(Every(steps=3, start=0.3), marks=pytest.mark.slow),
+        pytest.param(Every(epochs=0.5, start=0.3), marks=pytest.mark.slow),
+        SwagCallback().schedule,
+    ],
 )
 def test_a_resumed_run_ends_with_the_posterior_of_an_uninterrupted_one(base_folder, rows, tokenizer, tmp_path, schedule):
     # Red for: moments that are lost or counted twice at the resume, or a learning rate that falls again after it.

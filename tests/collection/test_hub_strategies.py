@@ -103,7 +103,7 @@ def check_every_commit(repository, witness, swag, *, folder="", due=DUE, since=N
     return titles
 
 
-@pytest.mark.parametrize("always_push", [False, True])
+@pytest.mark.parametrize("always_push", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_commit_of_every_save_holds_the_posterior_of_its_step(pushing, always_push):
     # Red for: a posterior written after the upload began, or into the folder that an upload is still reading.
     trainer, swag, witness, repository = pushing(hub_strategy="every_save", hub_always_push=always_push)
