@@ -138,7 +138,8 @@ def _run(task: StudyTask, seed: int, options: argparse.Namespace, base: Path | s
         return
     wanted |= set(known["recipes"])
     run = _new_run(task, seed, options, base, sizes)
-    run.others = [_new_run(task, other, options, base, sizes) for other in next_seeds(seed)]
+    if wanted & set(SEEDS):
+        run.others = [_new_run(task, other, options, base, sizes) for other in next_seeds(seed)]
     run.train(schedules)
     if options.only == "train":
         print(f"{task.name}, seed {seed}: trained", flush=True)

@@ -40,8 +40,7 @@ def trained(run: Run, name: str, *, seed: int, optimization: Optimization) -> Ru
 
 def by_sgd(recipe: Callable[[Run], Outcome], rate: float = SGD_RATE) -> Callable[[Run], Outcome]:
     """Return a recipe of a run by SGD from the same beginning over the same batches."""
-    name = "sgd" if rate == SGD_RATE else f"sgd-{rate:g}"
-    return lambda run: recipe(trained(run, name, seed=run.seed, optimization=Optimization("sgd", rate)))
+    return lambda run: recipe(trained(run, f"sgd-{rate:g}", seed=run.seed, optimization=Optimization("sgd", rate)))
 
 
 def mixture(draw: Draw) -> Callable[[Run], Outcome]:

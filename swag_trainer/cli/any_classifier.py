@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from swag_trainer.cli.adapter_head import classes_of_head
-from swag_trainer.cli.classifier import load_classifier
+from swag_trainer.cli.classifier import class_names, load_classifier
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.text_data import LabelledText
 from swag_trainer.errors import PosteriorNotFoundError, SwagError
@@ -119,7 +119,7 @@ def load_any_classifier(
         )
     else:
         classifier = load_classifier(options, posterior=posterior, device=device)
-    return AnyClassifier(classifier.model, classifier.tokenizer, posterior, _classes(classifier.model.config))
+    return AnyClassifier(classifier.model, classifier.tokenizer, posterior, class_names(classifier.model.config))
 
 
 def _is_absent(name: str, error: PosteriorNotFoundError) -> bool:
@@ -170,8 +170,4 @@ def _plain_model(name: str, revision: str | None, device: str | None) -> AnyClas
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, device=device)
-    return AnyClassifier(classifier.model.eval(), tokenizer, None, _classes(model.config))
-
-
-def _classes(config: Any) -> list[str]:
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
+    return AnyClassifier(classifier.model.eval(), tokenizer, None, class_names(model.config))

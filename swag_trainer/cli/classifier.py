@@ -88,10 +88,9 @@ def load_classifier(
     return load_pipeline(options, posterior, task, device=device, **arguments)
 
 
-def class_names(classifier: SwagTextClassificationPipeline) -> list[str]:
-    """Return the names of the classes in the order of the logits."""
-    config = classifier.model.config
-    return [config.id2label[index] for index in range(config.num_labels)]
+def class_names(config: Any) -> list[str]:
+    """Return the names of the classes of a model's config, in the order of the logits."""
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def tokenised(tokenizer: Any, model: nn.Module, texts: Sequence[str], labels: np.ndarray | None = None) -> list[dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class EncodedTask(ABC):
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         self.options, self.classifier = options, classifier
+        self._splits_of = functools.cache(rows_by_split)  # several splits of a source are read
         self.task = classifier.predicted_task()
         self.num_classes = self.task.num_classes(classifier.model.config)
 
@@ -85,11 +87,11 @@ class EncodedTask(ABC):
 
     def has_split(self, split: str) -> bool:
         """Return whether the data has a split."""
-        splits, _ = rows_by_split(self.options.dataset)
+        splits, _ = self._splits_of(self.options.dataset)
         return split in splits
 
     def _read(self, source: str, split: str, *, needs_labels: bool) -> EncodedExamples:
-        splits, revision = rows_by_split(source)
+        splits, revision = self._splits_of(source)
         name = "train" if not needs_labels and list(splits) == ["train"] else split_named(source, split, splits)
         rows = list(splits[name])
         if not rows:
@@ -103,7 +105,7 @@ class EncodedTask(ABC):
         return EncodedExamples(own or name_of_source(source), name, revision, *self.encode(rows, needs_labels=needs_labels))
 
 
-def refuse(row: Row, problem: str) -> None:
+def refuse(row: Row, problem: str) -> NoReturn:
     """Refuse a row.
 
     Raises:

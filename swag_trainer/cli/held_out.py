@@ -54,7 +54,7 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
         return _encoded(options, encoded)
     data = read_text(options, options.split)
     classifier = load_classifier(options, posterior=posterior, device=options.device)
-    classes = class_names(classifier)
+    classes = class_names(classifier.model.config)
     train = None if options.train_split is None else read_text(options, options.train_split)
 
     def encoded(texts: Any) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ from swag_trainer.cli.encoded import EncodedTask, refuse
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row
 from swag_trainer.errors import SwagError
-
-_ANSWERS = ("answer", "answerKey", "label", "labels")
+from swag_trainer.tasks.questions import ANSWER_KEY, ANSWER_NUMBERS, question_text
 
 
 class Questions(EncodedTask):
@@ -39,7 +38,7 @@ class Questions(EncodedTask):
             if needs_labels and "labels" not in example:
                 raise SwagError(f'The question in {row.where} has no right choice: "answer" names its place, from 0.')
             encoded.append(example)
-            texts.append(values.get("question", values.get("question_stem")))
+            texts.append(question_text(values))
         if count := self.classifier.num_cut - before:
             warnings.warn(f"{count} of {len(rows)} questions are too long for the model and were cut.", stacklevel=2)
         return encoded, texts, None
@@ -50,4 +49,8 @@ class Questions(EncodedTask):
             if column not in values:
                 refuse(row, f"it has no column {column!r}, but {sorted(map(str, values))}; --text-column names it.")
             values["question"] = values[column]
-        return values if needs_labels else {name: value for name, value in values.items() if name not in _ANSWERS}
+        return (
+            values
+            if needs_labels
+            else {name: value for name, value in values.items() if name not in (*ANSWER_NUMBERS, ANSWER_KEY)}
+        )

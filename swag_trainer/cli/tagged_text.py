@@ -11,6 +11,7 @@ import numpy as np
 from transformers import DataCollatorForTokenClassification
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.cli.classifier import class_names
 from swag_trainer.cli.encoded import EncodedTask, refuse
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row, missing_column, named_column
@@ -33,7 +34,7 @@ class TaggedText(EncodedTask):
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = DataCollatorForTokenClassification(classifier.tokenizer)
-        self.names = [str(classifier.model.config.id2label[index]) for index in range(self.num_classes)]
+        self.names = class_names(classifier.model.config)
         given = getattr(options, "labels", None)
         if given is not None:
             if len(given) != self.num_classes or len(set(given)) != len(given):

@@ -10,6 +10,7 @@ from swag_trainer.cli.prediction_input import STANDARD_INPUT, refuse_paths
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks.image_classification import ImageClassification
+from swag_trainer.tasks.questions import question_text
 from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
@@ -72,8 +73,7 @@ def input_of(task: str, example: Example, text_column: str | None) -> Any:
     """
     if task not in _QUESTIONS:
         return example.text
-    own = next((example.others[name] for name in ("question", "question_stem") if name in example.others), example.text)
-    return {**example.others, "question": example.text if text_column else own}
+    return {**example.others, "question": example.text if text_column else question_text(example.others, example.text)}
 
 
 def record_of(task: str, prediction: Any) -> dict[str, Any]:

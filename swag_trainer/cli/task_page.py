@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 20_000  # of a field
 MOST_LINES = 50  # of a field of choices or labels: each costs a forward of every draw
 _KEPT_SECONDS = 3600  # of an image that was uploaded
+_SINGULAR = {"labels": "label", "scores": "score"}  # columns of a row, by the lists of zero-shot classification
 _IMAGE, _EACH_LINE = "Image", ", one on each line"
 
 
@@ -158,9 +159,6 @@ def _rows(found: Any) -> list[dict[str, Any]]:
             ]
         return [dict(found)]
     return [row for each in found for row in _rows(each)]
-
-
-_SINGULAR = {"labels": "label", "scores": "score"}
 
 
 def _is_shown(value: Any) -> bool:

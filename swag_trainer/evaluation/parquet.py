@@ -51,17 +51,21 @@ def predictions_to_parquet(
     for name, predictions in methods.items():
         scores = predictions.ood_scores
         inside = {score: values for score, (values, _) in scores.items()}
-        rows = _rows(name, predictions.probabilities, predictions.mutual_information, inside, np.asarray(labels), texts)
+        rows = _rows(
+            name, predictions.probabilities, predictions.mutual_information, inside, np.asarray(labels), texts, clusters
+        )
         parts.append(rows)
         if predictions.ood_probabilities is not None:
             outside = {score: values for score, (_, values) in scores.items()}
-            rows = _rows(name, predictions.ood_probabilities, predictions.ood_mutual_information, outside, None, ood_texts)
+            rows = _rows(
+                name, predictions.ood_probabilities, predictions.ood_mutual_information, outside, None, ood_texts, None
+            )
             parts.append(rows)
     table = pa.concat_tables(pa.table(part, schema=_schema(pa)) for part in parts)
     if texts is None and ood_texts is None:
         table = table.drop_columns(["text"])
-    if clusters is not None:
-        table = table.add_column(2, "example", pa.array(np.tile(np.asarray(clusters), len(methods)), pa.int64()))
+    if clusters is None:
+        table = table.drop_columns(["example"])
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(Path(path), buffer.getvalue())
@@ -74,6 +78,7 @@ def _rows(
     scores: Mapping[str, np.ndarray | None],
     labels: np.ndarray | None,
     texts: Sequence[str] | None,
+    clusters: ArrayLike | None,
 ) -> dict[str, Any]:
     predictions = probabilities.argmax(axis=1)
     count = len(probabilities)
@@ -81,6 +86,7 @@ def _rows(
     return {
         "method": [name] * count,
         "row": np.arange(count),
+        "example": absent if clusters is None else np.asarray(clusters),
         "is_ood": np.full(count, labels is None),
         "label": absent if labels is None else labels,
         "prediction": predictions,
@@ -100,6 +106,7 @@ def _schema(pa: Any) -> Any:
         {
             "method": pa.string(),
             "row": pa.int64(),
+            "example": pa.int64(),
             "is_ood": pa.bool_(),
             "label": pa.int64(),
             "prediction": pa.int64(),

@@ -18,6 +18,9 @@ from swag_trainer.tasks.shared_prompt import CHOICE
 
 logger = logging.getLogger(__name__)
 
+# Columns of the right choice: its number, or its label among those of the choices.
+ANSWER_NUMBERS, ANSWER_KEY = ("answer", "label", "labels"), "answerKey"
+
 Scoring = Literal["letters", "answers"]
 
 LETTER, PRESENT = "letter_tokens", "present_choices"
@@ -125,7 +128,7 @@ class Question:
         Raises:
             SwagError: A column is missing or of another type; there are fewer than 2 choices or more than the settings allow.
         """
-        text = row.get("question", row.get("question_stem"))
+        text = question_text(row)
         choices, names = row.get("choices"), None
         if isinstance(choices, Mapping):
             choices, names = choices.get("text"), choices.get("label")
@@ -138,15 +141,20 @@ class Question:
             raise SwagError(
                 f"The question {shortened(repr(text))} has {len(choices)} choices; from 2 to max_choices={max_choices} are possible."
             )
-        key = row.get("answerKey")
+        key = row.get(ANSWER_KEY)
         if isinstance(key, str) and names is not None and key in names:
             return cls(text, choices, list(names).index(key))
-        answer = next((row[name] for name in ("answer", "label", "labels") if row.get(name) is not None), None)
+        answer = next((row[name] for name in ANSWER_NUMBERS if row.get(name) is not None), None)
         if answer is not None and (isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices)):
             raise SwagError(
                 f"The question {shortened(repr(text))} has the answer {answer!r}; a number from 0 to {len(choices) - 1} is needed."
             )
         return cls(text, choices, answer)
+
+
+def question_text(row: Mapping[str, Any], default: Any = None) -> Any:
+    """Return what stands in a row's column of the question, or the default where it has none."""
+    return row.get("question", row.get("question_stem", default))
 
 
 class QuestionEncoder:
