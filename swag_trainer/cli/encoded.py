@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
@@ -57,9 +57,17 @@ class EncodedTask(ABC):
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         self.options, self.classifier = options, classifier
-        self._splits_of = functools.cache(rows_by_split)  # several splits of a source are read
+        self._splits_of = functools.cache(self.read_source)  # several splits of a source are read
         self.task = classifier.predicted_task()
         self.num_classes = self.task.num_classes(classifier.model.config)
+
+    def read_source(self, source: str) -> tuple[Mapping[str, Iterable[Row]], str | None]:
+        """Return the rows of each split of a source, and the commit of a data set on the Hub.
+
+        Raises:
+            SwagError: It cannot be read at all.
+        """
+        return rows_by_split(source)
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Measure a classifier of texts or of their words, or a model that answers questions: every metric with its confidence interval."""
+"""Measure a model of any task with classes or choices: every metric with its confidence interval."""
 
 from __future__ import annotations
 

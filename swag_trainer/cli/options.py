@@ -107,7 +107,7 @@ class TextOptions(CommonOptions):
 
     dataset: str = field(
         metadata={
-            "help": "labelled text: 'name' or 'name:config' on the Hub, a .csv, .tsv, .jsonl or .json file, or a folder of those"
+            "help": "labelled examples: 'name' or 'name:config' on the Hub, a .csv, .tsv, .jsonl or .json file, or a folder of those, or of images"
         }
     )
     dataset_name: str | None = field(

@@ -87,7 +87,7 @@ def _page(options: ServeOptions) -> gr.Blocks:
     posterior, task = find_task(options)
     drawing = {"num_samples": options.num_samples, "seed": options.seed}
     loaded = load_pipeline(options, posterior, task, **drawing)
-    if task.name == SequenceClassification.name:
+    if task.name == SequenceClassification.name and loaded.predicted_task().link(loaded.model.config) == "softmax":
         return build_page(loaded, name=options.model, text=options.text)
     return build_task_page(loaded, name=options.model, text=options.text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 from transformers import DataCollatorForTokenClassification
 
 from swag_trainer.adapters.positions import longest_input
-from swag_trainer.cli.classifier import class_names
+from swag_trainer.cli.class_numbers import ClassNumbers
 from swag_trainer.cli.encoded import EncodedTask, refuse
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row, missing_column, named_column
@@ -34,14 +33,7 @@ class TaggedText(EncodedTask):
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = DataCollatorForTokenClassification(classifier.tokenizer)
-        self.names = class_names(classifier.model.config)
-        given = getattr(options, "labels", None)
-        if given is not None:
-            if len(given) != self.num_classes or len(set(given)) != len(given):
-                raise SwagError(
-                    f"--labels names each of the model's {self.num_classes} tags once, in the order of its logits; it got {given}."
-                )
-            self.names = list(given)
+        self.tags = ClassNumbers(options, classifier.model.config, what="tag")
         if not classifier.tokenizer.is_fast:
             raise SwagError("Tags of words need a fast tokenizer, which knows the word of each token.")
 
@@ -92,17 +84,4 @@ class TaggedText(EncodedTask):
             refuse(
                 row, f"{other!r} is a list with a tag for each of the {len(words)} words, and holds {shortened(repr(tags))}."
             )
-        return words, [self._number(tag, row) for tag in tags]
-
-    def _number(self, tag: Any, row: Row) -> int:
-        """Return the number of a tag: of its name, or the number that it is; -100 is that of a word that does not count."""
-        if isinstance(tag, str) and tag in self.names:
-            return self.names.index(tag)
-        if isinstance(tag, int) and not isinstance(tag, bool) and (tag == IGNORED or 0 <= tag < self.num_classes):
-            return tag
-        unnamed = hasattr(self.options, "labels") and all(re.fullmatch(r"LABEL_\d+", name) for name in self.names)
-        advice = (
-            "--labels names them, in the order of the logits." if unnamed else "a tag is one of them, or its number from 0."
-        )
-        shown = ", ".join(map(repr, self.names[:10])) + " ..." * (self.num_classes > 10)
-        raise SwagError(f"The example in {row.where} has the tag {shortened(repr(tag))}; the model has {shown}: {advice}")
+        return words, [self.tags.number(tag, row, besides=IGNORED) for tag in tags]

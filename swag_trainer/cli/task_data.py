@@ -1,4 +1,4 @@
-"""Which reader the examples of a task have: questions, or tagged words. Labelled texts are read by `swag_trainer.cli.text_data`."""
+"""Which reader the examples of a task have: questions, contexts, tagged words, pairs or images. Labelled texts are read by `swag_trainer.cli.text_data`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from swag_trainer.cli.classifier import load_pipeline
+from swag_trainer.cli.contexts import Contexts
 from swag_trainer.cli.encoded import EncodedTask
+from swag_trainer.cli.labelled_images import LabelledImages
 from swag_trainer.cli.questions import Questions
 from swag_trainer.cli.tagged_text import TaggedText
+from swag_trainer.cli.text_pairs import TextPairs
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.image_classification import ImageClassification
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
+from swag_trainer.tasks.question_answering import QuestionAnswering
 from swag_trainer.tasks.token_classification import TokenClassification
+from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 _READERS: Mapping[str, type[EncodedTask]] = {
     MultipleChoice.name: Questions,
     MultipleChoiceEncoder.name: Questions,
     TokenClassification.name: TaggedText,
+    QuestionAnswering.name: Contexts,
+    ZeroShotClassification.name: TextPairs,
+    ImageClassification.name: LabelledImages,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from swag_trainer.cli.labelled_images import IMAGE_SUFFIXES
 from swag_trainer.cli.prediction_input import STANDARD_INPUT, refuse_paths
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
@@ -16,7 +17,6 @@ from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Tasks whose input is a whole row of a file: the question and what stands beside it, such as its choices or its context.
 _QUESTIONS = {"swag-multiple-choice", "swag-multiple-choice-encoder", "swag-question-answering"}
-_IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Options that pipelines of some tasks take under the same names.
 _PASSED_ON = ("candidate_labels", "hypothesis_template", "multi_label", "aggregation_strategy", "handle_impossible_answer")
 
@@ -31,7 +31,7 @@ def refuse_files(options: Any) -> None:
         SwagError: A text is such a path.
     """
     if not (options.task or "").endswith("image-classification"):
-        refuse_paths(options.model, [text for text in options.texts if Path(text).suffix.lower() not in _IMAGES])
+        refuse_paths(options.model, [text for text in options.texts if Path(text).suffix.lower() not in IMAGE_SUFFIXES])
 
 
 def check_inputs(task: str, options: Any) -> None:

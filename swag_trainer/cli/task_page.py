@@ -1,4 +1,4 @@
-"""Web page of `swag-trainer serve` for every task but text classification: fields for an input, and its prediction as a table.
+"""Web page of `swag-trainer serve` for every task but texts with one label each: fields for an input, and its prediction as a table.
 
 What a user types and what a repository holds is untrusted input. It is shown in text boxes and in cells of text, never in Markdown or HTML.
 """
@@ -55,6 +55,7 @@ _FORMS: Mapping[str, _Form] = {
     "swag-zero-shot-classification": _Form(
         (("Text", 3), (f"Labels{_EACH_LINE}", 4)), lambda text, labels: (text, {"candidate_labels": _lines(labels)})
     ),
+    "swag-text-classification": _Form((("Text", 3),), lambda text: (text, {"top_k": None})),  # several labels, or a regression
     "swag-token-classification": _Form((("Text", 3),), lambda text: (text, {"aggregation_strategy": "simple"})),
     "swag-text-generation": _Form((("Beginning of a text", 3),), lambda text: (text, {"max_new_tokens": 50})),
     "swag-image-classification": _Form(((_IMAGE, 0),), lambda image: (image, {})),

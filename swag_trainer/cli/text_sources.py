@@ -56,11 +56,13 @@ class Row(NamedTuple):
         values: Its columns by name.
         where: The file and the line, or the data set and the number.
         problem: Why it cannot be read; None where it can.
+        folder: Where paths in it start from; None on the Hub.
     """
 
     values: Mapping[str, Any]
     where: str
     problem: str | None = None
+    folder: Path | None = None
 
 
 def examples_by_split(
@@ -166,8 +168,9 @@ def rows_by_split(source: str) -> tuple[dict[str, Iterable[Row]], str | None]:
     if not path.exists():
         datasets, revision = _hub_splits(source)
         return {split: _NamedRows(parts) for split, parts in datasets.items()}, revision
+    folder = path if path.is_dir() else path.parent
     splits = {
-        split: [Row(record.values, where, record.problem) for where, record in records]
+        split: [Row(record.values, where, record.problem, folder) for where, record in records]
         for split, records in records_by_split(path).items()
     }
     return dict(splits), None

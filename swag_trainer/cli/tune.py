@@ -1,4 +1,4 @@
-"""Choose centre, scale, dropout, temperature and thresholds on held-out texts, tagged words or questions, and save them with the posterior."""
+"""Choose centre, scale, dropout, temperature and thresholds on held-out examples of any task with classes, and save them with the posterior."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def run(options: Options, out: TextIO) -> None:
         tuned, data = _tuned(options, posterior, sampling)
         tuned.save_pretrained(folder)
         if not in_place:
-            data.classifier.tokenizer.save_pretrained(folder)
+            for part in filter(None, (data.classifier.tokenizer, data.classifier.image_processor)):
+                part.save_pretrained(folder)
     _report(tuned, data.num_classes, out)
     out.write(f"Saved in {folder}.\n")
 

@@ -8,7 +8,7 @@ from task_posteriors import save_posteriors
 from transformers import pipeline
 
 from swag_trainer import SwagError
-from swag_trainer.cli.serve import ServeOptions, serve
+from swag_trainer.cli.serve import ServeOptions, _page, serve
 from swag_trainer.cli.task_page import build_task_page, prediction_of
 
 HOSTILE = """<img src=x onerror="document.title='owned'"> **bold**"""
@@ -51,7 +51,21 @@ def test_an_empty_field_and_what_the_pipeline_refuses_are_messages(folders):
         message, table = button_of(build_task_page(choose, name="x"))(*values)
         assert words in message.value and message.visible and not table.visible
     with pytest.raises(SwagError, match="has no page"):
-        build_task_page(type("Other", (), {"task": "swag-text-classification"})(), name="x")
+        build_task_page(type("Other", (), {"task": "swag-speech"})(), name="x")
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_several_labels_and_a_regression_have_a_page(problem_type, folders, monkeypatch):
+    # Red for: a page that refuses what the pipeline predicts, the likeliest label alone, a score without what is uncertain about it.
+    judge = load("swag-text-classification", folders.nli)
+    judge.model.config.problem_type = problem_type
+    monkeypatch.setattr("swag_trainer.cli.serve.load_pipeline", lambda *_, **__: judge)
+    page = _page(ServeOptions(model=folders.nli))
+    message, table = button_of(page)("good film")
+    assert not message.visible and len(table.value["data"]) == 3
+    expected = judge("good film", top_k=None)
+    assert [row[0] for row in table.value["data"]] == [each["label"] for each in expected]
+    assert table.value["headers"][2] == ("std" if problem_type == "regression" else "entropy")
 
 
 def test_labels_of_the_page_and_images_are_predicted(folders):

@@ -72,7 +72,7 @@ class SwagQuestionAnsweringPipeline(PosteriorPipeline, ChunkPipeline):
 
     def __init__(self, model: Any, *, posterior: WeightPosterior | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(model=model, posterior=posterior, tokenizer=tokenizer, **kwargs)
-        self._encoder(None, None)  # refuses now what it would refuse with the first question
+        self.window_encoder()  # refuses now what it would refuse with the first question
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **kwargs: Any) -> Any:
         """Answer a question, a list of questions, a data set or a generator of them."""
@@ -121,7 +121,7 @@ class SwagQuestionAnsweringPipeline(PosteriorPipeline, ChunkPipeline):
         longest = arguments.get("max_answer_len", _MAX_ANSWER)
         if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
             raise SwagError(f"max_answer_len must be a whole number from 1, got {shortened(repr(longest))}.")
-        self._encoder(arguments.get("max_seq_len"), arguments.get("doc_stride"))
+        self.window_encoder(arguments.get("max_seq_len"), arguments.get("doc_stride"))
         # No more than what was given: the rest is the constructor's.
         windows = {name: arguments.pop(name) for name in ("max_seq_len", "doc_stride") if name in arguments}
         return windows, {}, arguments
@@ -135,7 +135,7 @@ class SwagQuestionAnsweringPipeline(PosteriorPipeline, ChunkPipeline):
                 f'{self.swag_task} takes questions {{"question": ..., "context": ...}}, got {shortened(repr(inputs))}.'
             )
         with self._tokenizer_lock, encoding_errors():
-            windows = self._encoder(max_seq_len, doc_stride)(inputs["question"], inputs["context"])
+            windows = self.window_encoder(max_seq_len, doc_stride)(inputs["question"], inputs["context"])
         asked = {name: inputs[name] for name in ("id", "context") if name in inputs}
         for window in windows:
             tensors = {name: torch.tensor([numbers]) for name, numbers in window.inputs.items()}
@@ -180,7 +180,12 @@ class SwagQuestionAnsweringPipeline(PosteriorPipeline, ChunkPipeline):
             ranking.append({**named, **own, **shared})
         return ranking[0] if top_k == 1 else ranking
 
-    def _encoder(self, max_length: int | None, stride: int | None) -> WindowEncoder:
+    def window_encoder(self, max_length: int | None = None, stride: int | None = None) -> WindowEncoder:
+        """Return what makes windows of contexts; default: as those of a call without ``max_seq_len`` and ``doc_stride``.
+
+        Raises:
+            SwagError: A number is out of range.
+        """
         limit = longest_input(self.tokenizer, self.model)
         if max_length is not None and limit is not None and isinstance(max_length, int) and max_length > limit:
             raise SwagError(f"max_seq_len={max_length} is more than the {limit} tokens that model and tokenizer take.")

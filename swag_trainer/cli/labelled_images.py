@@ -1,0 +1,90 @@
+"""Images with a label each, encoded for a model: a folder for each class, or rows of {"image": path, "label": ...}, here or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import default_data_collator
+
+from swag_trainer.cli.class_numbers import ClassNumbers
+from swag_trainer.cli.encoded import EncodedTask, refuse
+from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.text_files import SUFFIXES
+from swag_trainer.cli.text_sources import SPLIT_NAMES, Row, missing_column, named_column
+from swag_trainer.errors import SwagError, shortened
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_IMAGE_COLUMNS = ("image", "img", "file_name", "image_path", "path")
+
+
+class LabelledImages(EncodedTask):
+    """Rows with an image, or its path from the folder that their file lies in, and a label.
+
+    A folder without such a file holds a folder of images for each class, or for each split such folders: SPLIT/CLASS/IMAGE.
+
+    Raises:
+        SwagError: The model is for several labels or a regression, or ``--labels`` does not name each of its classes once.
+    """
+
+    takes_ood: ClassVar[bool] = True
+
+    def __init__(self, options: TextOptions, classifier: Any) -> None:
+        super().__init__(options, classifier)
+        if self.task.link(classifier.model.config) != "softmax":
+            raise SwagError(
+                "Images are read with one label each, and this model is for several labels or a regression: in Python, swag_trainer.tune and "
+                "MonteCarloPredictor take examples as the Trainer takes them."
+            )
+        self.data_collator = default_data_collator
+        self._classes = ClassNumbers(options, classifier.model.config)
+
+    def read_source(self, source: str) -> tuple[Mapping[str, Iterable[Row]], str | None]:
+        """Read a source of rows, or a folder of images."""
+        path = Path(source)
+        if not path.is_dir() or any(each.suffix in SUFFIXES for each in path.iterdir()):
+            return super().read_source(source)
+        return _images_by_split(path), None
+
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], None]:
+        """Encode images. Their texts are their paths, or where they stand in a data set."""
+        encoded, texts = [], []
+        for row in rows:
+            given = self.options.text_column
+            column = named_column(row.values, given, _IMAGE_COLUMNS)
+            if column is None:
+                refuse(row, missing_column(row.values, given, _IMAGE_COLUMNS, "--text-column"))
+            image = row.values[column]
+            label = {"labels": self._classes.of_row(row)} if needs_labels else {}
+            encoded.append({"pixel_values": self._pixels(image, row), **label})
+            texts.append(image if isinstance(image, str) else row.where)
+        return encoded, texts, None
+
+    def _pixels(self, image: Any, row: Row) -> Any:
+        """Return what the model takes of an image, or of the file whose path a row holds. Shape (channels, height, width)."""
+        if isinstance(image, str):
+            path = (row.folder or Path()) / image
+            if not path.is_file():
+                refuse(row, f"there is no image {shortened(repr(image))} in {str(row.folder)!r}.")
+            image = str(path)
+        try:
+            return self.classifier.preprocess(image)["pixel_values"][0]
+        except Exception as error:  # one of Pillow's is of no narrower class
+            refuse(row, f"it has no image that can be read. {type(error).__name__}: {shortened(str(error))}")
+
+
+def _images_by_split(folder: Path) -> dict[str, list[Row]]:
+    """Return the images in SPLIT/CLASS, or in CLASS for the training split, or without classes in the folder itself."""
+    splits: dict[str, list[Row]] = {}
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        if file.suffix.lower() in IMAGE_SUFFIXES and len(parts) <= 3:
+            split = SPLIT_NAMES.get(parts[0], parts[0]) if len(parts) == 3 else "train"
+            label = {"label": parts[-2]} if len(parts) > 1 else {}
+            splits.setdefault(split, []).append(Row({"image": "/".join(parts), **label}, f"{str(file)!r}", folder=folder))
+    if not splits:
+        raise SwagError(
+            f"{str(folder)!r} has no images: neither CLASS/IMAGE nor SPLIT/CLASS/IMAGE nor a table of paths and labels."
+        )
+    return splits
