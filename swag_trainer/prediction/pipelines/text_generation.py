@@ -28,6 +28,8 @@ from swag_trainer.tasks.generation import TextGeneration, check_causal_language_
 from swag_trainer.tasks.questions import leading_tokens
 
 _OWN = ("scores", "return_tokens", "return_draws")
+# What makes a text of a prompt, for `score` as for a call.
+_PROMPT = ("prefix", "tools", "documents", "continue_final_message")
 _TAKEN = (*SUMMARY, "generated_text", "generated_token_ids", "continuation", "tokens", "draw_log_probabilities")
 _OPTIONS = ("num_samples", "seed", "scale", "design", "center")
 _FOR_CLASSES = tuple(name for name in PredictionOptions.option_names() if name not in (*_OPTIONS, "temperature"))
@@ -94,10 +96,12 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         """Score given continuations under the draws: exact log-probabilities and uncertainties, token by token.
 
         Args:
-            prompts: A text or a chat, or a list of them; a chat goes through the tokenizer's chat template.
+            prompts: A text or a chat, or a list of them; a chat goes through the tokenizer's chat template. One that ends in a message of
+                the assistant is continued there, as in a call.
             continuations: The text behind it, or a list of them, as long.
             batch_size: How many texts are scored together.
-            **arguments: ``num_samples``, ``seed``, ``scale``, ``design``, ``center``, ``scores``, ``return_tokens``, ``return_draws``.
+            **arguments: ``num_samples``, ``seed``, ``scale``, ``design``, ``center``, ``scores``, ``return_tokens``, ``return_draws``; and
+                ``prefix``, ``tools``, ``documents``, ``continue_final_message``, which make the text of a prompt, as in a call.
 
         Returns:
             As in a call, with the ``continuation`` in the place of the generated text; a list for a list.
@@ -105,12 +109,14 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         Raises:
             SwagError: Not as many prompts as continuations; one without a token, or too long for the model; an unknown argument.
         """
-        other = next((name for name in arguments if name not in (*_OPTIONS, *_OWN)), None)
+        known = (*_OPTIONS, *_OWN, *_PROMPT)
+        other = next((name for name in arguments if name not in known), None)
         if other is not None:
-            raise SwagError(f"score() takes {', '.join((*_OPTIONS, *_OWN))}, got {other!r}.")
+            raise SwagError(f"score() takes {', '.join(known)}, got {other!r}.")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise SwagError(f"batch_size must be a whole number of at least 1, got {shortened(repr(batch_size))}.")
-        _, _, own = self._sanitize_parameters(**arguments)
+        preprocess, _, own = self._sanitize_parameters(**arguments)
+        prompting = {name: value for name, value in (self._preprocess_params | preprocess).items() if name in _PROMPT}
         kept = {name: value for name, value in (self._postprocess_params | own).items() if name in _OWN}
         generator = self._generator_for(own["options"])
         is_single = isinstance(continuations, str)
@@ -120,7 +126,7 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
             raise SwagError(f"score() got {len(prompts)} prompts and {len(continuations)} continuations.")
         pairs = [(prompts, continuations)] if is_single else list(zip(prompts, continuations, strict=True))
         records = []
-        encoded = [self._encode(prompt, continuation) for prompt, continuation in pairs]
+        encoded = [self._encode(prompt, continuation, **prompting) for prompt, continuation in pairs]
         for begin in range(0, len(pairs), batch_size):
             scored = generator.score(*zip(*encoded[begin : begin + batch_size], strict=True))
             texts = [text for _, text in pairs[begin : begin + batch_size]]
@@ -206,7 +212,15 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
             record["draw_log_probabilities"] = np.asarray(scored.draw_log_probabilities).tolist()
         return record
 
-    def _encode(self, prompt: Any, continuation: str) -> tuple[list[int], list[int]]:
+    def _encode(
+        self,
+        prompt: Any,
+        continuation: str,
+        *,
+        prefix: str = "",
+        continue_final_message: bool | None = None,
+        **template: Any,
+    ) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt, and those of its continuation: as both are tokenised together, where the prompt's stay what they are."""
         if isinstance(prompt, (list, tuple)):
             prompt = Chat(prompt)
@@ -214,11 +228,16 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
         if not isinstance(continuation, str):
             raise SwagError(f"A continuation is a text, got {type(continuation).__name__}.")
         with self._tokenizer_lock, encoding_errors():
-            text, head = prompt, leading_tokens(self.tokenizer)
             if isinstance(prompt, Chat):  # whose template writes what texts begin with
+                continues = continue_final_message
+                if continues is None:
+                    continues = prompt.messages[-1]["role"] == "assistant"
+                how = {"add_generation_prompt": not continues, "continue_final_message": continues, **template}
                 with chat_errors():
-                    text = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+                    text = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, **how)
                 head = []
+            else:
+                text, head = prefix + prompt, leading_tokens(self.tokenizer)
             first, both, alone = (
                 list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
                 for part in (text, text + continuation, continuation)

@@ -140,6 +140,35 @@ def test_given_continuations_are_scored_one_by_one_in_batches_and_behind_a_chat(
 
 
 @pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ([*CHAT, {"role": "assistant", "content": "but"}], {}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "slow"}}]}),
+        (CHAT, {"documents": [{"title": "a", "text": "dull"}]}),
+        (PROMPTS[0], {"prefix": "a bad "}),
+    ],
+)
+@pytest.mark.parametrize("place", ["in the call", "in the constructor"])
+def test_a_text_is_scored_behind_the_prompt_that_it_was_generated_behind(prompt, options, place, run):
+    # Red for: tools, documents or a prefix that only a call uses, an assistant's message that is ended before it is scored on.
+    tokenizer = choice_tokenizer(chat=True)
+    tokenizer.chat_template = (
+        "{% for each in documents or [] %}{{ each['text'] }} {% endfor %}{% for each in tools or [] %}{{ each['function']['name'] }} "
+        "{% endfor %}{% for each in messages %}<start> {{ each['content'] }}{% if not loop.last or add_generation_prompt %} <end> "
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}the{% endif %}"
+    )
+    own, asked = ({}, options) if place == "in the call" else (options, {})
+    generate = generator((*run[:2], tokenizer), num_samples=3, **own)
+    made = generate(prompt, max_new_tokens=3, do_sample=False, return_tokens=True, **asked)[0]
+    text = " ".join(token["token"] for token in made["tokens"])
+    found, bare = generate.score(prompt, text, **asked), generator((*run[:2], tokenizer), num_samples=3).score(CHAT, text)
+    assert {name: found[name] for name in ("log_probability", "entropy", "num_tokens")} == pytest.approx(
+        {name: made[name] for name in ("log_probability", "entropy", "num_tokens")}, abs=1e-4
+    )
+    assert abs(found["log_probability"] - bare["log_probability"]) > 1e-3
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_beams": 2}, "num_beams=2 is for beam search"),
