@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     labels = {name: np.array([row["labels"] for row in each]) for name, each in rows.items()}
     seeds = [of_seed(seed, train[: -options.validation], rows, encoder.settings, options) for seed in options.seeds]
     results = measured(seeds, labels)
-    settings = {name: value for name, value in vars(options).items() if name != "output"}
-    document = {"options": settings, "sizes": {name: len(each) for name, each in rows.items()}, "results": results}
+    document = {"options": published(options), "sizes": {name: len(each) for name, each in rows.items()}, "results": results}
     Path(options.output, "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print("\n\n".join(table(results, name) for name in sets if name != "validation"))
     return document
@@ -103,6 +102,17 @@ def check_folder(options: argparse.Namespace) -> None:
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+
+
+def published(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options for results that may be published: files and folders of this machine have their names alone."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(each) for each in value]
+        return Path(value).name if isinstance(value, str) and Path(value).exists() else value
+
+    return {name: named(value) for name, value in vars(options).items() if name != "output"}
 
 
 def of_seed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Write a model, and questions whose right choice is the word that is asked for, and point the options at them."""
-    folder = Path(tempfile.mkdtemp(prefix="swag-paper-"))
+    """Write a model under --output, and questions whose right choice is the word that is asked for, and point the options at them."""
+    folder = Path(options.output, "small-mode")
     vocabulary = ["<end>", "<unk>", *"ABCDE", "Question", "Answer", ":", ".", "?", *WORDS]
     model = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<unk>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()

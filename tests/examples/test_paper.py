@@ -23,7 +23,8 @@ def paper(monkeypatch):
 
 @pytest.mark.parametrize("scoring", [pytest.param("letters", marks=pytest.mark.slow), "answers"])
 def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scoring, tmp_path, capsys, monkeypatch):
-    # Red for: a method without its metrics, an ensemble that is not of all seeds, a second run that trains or predicts again.
+    # Red for: a method without its metrics, an ensemble that is not of all seeds, a second run that trains or predicts again, results that
+    # tell where they were made.
     arguments = ["--small", "--scoring", scoring, "--output", str(tmp_path), "--num-samples", "3", "--learning-rate", "1e-2"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 20 questions are few to tune on
@@ -35,8 +36,9 @@ def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scorin
     scaled += ["SWAG, tuned", *(name for each in ensembles for name in (each, f"{each}, T"))]
     assert [each[2:] for each in rows] == [scaled, scaled] and "nan" not in "".join(tables)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(first))
+    assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     draws = [np.load(tmp_path / f"seed-{seed}" / "SWAG.npz")["test"] for seed in (0, 1)]
-    answers = np.array([json.loads(line)["answer"] for line in Path(first["options"]["test"]).read_text().splitlines()])
+    answers = np.array([json.loads(line)["answer"] for line in next(tmp_path.rglob(first["options"]["test"])).read_text().splitlines()])
     hits = np.concatenate(draws).mean(axis=0).argmax(axis=1) == answers
     assert len(draws[0]) == 3 and first["results"]["MultiSWAG"][0]["test"]["accuracy"] == hits.mean()
     assert 0 <= first["results"]["MAP"][1]["shifted"]["AUROC"] <= 1 and len(first["results"]["MAP, T"]) == 2
