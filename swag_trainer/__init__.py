@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from swag_trainer.prediction.sampler import Sampling
     from swag_trainer.prediction.trainer_evaluation import SwagEvaluationMixin
     from swag_trainer.tasks.choice_pairs import ChoicePairCollator
-    from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
+    from swag_trainer.tasks.choice_settings import ChoiceSettings
+    from swag_trainer.tasks.question_encoder import ChoiceCollator
 
 __all__ = [
     "Adaptive",
@@ -120,9 +121,9 @@ __all__ = [
 _MODULES = {
     "Adaptive": "collection.acceptance",
     "Blob": "collection.blob",
-    "ChoiceCollator": "tasks.questions",
+    "ChoiceCollator": "tasks.question_encoder",
     "ChoicePairCollator": "tasks.choice_pairs",
-    "ChoiceSettings": "tasks.questions",
+    "ChoiceSettings": "tasks.choice_settings",
     "CollaborationCallback": "collection.collaboration",
     "CoefficientPosterior": "posterior.coefficients",
     "CombinedPosterior": "posterior.combined",

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.split_names import split_named
 from swag_trainer.cli.text_files import is_unicode
-from swag_trainer.cli.text_sources import Row, name_of_source, rows_by_split, split_named
+from swag_trainer.cli.text_sources import Row, name_of_source, rows_by_split
 from swag_trainer.errors import SwagError
 
 

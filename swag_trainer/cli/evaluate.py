@@ -12,8 +12,8 @@ from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.evaluation_data import EvaluationData, read_evaluation_data
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
+from swag_trainer.cli.split_names import usual_split
 from swag_trainer.cli.tables import show
-from swag_trainer.cli.text_sources import SPLIT_NAMES
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
 from swag_trainer.evaluation.methods import METHODS, predict_methods
@@ -96,7 +96,7 @@ def run(options: Options, out: TextIO) -> None:
     require("rich.table", *(["pyarrow.parquet"] if options.rows else []))
     for option in ("validation_split", "train_split"):
         other = getattr(options, option)
-        if other is not None and SPLIT_NAMES.get(other, other) == SPLIT_NAMES.get(options.split, options.split):
+        if other is not None and usual_split(other) == usual_split(options.split):
             raise SwagError(
                 f"--{option.replace('_', '-')} and --split are both {options.split!r}: nothing may be fitted on what is measured."
             )

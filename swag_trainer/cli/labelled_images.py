@@ -11,8 +11,9 @@ from transformers import default_data_collator
 from swag_trainer.cli.class_numbers import ClassNumbers
 from swag_trainer.cli.encoded import EncodedTask, refuse
 from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.split_names import usual_split
 from swag_trainer.cli.text_files import SUFFIXES
-from swag_trainer.cli.text_sources import SPLIT_NAMES, Row, missing_column, named_column
+from swag_trainer.cli.text_sources import Row, missing_column, named_column
 from swag_trainer.errors import SwagError, shortened
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -80,7 +81,7 @@ def _images_by_split(folder: Path) -> dict[str, list[Row]]:
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if file.suffix.lower() in IMAGE_SUFFIXES and len(parts) <= 3:
-            split = SPLIT_NAMES.get(parts[0], parts[0]) if len(parts) == 3 else "train"
+            split = usual_split(parts[0]) if len(parts) == 3 else "train"
             label = {"label": parts[-2]} if len(parts) > 1 else {}
             splits.setdefault(split, []).append(Row({"image": "/".join(parts), **label}, f"{str(file)!r}", folder=folder))
     if not splits:

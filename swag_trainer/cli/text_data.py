@@ -11,8 +11,9 @@ import numpy as np
 
 from swag_trainer.cli.labels import class_names_of
 from swag_trainer.cli.options import TextOptions
+from swag_trainer.cli.split_names import split_named, usual_split
 from swag_trainer.cli.splits import MOST_HELD_OUT, stratified
-from swag_trainer.cli.text_sources import SPLIT_NAMES, Columns, Example, examples_by_split, name_of_source, split_named
+from swag_trainer.cli.text_sources import Columns, Example, examples_by_split, name_of_source
 from swag_trainer.errors import SwagError
 
 OUT_OF_SCOPE = {"oos", "out_of_scope", "out-of-scope"}
@@ -97,7 +98,7 @@ def read_any_text(source: str, split: str | None, text_column: str | None) -> li
 def _read(source: str, split: str, name: str | None, columns: Columns, *, needs_labels: bool = True) -> LabelledText:
     splits, revision = examples_by_split(source, columns, needs_labels=needs_labels)
     parts = _PARTS[_missing_parts(splits) if needs_labels else ()]
-    wanted = SPLIT_NAMES.get(split, split)
+    wanted = usual_split(split)
     if not needs_labels and list(splits) == ["train"]:
         wanted = "train"  # all of the only file: nothing was trained on it
     if wanted in parts:

@@ -10,19 +10,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from swag_trainer.cli.hub_datasets import load_splits
+from swag_trainer.cli.split_names import is_usual_split, usual_split
 from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines, read_records
-from swag_trainer.errors import SwagError, shortened
+from swag_trainer.errors import SwagError
 
 Columns = tuple[str | None, str | None]  # of texts, of labels
-SPLIT_NAMES = {
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "oos_test": "test",
-    "oos_val": "validation",
-    "oos_train": "train",
-}
-_OWN_SPLITS = {"train", "validation", "test", *SPLIT_NAMES}
 _TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "question_stem", "content")
 _SCALARS = (str, bool, int, float, type(None))
 _MOST_ITEMS = 100  # of a list or an object that is kept beside a prediction: choices are, embeddings are not
@@ -92,7 +84,7 @@ def _of_files(path: Path, columns: Columns, needs_labels: bool) -> dict[str, lis
     }
     for folder in sorted(path.iterdir()) if path.is_dir() else []:
         if (folder / "seq.in").is_file():
-            splits.setdefault(SPLIT_NAMES.get(folder.name, folder.name), []).extend(_of_parallel_files(folder))
+            splits.setdefault(usual_split(folder.name), []).extend(_of_parallel_files(folder))
     if not splits:
         raise SwagError(f"{str(path)!r} has no text: no file that ends in {', '.join(SUFFIXES)}, or an empty one.")
     return splits
@@ -114,11 +106,11 @@ def records_by_split(path: Path) -> dict[str, list[tuple[str, Record]]]:
     alone = inside is None or len(list(filter(_has_text, inside))) == 1
     for file in files:
         # The only file is the training split, unless its name or a column says otherwise.
-        stem = "train" if alone and file.stem not in _OWN_SPLITS else file.stem
+        stem = "train" if alone and not is_usual_split(file.stem) else file.stem
         for record in read_records(file):
             split = str(record.values.get("split") or stem)
             where = f"{'item' if file.suffix == '.json' else 'line'} {record.line} of {str(file)!r}"
-            splits.setdefault(SPLIT_NAMES.get(split, split), []).append((where, record))
+            splits.setdefault(usual_split(split), []).append((where, record))
     return splits
 
 
@@ -158,7 +150,7 @@ def _hub_splits(source: str) -> tuple[dict[str, list[tuple[str, Any]]], str | No
     loaded, revision = load_splits(name, config or None)
     splits: dict[str, list[tuple[str, Any]]] = {}
     for split, dataset in loaded.items():
-        splits.setdefault(SPLIT_NAMES.get(split, split), []).append((f"the split {split!r} of {source!r}", dataset))
+        splits.setdefault(usual_split(split), []).append((f"the split {split!r} of {source!r}", dataset))
     return splits, revision
 
 
@@ -246,20 +238,6 @@ def _is_json(value: Any) -> bool:
             isinstance(each, _SCALARS) or _is_json(each) for each in (value.values() if isinstance(value, dict) else value)
         )
     return isinstance(value, _SCALARS)
-
-
-def split_named(source: str, split: str, splits: Mapping[str, Any]) -> str:
-    """Return the name of a split of the data; the only file is also found by its own name.
-
-    Raises:
-        SwagError: There is no such split.
-    """
-    wanted = SPLIT_NAMES.get(split, split)
-    if wanted not in splits and list(splits) == ["train"] and Path(source).stem == split:
-        return "train"
-    if wanted not in splits:
-        raise SwagError(f"{source!r} has no split {wanted!r}; it has {shortened(', '.join(map(repr, sorted(splits))))}.")
-    return wanted
 
 
 def name_of_source(source: str) -> str:

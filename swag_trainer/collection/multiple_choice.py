@@ -15,9 +15,10 @@ from swag_trainer.adapters.positions import longest_input
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks import mark
 from swag_trainer.tasks.choice_pairs import ChoicePairCollator
+from swag_trainer.tasks.choice_settings import ChoiceSettings
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
-from swag_trainer.tasks.questions import ChoiceCollator, ChoiceSettings
+from swag_trainer.tasks.question_encoder import ChoiceCollator
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from swag_trainer.errors import SwagError, shortened
-from swag_trainer.tasks.questions import PRESENT, Question
+from swag_trainer.tasks.question_encoder import PRESENT
+from swag_trainer.tasks.questions import Question
 from swag_trainer.tasks.right_choices import are_answered
 
 logger = logging.getLogger(__name__)

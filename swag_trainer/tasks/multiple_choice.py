@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.tasks.base import Link, Task
+from swag_trainer.tasks.choice_settings import ChoiceSettings
 from swag_trainer.tasks.generation import check_causal_language_model
-from swag_trainer.tasks.questions import LETTER, PRESENT, ChoiceSettings
+from swag_trainer.tasks.question_encoder import LETTER, PRESENT
 from swag_trainer.tasks.right_choices import right_choices
 from swag_trainer.tasks.shared_prompt import (
     CHOICE,
@@ -36,7 +37,7 @@ class MultipleChoice(Task):
     With ``scoring="letters"`` the logits are those of the letters' tokens at the last position of the prompt. With "answers" they are
     the mean log-probability per token of each choice's text, times the inverse temperature; the tokens of the question are computed
     once where the model's attention takes a tree mask, and once for each choice otherwise. A batch says by its columns which of the two
-    it is for, see `swag_trainer.tasks.questions.QuestionEncoder`.
+    it is for, see `swag_trainer.tasks.question_encoder.QuestionEncoder`.
 
     Args:
         settings: How questions are put and scored.

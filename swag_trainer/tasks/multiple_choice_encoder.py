@@ -13,7 +13,8 @@ from transformers import AutoModelForMultipleChoice
 from swag_trainer.adapters.keys import adapted_model, base_model
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks.base import Link, Task
-from swag_trainer.tasks.questions import LETTERS, PRESENT
+from swag_trainer.tasks.question_encoder import PRESENT
+from swag_trainer.tasks.questions import LETTERS
 from swag_trainer.tasks.right_choices import right_choices
 
 

@@ -38,7 +38,9 @@ def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scorin
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(first))
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     draws = [np.load(tmp_path / f"seed-{seed}" / "SWAG.npz")["test"] for seed in (0, 1)]
-    answers = np.array([json.loads(line)["answer"] for line in next(tmp_path.rglob(first["options"]["test"])).read_text().splitlines()])
+    answers = np.array(
+        [json.loads(line)["answer"] for line in next(tmp_path.rglob(first["options"]["test"])).read_text().splitlines()]
+    )
     hits = np.concatenate(draws).mean(axis=0).argmax(axis=1) == answers
     assert len(draws[0]) == 3 and first["results"]["MultiSWAG"][0]["test"]["accuracy"] == hits.mean()
     assert 0 <= first["results"]["MAP"][1]["shifted"]["AUROC"] <= 1 and len(first["results"]["MAP, T"]) == 2

@@ -18,7 +18,8 @@ from swag_trainer.fitting.lora_laplace import linear_layers
 from swag_trainer.prediction.sequential import SequentialSampler, event_logits
 from swag_trainer.tasks import task_for, task_named
 from swag_trainer.tasks.multiple_choice import MultipleChoice
-from swag_trainer.tasks.questions import CHOICE, LETTER, PRESENT, QuestionEncoder
+from swag_trainer.tasks.question_encoder import LETTER, PRESENT, QuestionEncoder
+from swag_trainer.tasks.shared_prompt import CHOICE
 
 
 class ChoiceTrainer(MultipleChoiceMixin, Trainer):

@@ -34,7 +34,7 @@ from swag_trainer import (
 from swag_trainer.adapters.weights import private_copy
 from swag_trainer.tasks import task_for
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
-from swag_trainer.tasks.questions import PRESENT
+from swag_trainer.tasks.question_encoder import PRESENT
 
 TASK = "swag-multiple-choice-encoder"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -15,8 +15,9 @@ from swag_trainer.prediction.loading import AutoSwagModelForMultipleChoice
 from swag_trainer.prediction.pipelines.choices import ChoicePipeline
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.choice_settings import ChoiceSettings
 from swag_trainer.tasks.multiple_choice import MultipleChoice
-from swag_trainer.tasks.questions import ChoiceSettings, QuestionEncoder
+from swag_trainer.tasks.question_encoder import QuestionEncoder
 
 
 class SwagMultipleChoicePipeline(ChoicePipeline):

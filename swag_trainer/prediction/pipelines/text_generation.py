@@ -25,7 +25,7 @@ from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import register_pipeline
 from swag_trainer.tasks.chat_templates import chat_errors
 from swag_trainer.tasks.generation import TextGeneration, check_causal_language_model
-from swag_trainer.tasks.questions import leading_tokens
+from swag_trainer.tasks.question_encoder import leading_tokens
 
 _OWN = ("scores", "return_tokens", "return_draws")
 # What makes a text of a prompt, for `score` as for a call.

@@ -28,7 +28,9 @@ from swag_trainer import (
     tune,
 )
 from swag_trainer.prediction.loading import AutoSwagModelForMultipleChoice
-from swag_trainer.tasks.questions import LETTER, PROMPTS, Question, QuestionEncoder
+from swag_trainer.tasks.choice_settings import PROMPTS
+from swag_trainer.tasks.question_encoder import LETTER, QuestionEncoder
+from swag_trainer.tasks.questions import Question
 
 TASK = "swag-multiple-choice"
 ANSWERS = ChoiceSettings(scoring="answers")

@@ -1,0 +1,42 @@
+"""Names of the splits of a data set, which many data sets spell in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swag_trainer.errors import SwagError, shortened
+
+_USUAL = {
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "oos_test": "test",
+    "oos_val": "validation",
+    "oos_train": "train",
+}
+
+
+def usual_split(name: str) -> str:
+    """Return the usual name of a split, such as "validation" for "dev"; a name of its own stays what it is."""
+    return _USUAL.get(name, name)
+
+
+def is_usual_split(name: str) -> bool:
+    """Return whether a name means "train", "validation" or "test"."""
+    return usual_split(name) in {"train", "validation", "test"}
+
+
+def split_named(source: str, split: str, splits: Mapping[str, Any]) -> str:
+    """Return the name of a split of the data; the only file is also found by its own name.
+
+    Raises:
+        SwagError: There is no such split.
+    """
+    wanted = usual_split(split)
+    if wanted not in splits and list(splits) == ["train"] and Path(source).stem == split:
+        return "train"
+    if wanted not in splits:
+        raise SwagError(f"{source!r} has no split {wanted!r}; it has {shortened(', '.join(map(repr, sorted(splits))))}.")
+    return wanted
