@@ -33,7 +33,10 @@ def main() -> None:
     options = parser.parse_args()
     index = AdapterIndex.read(options.adapters)
     lines = Path(options.questions).read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if len(row["choices"]) == 4][: options.limit]
+    rows = [row for row in map(json.loads, lines) if isinstance(row["choices"], list) and len(row["choices"]) == 4]
+    rows = rows[: options.limit]
+    if not rows:
+        raise SystemExit(f"{options.questions} has no question with a list of four choices.")
     drawing = {"num_samples": len(index.draws), "seed": index.seed, "scale": index.scale}
     choose = pipeline("swag-multiple-choice", model=options.model, top_k=None, device="cpu", **drawing)
     settings = choose.predicted_task().settings

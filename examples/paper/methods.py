@@ -62,7 +62,11 @@ def predict(
     tuned = folder / "tuned"
     if not (tuned / "swag_posterior.safetensors").exists():
         tune(runs["swag"], model, rows["validation"], sampling=Sampling(num_samples=num_samples)).save_pretrained(tuned)
-    return found | {TUNED: kept(folder / f"{TUNED}.npz", of(load_posterior(tuned)))}
+    chosen = load_posterior(tuned)
+    tuning = chosen.tuning
+    if tuning is not None and tuning.center == "mean" and not tuning.dropout and chosen.scale == runs["swag"].scale:
+        return found | {TUNED: raised(found["SWAG"], tuning.temperature)}  # the same draws
+    return found | {TUNED: kept(folder / f"{TUNED}.npz", of(chosen))}
 
 
 def with_ensembles(seeds: Sequence[Mapping[str, Draws]]) -> dict[str, Draws]:
@@ -75,10 +79,18 @@ def with_ensembles(seeds: Sequence[Mapping[str, Draws]]) -> dict[str, Draws]:
 
 def at_temperature(draws: Draws, labels: np.ndarray) -> tuple[Draws, float]:
     """Return the draws at the temperature that fits the set "validation" best, and the temperature."""
-    logits = {name: np.log(np.maximum(each, np.finfo(np.float64).tiny)) for name, each in draws.items()}
-    temperature = fit_temperature(logits["validation"], labels)
-    powers = {name: np.exp(each / temperature) for name, each in logits.items()}
-    return {name: each / each.sum(axis=-1, keepdims=True) for name, each in powers.items()}, temperature
+    temperature = fit_temperature(_logarithms(draws["validation"]), labels)
+    return raised(draws, temperature), temperature
+
+
+def raised(draws: Draws, temperature: float) -> Draws:
+    """Return the draws at a temperature: as if each draw's logits had been divided by it."""
+    powers = {name: np.exp(_logarithms(each) / temperature) for name, each in draws.items()}
+    return {name: each / each.sum(axis=-1, keepdims=True) for name, each in powers.items()}
+
+
+def _logarithms(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
 
 
 def kept(file: Path, compute: Callable[[], Draws]) -> Draws:

@@ -26,7 +26,7 @@ import small_mode
 from methods import TUNED, Draws, at_temperature, predict, with_ensembles
 from question_sets import Row, name_of, read_questions
 from tables import metrics, table
-from training import new_model, tokenizer_of, trained
+from training import choice_settings, new_model, tokenizer_of, trained
 
 from swag_trainer import ChoiceCollator, ChoiceSettings
 from swag_trainer.tasks.multiple_choice import MultipleChoice
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for source in options.shifted:
         sets[name_of(source)] = read_questions(source, training=False, limit=options.shifted_limit or options.limit)
-    encoder = ChoiceCollator(tokenizer_of(options), ChoiceSettings(scoring=options.scoring)).encoder
+    encoder = ChoiceCollator(tokenizer_of(options), choice_settings(options)).encoder
     rows = {name: [encoder(question) for question in each] for name, each in sets.items()}
     labels = {name: np.array([row["labels"] for row in each]) for name, each in rows.items()}
     seeds = [of_seed(seed, train[: -options.validation], rows, encoder.settings, options) for seed in options.seeds]
@@ -72,6 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--validation", type=int, default=100, help="how many of the training questions are for temperatures and tuning"
     )
     parser.add_argument("--scoring", choices=("letters", "answers"), default="letters")
+    parser.add_argument("--plain-prompt", action="store_true", help="leave out the tokenizer's chat template")
     parser.add_argument("--target-modules", nargs="+", default=["q_proj", "v_proj"])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the model so while it is loaded, by bitsandbytes")

@@ -46,6 +46,11 @@ def tokenizer_of(options: argparse.Namespace) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(options.model, **where)
 
 
+def choice_settings(options: argparse.Namespace) -> ChoiceSettings:
+    """Return how questions are put and scored; the tokenizer's chat template is used where it has one, unless the prompt is to be plain."""
+    return ChoiceSettings(scoring=options.scoring, chat=False if options.plain_prompt else None)
+
+
 def trained(kind: str, questions: list[Row], folder: Path, *, seed: int, options: argparse.Namespace) -> WeightPosterior:
     """Return the posterior of a training run, which an earlier command may have left in the folder.
 
@@ -74,7 +79,7 @@ def trained(kind: str, questions: list[Row], folder: Path, *, seed: int, options
             args=arguments,
             train_dataset=questions,
             processing_class=tokenizer_of(options),
-            choice_settings=ChoiceSettings(scoring=options.scoring),
+            choice_settings=choice_settings(options),
             callbacks=[swag] if kind == "swag" else [],
         )
         trainer.train()

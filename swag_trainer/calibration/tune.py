@@ -60,6 +60,7 @@ def tune(
     confidence: float | None = 0.9,
     coverages: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
     levels: Sequence[float] = (0.8, 0.9, 0.95),
+    groups: Sequence[int] | None = None,
     train_data: Iterable[Any] | None = None,
     batch_size: int = 32,
     data_collator: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
@@ -108,6 +109,8 @@ def tune(
             that fit these examples only.
         coverages: Fractions of accepted examples to find thresholds for.
         levels: Fractions of conformal sets that shall hold the true label.
+        groups: Number of the example that each row of the data belongs to, where an example has several rows, one after the other, as the
+            windows of a context have: examples are counted and divided into folds, not rows. Default: each row is one.
         train_data: Examples that the model was trained on, as the Trainer takes them, to fit the class means of the OOD score to. Without
             them the posterior keeps those of `SwagCallback`; without these the score is cross-fitted to ``data``, with five examples per
             class or more. The distances that the score compares with are those of ``data``, see `swag_trainer.calibration.ood`.
@@ -136,9 +139,10 @@ def tune(
         check_link(model, task)  # refuses now what it would refuse when all candidates have been tried
     source: dict[str, Any] = {"name": name, "split": split, "revision": revision}
     held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), exclusive=link == "softmax", **source)
-    if len(held_out.rows) < MIN_EXAMPLES:
-        raise SwagError(f"Tuning on {len(held_out.rows)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
-    events = CalibrationEvents(held_out.labels, task.num_events(held_out.rows) if link == "softmax" else None)
+    num_events = _events_of(task.num_events(held_out.rows), groups)
+    if len(num_events) < MIN_EXAMPLES:
+        raise SwagError(f"Tuning on {len(num_events)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
+    events = CalibrationEvents(held_out.labels, num_events if link == "softmax" else None)
     labels = events.true
 
     plain = posterior.with_features(None)  # no OOD scores while candidates are compared
@@ -159,7 +163,7 @@ def tune(
     folds = events.folds(seed=sampling.seed)
     of_events = cross_fitted(candidates, folds)
     probabilities = events.by_example(of_events)
-    num_examples = len(held_out.rows)
+    num_examples = len(num_events)
     energy = posterior.relative_energy(chosen.scale)
     tuning = Tuning(
         temperature=choice.temperature,
@@ -194,6 +198,23 @@ def tune(
     if not events.exclusive:  # no class is the nearest
         return tuned
     return with_ood_score(tuned, model, held_out.rows, labels, task=task, train_data=train_data, **reading)
+
+
+def _events_of(num_events: np.ndarray, groups: Sequence[int] | None) -> np.ndarray:
+    """Return how many events each example has, from those of each row. Shape (examples,), int64.
+
+    Raises:
+        SwagError: Not a group for each row, or rows of one example that do not follow each other.
+    """
+    if groups is None:
+        return num_events
+    numbers = np.asarray(groups)
+    if numbers.shape != num_events.shape:
+        raise SwagError(f"groups has the shape {numbers.shape}; a number for each of the {len(num_events)} rows is needed.")
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    if len(np.unique(numbers)) != len(starts):
+        raise SwagError("The rows of an example must follow each other, and a number in groups comes back after another one.")
+    return np.add.reduceat(num_events, starts)
 
 
 def _candidates(

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from swag_trainer.cli.adapter_head import classes_of_head
+from swag_trainer.cli.class_numbers import check_given_labels
 from swag_trainer.cli.classifier import class_names, load_classifier
 from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.text_data import LabelledText
@@ -54,17 +55,8 @@ class AnyClassifier:
             SwagError: As many names as classes are needed.
         """
         if labels is not None:
-            if len(labels) != len(self.classes) or len(set(labels)) != len(labels):
-                raise SwagError(
-                    f"--labels names each of the model's {len(self.classes)} classes once, in the order of its logits; it got {list(labels)}."
-                )
-            recorded = [] if self.posterior is None else [name.casefold() for name in self.posterior.record.labels or []]
-            asked = [name.casefold() for name in labels]
-            if asked != recorded and sorted(asked) == sorted(recorded):
-                raise SwagError(
-                    f"--labels has the classes in the order {list(labels)}; that of the logits, in the posterior's record, is "
-                    f"{self.posterior.record.labels}. Every class would be taken for another one: leave --labels out."
-                )
+            recorded = None if self.posterior is None else self.posterior.record.labels
+            check_given_labels(labels, len(self.classes), recorded)
             return replace(self, classes=list(labels))
         used = {label for part in data for label in part.labels}
         own = {name.casefold(): name for name in self.classes}

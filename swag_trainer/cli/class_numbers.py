@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from swag_trainer.cli.classifier import class_names
-from swag_trainer.cli.encoded import refuse
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_sources import Row, missing_column, named_column
+from swag_trainer.cli.text_sources import Row, missing_column, named_column, refuse
 from swag_trainer.errors import SwagError, shortened
 
-_LABEL_COLUMNS = ("label", "labels", "label_text", "category", "gold_label")
+_LABEL_COLUMNS = ("label_text", "category", "gold_label", "label", "labels")
+_MISSING = (None, "", "-", "-1", -1)  # as NLI data sets mark an example that annotators disagree about
 
 
 class ClassNumbers:
@@ -21,38 +22,47 @@ class ClassNumbers:
     Args:
         options: With ``--labels``, the names in the order of the logits, in the commands that have it, and ``--label-column``.
         config: Of the model.
+        recorded: Names of the classes in the posterior's record, if it has some.
         what: What a class is called in errors, such as "tag".
 
     Attributes:
         names: Of the classes, in the order of the logits.
 
     Raises:
-        SwagError: ``--labels`` does not name each class once.
+        SwagError: ``--labels`` does not name each class once, or has the recorded ones in another order.
     """
 
-    def __init__(self, options: TextOptions, config: Any, *, what: str = "label") -> None:
+    def __init__(self, options: TextOptions, config: Any, *, recorded: Sequence[str] | None, what: str = "label") -> None:
         self.names, self._options, self._what = class_names(config), options, what
         given: Sequence[str] | None = getattr(options, "labels", None)
         if given is not None:
-            if len(given) != len(self.names) or len(set(given)) != len(given):
-                raise SwagError(
-                    f"--labels names each of the model's {len(self.names)} {what}s once, in the order of its logits; it got {list(given)}."
-                )
+            check_given_labels(given, len(self.names), recorded)
             self.names = list(given)
 
-    def of_row(self, row: Row) -> int:
-        """Return the number of the class in a row's column of labels.
+    def labelled(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
+        """Return the rows that have a label, each with the number of its class.
+
+        Warns:
+            UserWarning: How many have none: they are left out.
 
         Raises:
-            SwagError: There is no such column, or it holds no class of the model.
+            SwagError: A row has no column of labels, or a label that is no class of the model; or no row has one.
         """
-        column = named_column(row.values, self._options.label_column, _LABEL_COLUMNS)
-        if column is None:
-            refuse(row, missing_column(row.values, self._options.label_column, _LABEL_COLUMNS, "--label-column"))
-        return self.number(row.values[column], row)
+        found = []
+        for row in rows:
+            column = named_column(row.values, self._options.label_column, _LABEL_COLUMNS)
+            if column is None:
+                refuse(row, missing_column(row.values, self._options.label_column, _LABEL_COLUMNS, "--label-column"))
+            if row.values[column] not in _MISSING:
+                found.append((row, self.number(row.values[column], row)))
+        if not found:
+            raise SwagError(f"None of the {len(rows)} examples has a label; the first is {rows[0].where}.")
+        if missing := len(rows) - len(found):
+            warnings.warn(f"{missing} of {len(rows)} examples have no label and are left out.", stacklevel=3)
+        return found
 
     def number(self, value: Any, row: Row, *, besides: int | None = None) -> int:
-        """Return the number of a class: of its name, or the number that it is.
+        """Return the number of a class: of its name, or the number that it is. Where a name is a number, only names count.
 
         Args:
             value: A name or a number.
@@ -62,16 +72,24 @@ class ClassNumbers:
         Raises:
             SwagError: It is neither.
         """
-        if isinstance(value, str) and value in self.names:
-            return self.names.index(value)
-        if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):  # of a table, where numbers are texts
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and (value == besides or 0 <= value < len(self.names)):
-            return value
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if is_number and value == besides:
+            return int(value)
+        name = str(value) if is_number else value
+        if isinstance(name, str):
+            folded = [each.casefold() for each in self.names]
+            if name in self.names:
+                return self.names.index(name)
+            if folded.count(name.casefold()) == 1:
+                return folded.index(name.casefold())
+            has_number = any(each.isdecimal() for each in self.names)
+            # The numbers of a table are texts.
+            if not has_number and re.fullmatch(r"[0-9]{1,9}", name) and int(name) < len(self.names):
+                return int(name)
         unnamed = (
             isinstance(value, str)
             and hasattr(self._options, "labels")
-            and all(re.fullmatch(r"LABEL_\d+", name) for name in self.names)
+            and all(re.fullmatch(r"LABEL_[0-9]+", name) for name in self.names)
         )
         advice = (
             "--labels names them, in the order of the logits."
@@ -81,4 +99,27 @@ class ClassNumbers:
         shown = ", ".join(map(repr, self.names[:10])) + " ..." * (len(self.names) > 10)
         raise SwagError(
             f"The example in {row.where} has the {self._what} {shortened(repr(value))}; the model has {shown}: {advice}"
+        )
+
+
+def check_given_labels(labels: Sequence[str], num_classes: int, recorded: Sequence[str] | None) -> None:
+    """Check names that were given for the classes of a model, in the order of its logits.
+
+    Args:
+        labels: The names.
+        num_classes: C.
+        recorded: Names in the posterior's record, if it has some.
+
+    Raises:
+        SwagError: They are not one for each class, or the recorded ones in another order.
+    """
+    if len(labels) != num_classes or len(set(labels)) != len(labels):
+        raise SwagError(
+            f"--labels names each of the model's {num_classes} classes once, in the order of its logits; it got {list(labels)}."
+        )
+    known, asked = ([name.casefold() for name in names] for names in (recorded or [], labels))
+    if asked != known and sorted(asked) == sorted(known):
+        raise SwagError(
+            f"--labels has the classes in the order {list(labels)}; that of the logits, in the posterior's record, is {list(recorded or [])}. "
+            "Every class would be taken for another one: leave --labels out."
         )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from transformers import default_data_collator
 
-from swag_trainer.cli.encoded import EncodedTask
+from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row
 from swag_trainer.errors import SwagError
@@ -21,15 +21,16 @@ class Contexts(EncodedTask):
     """
 
     takes_ood: ClassVar[bool] = False
+    unused_options: ClassVar[tuple[str, ...]] = ("labels", "text_column", "label_column")
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = default_data_collator  # a batch holds windows of one length
 
-    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], np.ndarray]:
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
         """Encode questions; the texts and the clusters of a window's two predictions are those of its question."""
         encoder = self.classifier.window_encoder()
-        encoded, texts, clusters = [], [], []
+        encoded, texts, groups = [], [], []
         for number, row in enumerate(rows):
             try:
                 windows = encoder.training_rows(row.values)
@@ -37,5 +38,5 @@ class Contexts(EncodedTask):
                 raise SwagError(f"The example in {row.where} cannot be used: {error}") from error
             encoded.extend(windows)
             texts.extend([str(row.values["question"])] * (2 * len(windows)))
-            clusters.extend([number] * (2 * len(windows)))
-        return encoded, texts, np.array(clusters, dtype=np.int64)
+            groups.extend([number] * len(windows))
+        return Encoded(encoded, texts, np.repeat(groups, 2), np.array(groups))

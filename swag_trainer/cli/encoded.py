@@ -7,14 +7,16 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from swag_trainer.cli.class_numbers import ClassNumbers
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.split_names import split_named
+from swag_trainer.cli.text_data import OUT_OF_SCOPE
 from swag_trainer.cli.text_files import is_unicode
-from swag_trainer.cli.text_sources import Row, name_of_source, rows_by_split
+from swag_trainer.cli.text_sources import Row, name_of_source, refuse, rows_by_split
 from swag_trainer.errors import SwagError
 
 
@@ -28,7 +30,8 @@ class EncodedExamples:
         revision: Commit on the Hub, None for files.
         rows: Examples as the Trainer takes them.
         texts: The text of each prediction: of a question, or of each tagged word.
-        clusters: The row of each prediction, where rows have several. Shape (predictions,).
+        clusters: The example of each prediction, where examples have several. Shape (predictions,).
+        groups: The example of each row, where examples have several rows. Shape (rows,).
     """
 
     name: str
@@ -37,6 +40,16 @@ class EncodedExamples:
     rows: list[dict[str, Any]]
     texts: list[str]
     clusters: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+
+class Encoded(NamedTuple):
+    """Rows that were encoded; see the attributes of `EncodedExamples`."""
+
+    rows: list[dict[str, Any]]
+    texts: list[str]
+    clusters: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 class EncodedTask(ABC):
@@ -54,10 +67,17 @@ class EncodedTask(ABC):
     """
 
     takes_ood: ClassVar[bool]
+    has_features: ClassVar[bool] = False  # of an example, for the OOD score
+    # Options of labelled text that have no meaning for the task.
+    unused_options: ClassVar[tuple[str, ...]] = ()
     data_collator: Callable[[list[Any]], Any]
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         self.options, self.classifier = options, classifier
+        for name in self.unused_options:
+            if getattr(options, name, None) is not None:
+                task = classifier.predicted_task().name
+                raise SwagError(f"--{name.replace('_', '-')} has no meaning for the examples of {task!r}: leave it out.")
         self._splits_of = functools.cache(self.read_source)  # several splits of a source are read
         self.task = classifier.predicted_task()
         self.num_classes = self.task.num_classes(classifier.model.config)
@@ -70,9 +90,18 @@ class EncodedTask(ABC):
         """
         return rows_by_split(source)
 
+    def class_numbers(self, *, what: str = "label") -> ClassNumbers:
+        """Return the classes of the model, by which rows are labelled.
+
+        Raises:
+            SwagError: ``--labels`` does not fit the model.
+        """
+        recorded = self.classifier.posterior.record.labels
+        return ClassNumbers(self.options, self.classifier.model.config, recorded=recorded, what=what)
+
     @abstractmethod
-    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], np.ndarray | None]:
-        """Return ``rows``, ``texts`` and ``clusters`` of `EncodedExamples`.
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
+        """Encode the rows of a split.
 
         Raises:
             SwagError: A row cannot be used.
@@ -87,7 +116,7 @@ class EncodedTask(ABC):
         return self._read(self.options.dataset, split, needs_labels=True)
 
     def read_ood(self, source: str, split: str) -> EncodedExamples:
-        """Read examples of another kind: all of them where there is one file; labels are not needed.
+        """Read examples of another kind: those that are marked as out of scope, or all where none is; labels are not needed.
 
         Raises:
             SwagError: As `read`.
@@ -110,14 +139,7 @@ class EncodedTask(ABC):
                 refuse(row, row.problem)
             if not is_unicode(json.dumps(row.values, ensure_ascii=False, default=str)):
                 refuse(row, "it holds half of a surrogate pair, such as half an emoji, which no encoding has.")
+        if not needs_labels:
+            rows = [row for row in rows if OUT_OF_SCOPE.intersection(map(str, row.values.values()))] or rows
         own = self.options.dataset_name if source == self.options.dataset else None
         return EncodedExamples(own or name_of_source(source), name, revision, *self.encode(rows, needs_labels=needs_labels))
-
-
-def refuse(row: Row, problem: str) -> NoReturn:
-    """Refuse a row.
-
-    Raises:
-        SwagError: Always.
-    """
-    raise SwagError(f"The example in {row.where} cannot be used: {problem}")

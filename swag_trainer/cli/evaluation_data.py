@@ -15,6 +15,7 @@ from swag_trainer.cli.classifier import find_task, tokenised
 from swag_trainer.cli.encoded import EncodedExamples, EncodedTask
 from swag_trainer.cli.task_data import load_task_data
 from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
+from swag_trainer.distributed import digest
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.predictions import MethodPredictions
 from swag_trainer.posterior.base import WeightPosterior
@@ -149,7 +150,7 @@ def _encoded(
 
 def _inputs(row: Mapping[str, Any]) -> str:
     """Return what tells an encoded example from others, whatever its label."""
-    return repr([value for name, value in sorted(row.items()) if name != "labels"])
+    return digest({name: value for name, value in row.items() if name != "labels"})
 
 
 def _check_counts(others: Mapping[str, MethodPredictions], name: str, split: str, count: int) -> None:

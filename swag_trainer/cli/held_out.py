@@ -27,6 +27,7 @@ class HeldOutExamples:
         num_classes: C.
         name, split, revision: Of the data.
         data_collator: Makes a batch of examples.
+        groups: As `swag_trainer.tune` takes them.
     """
 
     classifier: Any
@@ -37,6 +38,7 @@ class HeldOutExamples:
     split: str
     revision: str | None
     data_collator: Callable[[list[Any]], Any] = default_data_collator
+    groups: Any = None
 
 
 def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExamples:
@@ -72,16 +74,17 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
 
 
 def _encoded(options: Any, encoded: EncodedTask) -> HeldOutExamples:
-    if options.train_split is not None:
+    if options.train_split is not None and not encoded.has_features:
         raise SwagError(f"--train-split is for the OOD score, and {encoded.task.name!r} has none: leave it out.")
     examples = encoded.read(options.split)
     return HeldOutExamples(
         classifier=encoded.classifier,
         rows=examples.rows,
-        train_rows=None,
+        train_rows=None if options.train_split is None else encoded.read(options.train_split).rows,
         num_classes=encoded.num_classes,
         name=examples.name,
         split=examples.split,
         revision=examples.revision,
         data_collator=encoded.data_collator,
+        groups=examples.groups,
     )

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from swag_trainer.cli.encoded import EncodedTask, refuse
+from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_sources import Row
+from swag_trainer.cli.text_sources import Row, refuse
 from swag_trainer.errors import SwagError
 from swag_trainer.tasks.questions import ANSWER_KEY, ANSWER_NUMBERS, question_text
 
@@ -17,12 +17,13 @@ class Questions(EncodedTask):
     """Rows of {"question": ..., "choices": [...], "answer": ...}, or as `swag_trainer.tasks.questions.Question` reads them."""
 
     takes_ood: ClassVar[bool] = True
+    unused_options: ClassVar[tuple[str, ...]] = ("labels", "label_column")
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = classifier.data_collator
 
-    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], None]:
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
         """Encode questions.
 
         Warns:
@@ -41,7 +42,7 @@ class Questions(EncodedTask):
             texts.append(question_text(values))
         if count := self.classifier.num_cut - before:
             warnings.warn(f"{count} of {len(rows)} questions are too long for the model and were cut.", stacklevel=2)
-        return encoded, texts, None
+        return Encoded(encoded, texts)
 
     def _question(self, row: Row, needs_labels: bool) -> Mapping[str, Any]:
         values, column = dict(row.values), self.options.text_column

@@ -10,10 +10,9 @@ import numpy as np
 from transformers import DataCollatorForTokenClassification
 
 from swag_trainer.adapters.positions import longest_input
-from swag_trainer.cli.class_numbers import ClassNumbers
-from swag_trainer.cli.encoded import EncodedTask, refuse
+from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_sources import Row, missing_column, named_column
+from swag_trainer.cli.text_sources import Row, missing_column, named_column, refuse
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.prediction.lengths import count_truncated
 from swag_trainer.tasks.token_classification import IGNORED
@@ -33,11 +32,11 @@ class TaggedText(EncodedTask):
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = DataCollatorForTokenClassification(classifier.tokenizer)
-        self.tags = ClassNumbers(options, classifier.model.config, what="tag")
+        self.tags = self.class_numbers(what="tag")
         if not classifier.tokenizer.is_fast:
             raise SwagError("Tags of words need a fast tokenizer, which knows the word of each token.")
 
-    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], np.ndarray]:
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
         """Encode texts.
 
         Warns:
@@ -62,7 +61,7 @@ class TaggedText(EncodedTask):
             warnings.warn(
                 f"{num_truncated} of {len(rows)} texts have more than {limit} tokens and are truncated.", stacklevel=2
             )
-        return encoded, texts, np.array(clusters, dtype=np.int64)
+        return Encoded(encoded, texts, np.array(clusters, dtype=np.int64))
 
     def _words_and_tags(self, row: Row) -> tuple[list[str], list[int]]:
         found = []

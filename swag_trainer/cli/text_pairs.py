@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,10 +10,9 @@ from typing import Any, ClassVar
 from transformers import DataCollatorWithPadding
 
 from swag_trainer.adapters.positions import longest_input
-from swag_trainer.cli.class_numbers import ClassNumbers
-from swag_trainer.cli.encoded import EncodedTask, refuse
+from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_sources import Row, missing_column, named_column
+from swag_trainer.cli.text_sources import Row, named_column, refuse
 from swag_trainer.errors import shortened
 from swag_trainer.prediction.lengths import count_truncated
 
@@ -23,13 +23,15 @@ class TextPairs(EncodedTask):
     """Rows of {"premise": ..., "hypothesis": ..., "label": ...}, labelled with the classes of NLI that the model was trained on."""
 
     takes_ood: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
+    unused_options: ClassVar[tuple[str, ...]] = ("text_column",)
 
     def __init__(self, options: TextOptions, classifier: Any) -> None:
         super().__init__(options, classifier)
         self.data_collator = DataCollatorWithPadding(classifier.tokenizer)
-        self._classes = ClassNumbers(options, classifier.model.config)
+        self._classes = self.class_numbers()
 
-    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> tuple[list[dict[str, Any]], list[str], None]:
+    def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
         """Encode pairs; of one that is too long the text is truncated, as the pipeline does it.
 
         Warns:
@@ -37,22 +39,25 @@ class TextPairs(EncodedTask):
         """
         tokenizer, limit = self.classifier.tokenizer, longest_input(self.classifier.tokenizer, self.classifier.model)
         encoded, texts, num_truncated = [], [], 0
-        for row in rows:
-            pair = self._text(row, self.options.text_column, _PREMISES), self._text(row, None, _HYPOTHESES)
+        for row, label in self._classes.labelled(rows) if needs_labels else zip(rows, itertools.repeat(None), strict=False):
+            pair = self._text(row, _PREMISES), self._text(row, _HYPOTHESES)
+            alone = len(tokenizer("", pair[1])["input_ids"])
+            if limit is not None and alone > limit:
+                refuse(row, f"its hypothesis has {alone} tokens, and the model takes {limit}.")
             example = tokenizer(*pair, truncation="only_first" if limit else False, max_length=limit)
             num_truncated += count_truncated(example)
-            encoded.append({**example, **({"labels": self._classes.of_row(row)} if needs_labels else {})})
+            encoded.append({**example, **({} if label is None else {"labels": label})})
             texts.append(" / ".join(pair))
         if num_truncated:
             warnings.warn(
                 f"{num_truncated} of {len(rows)} texts have more than {limit} tokens and are truncated.", stacklevel=2
             )
-        return encoded, texts, None
+        return Encoded(encoded, texts)
 
-    def _text(self, row: Row, given: str | None, usual: tuple[str, ...]) -> str:
-        column = named_column(row.values, given, usual)
+    def _text(self, row: Row, usual: tuple[str, ...]) -> str:
+        column = named_column(row.values, None, usual)
         if column is None:
-            refuse(row, missing_column(row.values, given, usual, "--text-column"))
+            refuse(row, f"it has no column {' or '.join(map(repr, usual))}, but {sorted(map(str, row.values))}: rename one.")
         text = row.values[column]
         if not isinstance(text, str) or not text.strip():
             refuse(row, f"{column!r} holds {shortened(repr(text))}, and a text is needed.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from swag_trainer.cli.hub_datasets import load_splits
 from swag_trainer.cli.split_names import is_usual_split, usual_split
@@ -258,3 +258,12 @@ def missing_column(record: Iterable[str], given: str | None, usual: tuple[str, .
     """Return the problem of a record without a column; arguments as for `named_column`, and the option that names the column."""
     names = " or ".join(map(repr, usual if given is None else (given,)))
     return f"it has no column {names}, but {sorted(map(str, record))}; {option} names it."
+
+
+def refuse(row: Row, problem: str) -> NoReturn:
+    """Refuse a row.
+
+    Raises:
+        SwagError: Always.
+    """
+    raise SwagError(f"The example in {row.where} cannot be used: {problem}")

@@ -116,6 +116,7 @@ def _tuned(options: Options, posterior: WeightPosterior, sampling: Sampling) -> 
         name=data.name,
         split=data.split,
         revision=data.revision,
+        groups=data.groups,
         train_data=data.train_rows,
         batch_size=options.batch_size,
         data_collator=data.data_collator,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from swag_trainer.errors import SwagError, shortened
 
 ANSWERABLE = "answerable_tokens"
@@ -114,16 +116,19 @@ class WindowEncoder:
         """
         windows = self(example.get("question"), example.get("context"))  # type: ignore[arg-type]  # checked there
         answers = example.get("answers")
-        if not isinstance(answers, Mapping) or {"text", "answer_start"} - set(answers):
+        lists = [answers.get(name) if isinstance(answers, Mapping) else None for name in ("text", "answer_start")]
+        if not all(hasattr(each, "__len__") and not isinstance(each, str) for each in lists) or len(lists[0]) != len(lists[1]):
             raise SwagError(
                 f'"answers" is {{"text": [...], "answer_start": [...]}}, empty lists where there is no answer; got {shortened(repr(answers))}.'
             )
         span = None
         if len(answers["text"]):
             text, first = answers["text"][0], answers["answer_start"][0]
-            if not text or example["context"][first : first + len(text)] != text:
+            is_place = isinstance(text, str) and isinstance(first, (int, np.integer)) and first >= 0
+            if not is_place or not text.strip() or example["context"][first : first + len(text)] != text:
                 raise SwagError(f"The answer {shortened(repr(text))} does not stand at character {first} of its context.")
-            span = (first, first + len(text))
+            begin = first + len(text) - len(text.lstrip())
+            span = (begin, begin + len(text.strip()))  # no token stands for the spaces around an answer
         rows = []
         for window in windows:
             start, end = _places_of(span, window)

@@ -224,7 +224,7 @@ def test_tagged_words_of_a_file_tune_and_are_measured(tmp_path, capsys):
     write("test", numbers)
     for option, words in (
         (["--ood", str(data)], "leave it out"),
-        (["--labels", "a"], "5 tags once"),
+        (["--labels", "a"], "5 classes once"),
         (["--validation-split", "val", "--split", "validation"], "nothing may be fitted on what is measured"),
     ):
         assert main(["evaluate", tuned, *options, *option]) == 1

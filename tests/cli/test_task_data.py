@@ -1,6 +1,7 @@
 """`swag-trainer tune` and `evaluate` with images, with questions about contexts, and with the pairs of natural-language inference."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +12,10 @@ from PIL import Image
 from task_posteriors import collect, save_posteriors
 from transformers import BertForQuestionAnswering, BertTokenizerFast, pipeline
 
-from swag_trainer import load_posterior
+from swag_trainer import SwagError, load_posterior
+from swag_trainer.cli.class_numbers import ClassNumbers
 from swag_trainer.cli.main import main
+from swag_trainer.cli.text_sources import Row
 from swag_trainer.evaluation.measurement import Measurement
 
 QUICK = ["--num-samples", "2", "--device", "cpu"]
@@ -50,7 +53,7 @@ def measured(tmp_path, model, data, *options):
 @pytest.mark.filterwarnings("ignore:On 24 examples", "ignore:Prediction sets")
 def test_images_in_a_folder_for_each_class_tune_and_are_measured(folders, tmp_path, capsys):
     # Red for: classes numbered by the folders that a split happens to have, a path from elsewhere than its table, OOD images that need a
-    # class, another preparation than the pipeline's.
+    # class, another preparation than the pipeline's, images left out in silence: below a link, or deeper than classes are.
     data, model = tmp_path / "data", str(tmp_path / "tuned")
     save_images(data / "validation", 24)
     test = [pair for pair in save_images(data / "test", 8, offset=1) if pair[1] > 0]
@@ -89,6 +92,19 @@ def test_images_in_a_folder_for_each_class_tune_and_are_measured(folders, tmp_pa
         lines_of(data / "test.jsonl", [broken])
         assert main(["evaluate", folders.images, "--dataset", str(data)]) == 1
         assert words in (shown := capsys.readouterr().err) and "line 1 of" in shown, shown
+    lines_of(data / "test.jsonl", [{"image": str(test[0][0]), "label": "-1"}])
+    assert main(["evaluate", folders.images, "--dataset", str(data)]) == 1
+    assert "None of the 1 examples has a label" in capsys.readouterr().err
+    (data / "test.jsonl").unlink()
+    (data / "test/LABEL_0").rmdir()
+    (data / "test/LABEL_0").symlink_to(data / "validation/LABEL_0")
+    (data / "test/LABEL_1/.hidden").mkdir()
+    test[0][0].rename(data / "test/LABEL_1/.hidden/x.png")
+    assert measured(tmp_path, folders.images, data, "--methods", "SWA").num_examples == len(test) - 1 + 8
+    (data / "test/LABEL_1/more").mkdir()
+    test[1][0].rename(data / "test/LABEL_1/more/x.png")
+    assert main(["evaluate", folders.images, "--dataset", str(data)]) == 1
+    assert "lies deeper than SPLIT/CLASS/IMAGE" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["evaluate", folders.images, "--dataset", str(tmp_path / "empty")]) == 1
     assert "has no images" in capsys.readouterr().err
@@ -105,6 +121,7 @@ def test_questions_about_contexts_tune_and_are_measured_by_start_and_end(tmp_pat
     lines_of(data / "test.jsonl", examples())
     assert main(["tune", reads, "--dataset", str(data), "--output", model, *QUICK]) == 0
     assert "Thresholds" not in capsys.readouterr().out
+    assert load_posterior(model).tuning.num_examples == 24
     rows = tmp_path / "rows.parquet"
     found = measured(tmp_path, reads, data, "--methods", "SWA", "--rows", str(rows))
     assert found.num_examples == 6
@@ -122,9 +139,20 @@ def test_questions_about_contexts_tune_and_are_measured_by_start_and_end(tmp_pat
     assert len(written) == len(losses) and sorted({row["example"] for row in written}) == list(range(6))
     assert main(["evaluate", reads, "--dataset", str(data), "--ood", str(data)]) == 1
     assert "leave it out" in capsys.readouterr().err
-    lines_of(data / "test.jsonl", [{"question": "was", "context": "good film"}])
-    assert main(["evaluate", reads, "--dataset", str(data)]) == 1
-    assert '"answers" is' in (shown := capsys.readouterr().err) and "line 1 of" in shown
+    assert main(["evaluate", reads, "--dataset", str(data), "--label-column", "answers"]) == 1
+    assert "--label-column has no meaning" in capsys.readouterr().err
+    for answers, words in (
+        (None, '"answers" is'),
+        ({"text": "film", "answer_start": [5]}, '"answers" is'),
+        ({"text": ["film"], "answer_start": [-4]}, "does not stand at character -4"),
+        ({"text": ["film"], "answer_start": ["5"]}, "does not stand at character 5"),
+    ):
+        lines_of(data / "test.jsonl", [{"question": "was", "context": "good film", "answers": answers}])
+        assert main(["evaluate", reads, "--dataset", str(data)]) == 1
+        assert words in (shown := capsys.readouterr().err) and "line 1 of" in shown, shown
+    lines_of(data / "validation.jsonl", examples()[3:4] * 19)
+    assert main(["tune", reads, "--dataset", str(data), "--output", model, "--overwrite", *QUICK]) == 1
+    assert "Tuning on 19 examples" in capsys.readouterr().err  # of many windows
 
 
 @pytest.mark.filterwarnings("ignore:On 24 examples", "ignore:Prediction sets")
@@ -154,6 +182,38 @@ def test_pairs_of_nli_tune_and_measure_a_model_for_zero_shot_classification(fold
         for row, ranking in zip(test, ranked, strict=True)
     ]
     assert found.metrics["SWA"]["nll"].value == pytest.approx(-np.log(scores).mean(), rel=1e-5)
-    lines_of(data / "test.jsonl", [{"premise": "good", "label": 0}])
-    assert main(["evaluate", folders.nli, "--dataset", str(data), *task]) == 1
-    assert "'hypothesis'" in capsys.readouterr().err
+    unclear = {**test[0], "label": -1}
+    named = [{**row, "label_text": names[row["label"]].upper(), "label": (row["label"] + 1) % 3} for row in test]
+    lines_of(data / "test.jsonl", [*named, {**unclear, "label_text": "-"}])
+    again = measured(tmp_path, folders.nli, data, *task, "--methods", "SWA")
+    assert "1 of 6 examples have no label" in capsys.readouterr().err
+    assert again.metrics["SWA"]["nll"].value == found.metrics["SWA"]["nll"].value
+    other = [{**test[0], "sentence2": f"a {word} plot", "label": "oos"} for word in ("very bad", "so slow")]
+    lines_of(tmp_path / "other.jsonl", [*other, {**test[0], "sentence2": "a short end"}])
+    assert measured(tmp_path, folders.nli, data, *task, "--ood", str(tmp_path / "other.jsonl")).num_ood == 2
+    for row, words in (
+        ({"premise": "good", "label": 0}, "'hypothesis' or 'sentence2'"),
+        ({"premise": "good", "hypothesis": "bad " * 80, "label": 0}, "its hypothesis has 83 tokens, and the model takes 64"),
+    ):
+        lines_of(data / "test.jsonl", [row])
+        assert main(["evaluate", folders.nli, "--dataset", str(data), *task]) == 1
+        assert words in (shown := capsys.readouterr().err), shown
+
+
+def test_labels_are_names_before_they_are_numbers():
+    # Red for: stars from 1 to 3 that are counted from 0, names in another order than the recorded ones, "1" beside 1 as another class.
+    def classes(*names, recorded=None, labels=None):
+        config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names))
+        return ClassNumbers(SimpleNamespace(labels=labels, label_column=None), config, recorded=recorded)
+
+    row = Row({}, "line 1")
+    stars = classes("1", "2", "3")
+    assert [stars.number(value, row) for value in (1, "1", "3", 3)] == [0, 0, 2, 2]
+    for value in (0, "0", 4, True, 1.0, None):
+        with pytest.raises(SwagError, match="has the label"):
+            stars.number(value, row)
+    moods = classes("Good", "bad")
+    assert [moods.number(value, row) for value in ("good", "BAD", 0, "1")] == [0, 1, 0, 1]
+    with pytest.raises(SwagError, match="Every class would be taken for another one"):
+        classes("a", "b", recorded=["a", "b"], labels=["b", "a"])
+    assert classes("LABEL_0", "LABEL_1", labels=["b", "a"]).names == ["b", "a"]

@@ -66,6 +66,8 @@ def test_windows_cover_the_context_and_mark_the_answer(run):
         encoder.training_rows({**examples()[0], "answers": {"text": ["plot"], "answer_start": [3]}})
     with pytest.raises(SwagError, match='"answers" is'):
         encoder.training_rows({**examples()[0], "answers": "plot"})
+    spaced = {**examples()[0], "answers": {"text": [" film "], "answer_start": [3]}}
+    assert encoder.training_rows(spaced) == encoder.training_rows(examples()[0])
 
 
 def test_starts_and_ends_have_the_probabilities_of_a_plain_loop(run):
@@ -109,11 +111,22 @@ def test_starts_and_ends_have_the_probabilities_of_a_plain_loop(run):
 
 @pytest.mark.filterwarnings("ignore:On .* examples")
 def test_starts_and_ends_are_tuned_and_measured(run):
-    # Red for: labels in another order than the events, promises for starts and ends, which depend on each other.
+    # Red for: labels in another order than the events, promises for starts and ends, which depend on each other, windows of one question
+    # in several folds.
     trainer, posterior, _, rows = run
     labels = TASK.labels(rows, 2)
     assert labels.tolist() == [row[name] for row in rows for name in (START, END)]
-    tuned = tune(posterior, trainer.model, rows, name="me/questions", sampling=Sampling(num_samples=3), progress=False)
+    settings = {"name": "me/questions", "sampling": Sampling(num_samples=3), "progress": False}
+    twice = [row for row in rows for _ in range(2)]
+    each, pairs = (
+        tune(posterior, trainer.model, twice, groups=g, **settings).tuning for g in (None, np.arange(len(twice)) // 2)
+    )
+    assert (each.num_examples, pairs.num_examples) == (len(twice), len(rows))
+    assert pairs.candidates == each.candidates and pairs.nll != each.nll
+    for groups, message in (([0], "a number for each of the"), (np.arange(len(rows)) % 2, "must follow each other")):
+        with pytest.raises(SwagError, match=message):
+            tune(posterior, trainer.model, rows, groups=groups, **settings)
+    tuned = tune(posterior, trainer.model, rows, **settings)
     assert tuned.tuning.num_examples == len(rows) and tuned.tuning.thresholds == tuned.tuning.conformal == []
     assert tuned.tuning.temperature != 1
     methods = predict_methods(trainer.model, tuned, rows, methods=["SWAG"], progress=False)
