@@ -39,18 +39,9 @@ def main() -> None:
         raise SystemExit(f"{options.questions} has no question with a list of four choices.")
     drawing = {"num_samples": len(index.draws), "seed": index.seed, "scale": index.scale}
     choose = pipeline("swag-multiple-choice", model=options.model, top_k=None, device="cpu", **drawing)
-    settings = choose.predicted_task().settings
     served = ServedPosterior(options.url, index, chat=options.chat, num_logprobs=options.num_logprobs, timeout=600)
     letters = list("ABCD")
-    prompts = [
-        settings.prompt.format(
-            question=row["question"],
-            choices="\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True)),
-        )
-        if options.chat
-        else choose.prompt(row)
-        for row in rows
-    ]
+    prompts = [choose.message(row) if options.chat else choose.prompt(row) for row in rows]
     found = served.predict(prompts, letters)
     own = [{one["label"]: one for one in ranking} for ranking in choose(rows)]
     probabilities = np.array([[ranking[letter]["score"] for letter in letters] for ranking in own])

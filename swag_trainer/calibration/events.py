@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from swag_trainer.calibration.cross_fitting import folds_of
+from swag_trainer.errors import SwagError
 from swag_trainer.metrics.scores import log_probabilities
 
 
@@ -65,3 +67,20 @@ class CalibrationEvents:
     def by_example(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the probabilities of each example's labels, shape (N, C), from those of the events."""
         return probabilities if self.exclusive else probabilities[:, 1].reshape(self.labels.shape)
+
+
+def events_of_examples(num_events: np.ndarray, groups: Sequence[int] | None) -> np.ndarray:
+    """Return how many events each example has, from those of each row. Shape (examples,), int64.
+
+    Raises:
+        SwagError: Not a group for each row, or rows of one example that do not follow each other.
+    """
+    if groups is None:
+        return num_events
+    numbers = np.asarray(groups)
+    if numbers.shape != num_events.shape:
+        raise SwagError(f"groups has the shape {numbers.shape}; a number for each of the {len(num_events)} rows is needed.")
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    if len(np.unique(numbers)) != len(starts):
+        raise SwagError("The rows of an example must follow each other, and a number in groups comes back after another one.")
+    return np.add.reduceat(num_events, starts)

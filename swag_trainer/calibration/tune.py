@@ -20,7 +20,7 @@ from swag_trainer.calibration.cross_fitting import (
     choose,
     cross_fitted,
 )
-from swag_trainer.calibration.events import CalibrationEvents
+from swag_trainer.calibration.events import CalibrationEvents, events_of_examples
 from swag_trainer.calibration.held_out import HeldOut
 from swag_trainer.calibration.ood import with_ood_score
 from swag_trainer.calibration.thresholds import (
@@ -139,7 +139,7 @@ def tune(
         check_link(model, task)  # refuses now what it would refuse when all candidates have been tried
     source: dict[str, Any] = {"name": name, "split": split, "revision": revision}
     held_out = HeldOut.of(data, task=task, num_labels=task.num_classes(config), exclusive=link == "softmax", **source)
-    num_events = _events_of(task.num_events(held_out.rows), groups)
+    num_events = events_of_examples(task.num_events(held_out.rows), groups)
     if len(num_events) < MIN_EXAMPLES:
         raise SwagError(f"Tuning on {len(num_events)} examples would choose by chance; at least {MIN_EXAMPLES} are needed.")
     events = CalibrationEvents(held_out.labels, num_events if link == "softmax" else None)
@@ -198,23 +198,6 @@ def tune(
     if not events.exclusive:  # no class is the nearest
         return tuned
     return with_ood_score(tuned, model, held_out.rows, labels, task=task, train_data=train_data, **reading)
-
-
-def _events_of(num_events: np.ndarray, groups: Sequence[int] | None) -> np.ndarray:
-    """Return how many events each example has, from those of each row. Shape (examples,), int64.
-
-    Raises:
-        SwagError: Not a group for each row, or rows of one example that do not follow each other.
-    """
-    if groups is None:
-        return num_events
-    numbers = np.asarray(groups)
-    if numbers.shape != num_events.shape:
-        raise SwagError(f"groups has the shape {numbers.shape}; a number for each of the {len(num_events)} rows is needed.")
-    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
-    if len(np.unique(numbers)) != len(starts):
-        raise SwagError("The rows of an example must follow each other, and a number in groups comes back after another one.")
-    return np.add.reduceat(num_events, starts)
 
 
 def _candidates(

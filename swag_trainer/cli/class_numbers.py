@@ -9,10 +9,9 @@ from typing import Any
 
 from swag_trainer.cli.classifier import class_names
 from swag_trainer.cli.options import TextOptions
-from swag_trainer.cli.text_sources import Row, missing_column, named_column, refuse
+from swag_trainer.cli.text_sources import LABEL_COLUMNS, Row, missing_column, named_column, refuse
 from swag_trainer.errors import SwagError, shortened
 
-_LABEL_COLUMNS = ("label_text", "category", "gold_label", "label", "labels")
 _MISSING = (None, "", "-", "-1", -1)  # as NLI data sets mark an example that annotators disagree about
 
 
@@ -39,8 +38,8 @@ class ClassNumbers:
             check_given_labels(given, len(self.names), recorded)
             self.names = list(given)
 
-    def labelled(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
-        """Return the rows that have a label, each with the number of its class.
+    def labelled(self, rows: Sequence[Row], *, needs_labels: bool) -> list[tuple[Row, int | None]]:
+        """Return the rows that have a label, each with the number of its class; where labels are not needed all rows, each with None.
 
         Warns:
             UserWarning: How many have none: they are left out.
@@ -48,11 +47,13 @@ class ClassNumbers:
         Raises:
             SwagError: A row has no column of labels, or a label that is no class of the model; or no row has one.
         """
-        found = []
+        if not needs_labels:
+            return [(row, None) for row in rows]
+        found: list[tuple[Row, int | None]] = []
         for row in rows:
-            column = named_column(row.values, self._options.label_column, _LABEL_COLUMNS)
+            column = named_column(row.values, self._options.label_column, LABEL_COLUMNS)
             if column is None:
-                refuse(row, missing_column(row.values, self._options.label_column, _LABEL_COLUMNS, "--label-column"))
+                refuse(row, missing_column(row.values, self._options.label_column, LABEL_COLUMNS, "--label-column"))
             if row.values[column] not in _MISSING:
                 found.append((row, self.number(row.values[column], row)))
         if not found:

@@ -101,10 +101,23 @@ def tokenised(tokenizer: Any, model: nn.Module, texts: Sequence[str], labels: np
     """
     limit = longest_input(tokenizer, model)
     encoded = tokenizer(list(texts), truncation=limit is not None, max_length=limit)
-    num_truncated = count_truncated(encoded)
-    if num_truncated:
-        warnings.warn(f"{num_truncated} of {len(texts)} texts have more than {limit} tokens and are truncated.", stacklevel=2)
+    warn_of_truncated(count_truncated(encoded), of=len(texts), limit=limit)
     columns = dict(encoded)
     if labels is not None:
         columns["labels"] = labels.tolist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def warn_of_truncated(num_truncated: int, *, of: int, limit: int | None) -> None:
+    """Warn of texts that lose tokens at their end, if there are some.
+
+    Args:
+        num_truncated: How many there are.
+        of: How many texts were tokenised.
+        limit: Most tokens that the model takes.
+
+    Warns:
+        UserWarning: Some are truncated.
+    """
+    if num_truncated:
+        warnings.warn(f"{num_truncated} of {of} texts have more than {limit} tokens and are truncated.", stacklevel=3)

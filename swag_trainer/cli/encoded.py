@@ -140,6 +140,11 @@ class EncodedTask(ABC):
             if not is_unicode(json.dumps(row.values, ensure_ascii=False, default=str)):
                 refuse(row, "it holds half of a surrogate pair, such as half an emoji, which no encoding has.")
         if not needs_labels:
-            rows = [row for row in rows if OUT_OF_SCOPE.intersection(map(str, row.values.values()))] or rows
+            rows = [row for row in rows if _is_out_of_scope(row)] or rows
         own = self.options.dataset_name if source == self.options.dataset else None
         return EncodedExamples(own or name_of_source(source), name, revision, *self.encode(rows, needs_labels=needs_labels))
+
+
+def _is_out_of_scope(row: Row) -> bool:
+    """Return whether a row is marked as of another kind, in whatever column."""
+    return not OUT_OF_SCOPE.isdisjoint(map(str, row.values.values()))

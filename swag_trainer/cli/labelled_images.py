@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +51,7 @@ class LabelledImages(EncodedTask):
     def encode(self, rows: Sequence[Row], *, needs_labels: bool) -> Encoded:
         """Encode images. Their texts are their paths, or where they stand in a data set."""
         encoded, texts = [], []
-        for row, label in self._classes.labelled(rows) if needs_labels else zip(rows, itertools.repeat(None), strict=False):
+        for row, label in self._classes.labelled(rows, needs_labels=needs_labels):
             given = self.options.text_column if needs_labels else None  # names a column of --dataset
             column = named_column(row.values, given, _IMAGE_COLUMNS)
             if column is None:
@@ -70,9 +69,11 @@ class LabelledImages(EncodedTask):
             if not _is_file(row.folder / image):
                 refuse(row, f"there is no image {shortened(repr(image))} in {str(row.folder)!r}.")
             image = str(row.folder / image)
+        from PIL.Image import DecompressionBombError  # Pillow is needed where there are images, and nowhere else
+
         try:
             return self.classifier.preprocess(image)["pixel_values"][0]
-        except Exception as error:  # one of Pillow's is of no narrower class
+        except (OSError, SyntaxError, TypeError, ValueError, DecompressionBombError) as error:
             refuse(row, f"it has no image that can be read. {type(error).__name__}: {shortened(str(error))}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 from transformers import DataCollatorForTokenClassification
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.cli.classifier import warn_of_truncated
 from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row, missing_column, named_column, refuse
@@ -57,10 +57,7 @@ class TaggedText(EncodedTask):
                     clusters.append(len(encoded))
                 before = word
             encoded.append({**example, "labels": labels})
-        if num_truncated:
-            warnings.warn(
-                f"{num_truncated} of {len(rows)} texts have more than {limit} tokens and are truncated.", stacklevel=2
-            )
+        warn_of_truncated(num_truncated, of=len(rows), limit=limit)
         return Encoded(encoded, texts, np.array(clusters, dtype=np.int64))
 
     def _words_and_tags(self, row: Row) -> tuple[list[str], list[int]]:

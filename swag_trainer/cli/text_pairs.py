@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from transformers import DataCollatorWithPadding
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.cli.classifier import warn_of_truncated
 from swag_trainer.cli.encoded import Encoded, EncodedTask
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row, named_column, refuse
@@ -39,7 +38,7 @@ class TextPairs(EncodedTask):
         """
         tokenizer, limit = self.classifier.tokenizer, longest_input(self.classifier.tokenizer, self.classifier.model)
         encoded, texts, num_truncated = [], [], 0
-        for row, label in self._classes.labelled(rows) if needs_labels else zip(rows, itertools.repeat(None), strict=False):
+        for row, label in self._classes.labelled(rows, needs_labels=needs_labels):
             pair = self._text(row, _PREMISES), self._text(row, _HYPOTHESES)
             alone = len(tokenizer("", pair[1])["input_ids"])
             if limit is not None and alone > limit:
@@ -48,10 +47,7 @@ class TextPairs(EncodedTask):
             num_truncated += count_truncated(example)
             encoded.append({**example, **({} if label is None else {"labels": label})})
             texts.append(" / ".join(pair))
-        if num_truncated:
-            warnings.warn(
-                f"{num_truncated} of {len(rows)} texts have more than {limit} tokens and are truncated.", stacklevel=2
-            )
+        warn_of_truncated(num_truncated, of=len(rows), limit=limit)
         return Encoded(encoded, texts)
 
     def _text(self, row: Row, usual: tuple[str, ...]) -> str:

@@ -15,10 +15,10 @@ from swag_trainer.cli.text_files import SUFFIXES, Record, is_unicode, read_lines
 from swag_trainer.errors import SwagError
 
 Columns = tuple[str | None, str | None]  # of texts, of labels
+LABEL_COLUMNS = ("intent", "label_text", "category", "gold_label", "label", "labels")
 _TEXT_COLUMNS = ("text", "utterance", "sentence", "question", "question_stem", "content")
 _SCALARS = (str, bool, int, float, type(None))
 _MOST_ITEMS = 100  # of a list or an object that is kept beside a prediction: choices are, embeddings are not
-_LABEL_COLUMNS = ("intent", "label_text", "category", "label", "labels")
 
 
 class Example(NamedTuple):
@@ -203,7 +203,7 @@ class _HubRows:
     where: str
 
     def __iter__(self) -> Iterator[Example]:
-        label = named_column(self.dataset.features, self.columns[1], _LABEL_COLUMNS)
+        label = named_column(self.dataset.features, self.columns[1], LABEL_COLUMNS)
         feature = self.dataset.features.get(label)
         for number, record in enumerate(self.dataset, start=1):
             if label is not None and hasattr(feature, "int2str"):
@@ -213,13 +213,13 @@ class _HubRows:
 
 
 def _example(record: Mapping[str, Any], columns: Columns, needs_labels: bool, where: str, line: int | None) -> Example:
-    names = [named_column(record, given, usual) for given, usual in zip(columns, (_TEXT_COLUMNS, _LABEL_COLUMNS), strict=True)]
+    names = [named_column(record, given, usual) for given, usual in zip(columns, (_TEXT_COLUMNS, LABEL_COLUMNS), strict=True)]
     text, label = (None if name is None else record[name] for name in names)
     problem = None
     if names[0] is None:
         problem = missing_column(record, columns[0], _TEXT_COLUMNS, "--text-column")
     elif names[1] is None and needs_labels:
-        problem = missing_column(record, columns[1], _LABEL_COLUMNS, "--label-column")
+        problem = missing_column(record, columns[1], LABEL_COLUMNS, "--label-column")
     elif not isinstance(text, str):
         problem = f"its text is {repr(text)[:80]}, which is no text."
     elif not text.strip():

@@ -44,11 +44,15 @@ class QuestionEncoder:
         self._head = [] if self.settings.chat else leading_tokens(tokenizer)
         self._letters = self._letter_tokens() if self.settings.scoring == "letters" else []
 
-    def prompt(self, row: Mapping[str, Any]) -> str:
-        """Return the text that the model is given for a question, before its answer."""
+    def message(self, row: Mapping[str, Any]) -> str:
+        """Return a question with its choices as a user puts it, without a chat template."""
         question = Question.from_row(row, max_choices=self.settings.max_choices)
         listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
-        text = str(self.settings.prompt).format(question=question.text, choices=listed)
+        return str(self.settings.prompt).format(question=question.text, choices=listed)
+
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        """Return the text that the model is given for a question, before its answer."""
+        text = self.message(row)
         if not self.settings.chat:
             return text
         messages = [{"role": "user", "content": text}]

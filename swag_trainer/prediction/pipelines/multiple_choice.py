@@ -72,6 +72,10 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         self.settings = self._encoder.settings
         self.data_collator = default_data_collator
 
+    def message(self, question: Mapping[str, Any]) -> str:
+        """Return a question with its choices as a user puts it, without a chat template: what a chat interface is asked."""
+        return self._encoder.message(question)
+
     def prompt(self, question: Mapping[str, Any]) -> str:
         """Return the text that the model is given for a question, before its answer."""
         return self._encoder.prompt(question)
