@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from swag_trainer import MonteCarloPredictor, Sampling, WeightPosterior, load_posterior, tune
+from swag_trainer import MonteCarloPredictor, Sampling, SwagError, WeightPosterior, load_posterior, tune
 from swag_trainer.metrics.temperature import fit_temperature
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 
@@ -24,6 +26,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "SWAG": ("swag", {}),
 }
 TUNED = "SWAG, tuned"
+_KEY = "draws of "  # in files: a set may be called as an argument of numpy.savez
 # Name in the table -> of which method it averages the runs of all seeds.
 ENSEMBLES = {"ensemble": "MAP", "MultiSWA": "SWA", "MultiSWAG": "SWAG"}
 
@@ -94,10 +97,19 @@ def _logarithms(probabilities: np.ndarray) -> np.ndarray:
 
 
 def kept(file: Path, compute: Callable[[], Draws]) -> Draws:
-    """Return the draws in a file, computed and written first where there is none."""
+    """Return the draws in a file, computed and written first where there is none.
+
+    Raises:
+        SwagError: The file is damaged.
+    """
     if not file.exists():
         part = file.with_suffix(".part.npz")
-        np.savez_compressed(part, **compute())
+        np.savez_compressed(part, **{f"{_KEY}{name}": draws for name, draws in compute().items()})
         part.rename(file)
-    with np.load(file) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(file) as arrays:
+            return {key.removeprefix(_KEY): draws for key, draws in arrays.items()}
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise SwagError(
+            f"{str(file)!r} is damaged: delete it, and it is made again. {type(error).__name__}: {error}"
+        ) from error

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import concatenate_datasets, load_dataset
+
+from swag_trainer import SwagError
+from swag_trainer.cli.text_files import SUFFIXES, is_unicode, read_records
+from swag_trainer.tasks.questions import Question
 
 Row = dict[str, Any]
 
@@ -93,17 +98,20 @@ HUB_SETS: Mapping[str, HubSet] = {
 }
 
 
-def read_questions(source: str, *, training: bool, limit: int | None = None) -> list[Row]:
-    """Return the questions of a file of JSON Lines, or of one of `HUB_SETS`.
+def read_questions(source: str, *, max_choices: int, training: bool = False, limit: int | None = None) -> list[Row]:
+    """Return the questions of a file, such as one of JSON Lines, or of one of `HUB_SETS`.
 
     Args:
         source: A path or a name.
+        max_choices: How many choices a question may have.
         training: Of a data set of the Hub, the split to train on instead of the one to test on.
         limit: How many at most, the first ones.
+
+    Raises:
+        SwagError: There is no such file, it has no questions, or one that cannot be used or that has no right choice.
     """
     if source not in HUB_SETS:
-        with open(source, encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()][:limit]
+        return _of_file(Path(source), max_choices, limit)
     chosen = HUB_SETS[source]
     split = chosen.splits[0 if training else 1]
     examples = concatenate_datasets([load_dataset(chosen.path, config, split=split) for config in chosen.configs])
@@ -111,6 +119,42 @@ def read_questions(source: str, *, training: bool, limit: int | None = None) -> 
     return [chosen.question(example) for example in examples.select(range(count))]
 
 
-def name_of(source: str) -> str:
-    """Return what a question set is called in the tables."""
-    return source if source in HUB_SETS else Path(source).stem
+def _of_file(path: Path, max_choices: int, limit: int | None) -> list[Row]:
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        raise SwagError(
+            f"{str(path)!r} is neither a file of questions ({', '.join(SUFFIXES)}) nor one of {', '.join(HUB_SETS)}."
+        )
+    records = list(islice(read_records(path), limit))
+    for record in records:
+        problem = record.problem or _problem_of(record.values, max_choices)
+        if problem is not None:
+            raise SwagError(f"The question in line {record.line} of {str(path)!r} cannot be used: {problem}")
+    if not records:
+        raise SwagError(f"{str(path)!r} has no questions.")
+    return [dict(record.values) for record in records]
+
+
+def _problem_of(row: Mapping[str, Any], max_choices: int) -> str | None:
+    """Return why a row is no question with a right choice; None where it is one."""
+    if not is_unicode(json.dumps(row, ensure_ascii=False)):
+        return "it holds half of a surrogate pair, such as half an emoji, which no encoding has."
+    try:
+        question = Question.from_row(row, max_choices=max_choices)
+    except SwagError as error:
+        return str(error)
+    return 'it has no right choice: "answer" names its place, from 0.' if question.answer is None else None
+
+
+def sources_by_name(sources: Sequence[str]) -> dict[str, str]:
+    """Return question sets by what they are called in the tables: files by their names, with the folder's where another set has that name."""
+    named = {"validation": "", "test": ""}
+    for source in sources:
+        path = Path(source)
+        names = [source] if source in HUB_SETS else [path.stem, f"{path.parent.name}/{path.stem}"]
+        free = next((name for name in names if name not in named), None)
+        if free is None:
+            raise SwagError(
+                f"--shifted names {source} beside another set that is called {names[-1]}: give each file a name of its own."
+            )
+        named[free] = source
+    return {name: source for name, source in named.items() if source}

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from question_sets import Row
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from swag_trainer import ChoiceSettings, MultipleChoiceMixin, SwagCallback, WeightPosterior, load_posterior, point_posterior
+from swag_trainer.adapters.positions import longest_input
+from swag_trainer.tasks.question_encoder import QuestionEncoder
 
 
 class ChoiceTrainer(MultipleChoiceMixin, Trainer):
@@ -48,7 +51,17 @@ def tokenizer_of(options: argparse.Namespace) -> PreTrainedTokenizerBase:
 
 def choice_settings(options: argparse.Namespace) -> ChoiceSettings:
     """Return how questions are put and scored; the tokenizer's chat template is used where it has one, unless the prompt is to be plain."""
-    return ChoiceSettings(scoring=options.scoring, chat=False if options.plain_prompt else None)
+    return ChoiceSettings(
+        scoring=options.scoring, chat=False if options.plain_prompt else None, max_choices=options.max_choices
+    )
+
+
+def question_encoder(options: argparse.Namespace) -> QuestionEncoder:
+    """Return what makes model inputs of questions, cut where the Trainer cuts them; of the model, its config.json is read."""
+    tokenizer, where = tokenizer_of(options), {"gguf_file": options.gguf_file} if options.gguf_file else {}
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(options.model, **where))
+    return QuestionEncoder(tokenizer, choice_settings(options), max_length=longest_input(tokenizer, base))
 
 
 def trained(kind: str, questions: list[Row], folder: Path, *, seed: int, options: argparse.Namespace) -> WeightPosterior:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
+from swag_trainer import SwagError
 from swag_trainer.tasks.questions import Question
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -19,6 +20,14 @@ def paper(monkeypatch):
     import multiple_choice
 
     return multiple_choice
+
+
+def changed_sets(read_sets):
+    def read(options):
+        train, sets = read_sets(options)
+        return train, sets | {"test": sets["test"][1:]}
+
+    return read
 
 
 @pytest.mark.parametrize("scoring", [pytest.param("letters", marks=pytest.mark.slow), "answers"])
@@ -37,7 +46,7 @@ def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scorin
     assert [each[2:] for each in rows] == [scaled, scaled] and "nan" not in "".join(tables)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(first))
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
-    draws = [np.load(tmp_path / f"seed-{seed}" / "SWAG.npz")["test"] for seed in (0, 1)]
+    draws = [np.load(tmp_path / f"seed-{seed}" / "SWAG.npz")["draws of test"] for seed in (0, 1)]
     answers = np.array(
         [json.loads(line)["answer"] for line in next(tmp_path.rglob(first["options"]["test"])).read_text().splitlines()]
     )
@@ -50,9 +59,61 @@ def test_the_small_mode_prints_the_tables_and_goes_on_where_it_was(paper, scorin
     monkeypatch.setattr(training.ChoiceTrainer, "train", lambda self: pytest.fail("trained again"))
     monkeypatch.setattr(methods.MonteCarloPredictor, "predict", lambda *_, **__: pytest.fail("predicted again"))
     again = paper.main([*arguments, "--seeds", "0", "1"])
+    monkeypatch.setattr(paper, "read_sets", changed_sets(paper.read_sets))
+    with pytest.raises(SwagError, match="questions"):  # the probabilities there are for others
+        paper.main([*arguments, "--seeds", "0", "1"])
+    monkeypatch.undo()
+    kept = tmp_path / "seed-0" / "SWA.npz"
+    kept.write_bytes(kept.read_bytes()[:-40])
+    monkeypatch.syspath_prepend(str(EXAMPLES / "paper"))
+    with pytest.raises(SwagError, match=r"SWA.npz' is damaged: delete it"):
+        paper.main([*arguments, "--seeds", "0", "1"])
     assert again["results"] == first["results"]
-    with pytest.raises(SystemExit, match="learning_rate"):
+    with pytest.raises(SwagError, match="learning_rate"):
         paper.main([*arguments, "--learning-rate", "2e-2", "--seeds", "0", "1"])
+
+
+def test_question_sets_have_names_of_their_own(paper, tmp_path):
+    # Red for: shifted questions that are measured as the test set, or temperatures fitted to them, since their file is called so.
+    from question_sets import sources_by_name
+
+    assert sources_by_name(["a/test.jsonl", "a/x.jsonl", "b/x.jsonl", "arc-e"]) == {
+        "a/test": "a/test.jsonl",
+        "x": "a/x.jsonl",
+        "b/x": "b/x.jsonl",
+        "arc-e": "arc-e",
+    }
+    with pytest.raises(SwagError, match="a name of its own"):
+        sources_by_name(["a/x.jsonl", "a/x.jsonl", "a/x.jsonl"])
+    file = tmp_path / "few.jsonl"
+    file.write_text('{"question": "Which?", "choices": ["one", "two"], "answer": 0}\n' * 9)
+    where = [argument for option in ("--train", "--test", "--shifted") for argument in (option, str(file))]
+    for validation in ("8", "9"):
+        with pytest.raises(SwagError, match="20 are needed there"):
+            paper.main([*where, "--output", str(tmp_path / validation), "--validation", validation])
+    assert not (tmp_path / "9").exists()  # where another --validation would be refused from then on
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question": "Which?", "choices": ["one", "two"]}', "line 2 of .* has no right choice"),
+        ('{"question": "Which?", "choices": ["one", "two"], "answer": "B"}', "line 2 of .* the answer 'B'"),
+        ('{"question": "Which?", "choices": ["1", "2", "3", "4", "5", "6"], "answer": 0}', "line 2 of .* 6 choices"),
+        ('{"question": "\\ud83d", "choices": ["one", "two"], "answer": 0}', "line 2 of .* surrogate"),
+        ('{"question": ', "line 2 of .* not valid JSON"),
+        ("[1]", "line 2 of .* not a JSON object"),
+        ("", "a file of questions"),
+    ],
+)
+def test_a_question_that_cannot_be_used_is_named_before_anything_is_trained(paper, line, words, tmp_path):
+    # Red for: a traceback of the Trainer's at the step that comes upon it, or one that names neither file nor line.
+    file = tmp_path / ("odd.jsonl" if line else "no.jsonl")
+    if line:
+        file.write_text('\ufeff{"question": "Which?", "choices": ["one", "two"], "answer": 0}\n' + line)
+    where = [argument for option in ("--train", "--test", "--shifted") for argument in (option, str(file))]
+    with pytest.raises(SwagError, match=words):
+        paper.main([*where, "--output", str(tmp_path / "out")])
 
 
 def test_data_sets_of_the_hub_become_questions(paper):
