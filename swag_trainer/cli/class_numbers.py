@@ -54,8 +54,9 @@ class ClassNumbers:
             column = named_column(row.values, self._options.label_column, LABEL_COLUMNS)
             if column is None:
                 refuse(row, missing_column(row.values, self._options.label_column, LABEL_COLUMNS, "--label-column"))
-            if row.values[column] not in _MISSING:
-                found.append((row, self.number(row.values[column], row)))
+            value = row.values[column]
+            if value not in _MISSING or (value is not None and str(value) in self.names):
+                found.append((row, self.number(value, row)))
         if not found:
             raise SwagError(f"None of the {len(rows)} examples has a label; the first is {rows[0].where}.")
         if missing := len(rows) - len(found):

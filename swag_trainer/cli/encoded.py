@@ -16,7 +16,7 @@ from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.split_names import split_named
 from swag_trainer.cli.text_data import OUT_OF_SCOPE
 from swag_trainer.cli.text_files import is_unicode
-from swag_trainer.cli.text_sources import Row, name_of_source, refuse, rows_by_split
+from swag_trainer.cli.text_sources import LABEL_COLUMNS, Row, name_of_source, refuse, rows_by_split
 from swag_trainer.errors import SwagError
 
 
@@ -146,5 +146,5 @@ class EncodedTask(ABC):
 
 
 def _is_out_of_scope(row: Row) -> bool:
-    """Return whether a row is marked as of another kind, in whatever column."""
-    return not OUT_OF_SCOPE.isdisjoint(map(str, row.values.values()))
+    """Return whether a row's label says that it is of another kind."""
+    return any(str(value) in OUT_OF_SCOPE for name, value in row.values.items() if str(name).lower() in LABEL_COLUMNS)

@@ -12,7 +12,7 @@ from swag_trainer.cli.devices import DeviceOptions
 from swag_trainer.cli.evaluation_data import EvaluationData, read_evaluation_data
 from swag_trainer.cli.files import prepared_outputs, require, write_files
 from swag_trainer.cli.options import ClassifierOptions, TextOptions
-from swag_trainer.cli.split_names import usual_split
+from swag_trainer.cli.split_names import check_apart
 from swag_trainer.cli.tables import show
 from swag_trainer.errors import SwagError
 from swag_trainer.evaluation.measurement import Measurement, measure
@@ -94,12 +94,7 @@ def run(options: Options, out: TextIO) -> None:
         SwagError: The data or the model cannot be used, or a file is there already.
     """
     require("rich.table", *(["pyarrow.parquet"] if options.rows else []))
-    for option in ("validation_split", "train_split"):
-        other = getattr(options, option)
-        if other is not None and usual_split(other) == usual_split(options.split):
-            raise SwagError(
-                f"--{option.replace('_', '-')} and --split are both {options.split!r}: nothing may be fitted on what is measured."
-            )
+    check_apart(options.split, {"--validation-split": options.validation_split, "--train-split": options.train_split})
     asked = PredictionOptions().updated({"num_samples": options.num_samples, "seed": options.seed})
     with prepared_outputs(files=[options.output, options.rows], overwrite=options.overwrite):
         others = _other_methods(options.draws_file or [])

@@ -13,6 +13,7 @@ from transformers import default_data_collator
 from swag_trainer.cli.any_classifier import load_any_classifier, posterior_of
 from swag_trainer.cli.classifier import find_task, tokenised
 from swag_trainer.cli.encoded import EncodedExamples, EncodedTask
+from swag_trainer.cli.split_names import check_apart
 from swag_trainer.cli.task_data import load_task_data
 from swag_trainer.cli.text_data import LabelledText, read_ood, read_text
 from swag_trainer.distributed import digest
@@ -38,7 +39,7 @@ class EvaluationData:
         ood_texts, ood: Out-of-distribution examples, if there are any.
         ood_name: What these are called.
         data_collator: Makes a batch of examples.
-        clusters: The row of each label, where rows have several.
+        clusters: The example of each label, where examples have several.
     """
 
     model: nn.Module
@@ -82,6 +83,7 @@ def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, 
     validation, train = (
         None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
     )
+    _check_splits(examples, validation, train)
     ood = None if options.ood is None else read_ood(options.ood, options.ood_split or options.split)
     if ood is not None and set(ood.ood) & set(examples.texts):
         raise SwagError(
@@ -90,6 +92,7 @@ def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, 
     if validation is None and (tuned_on := _tuned_on(posterior, examples)) is not None:
         part = read_text(options, "validation" if "," in tuned_on else tuned_on)  # a part held out has a description for a name
         validation = part if part.split == tuned_on else None
+        _check_splits(examples, validation, None)
     loaded = load_any_classifier(options, posterior, device=options.device)
     classifier = loaded.named(options.labels, [part for part in (examples, validation, train) if part is not None])
     model, tokenizer = classifier.model, classifier.tokenizer
@@ -119,9 +122,11 @@ def _encoded(
 ) -> EvaluationData:
     examples = encoded.read(options.split)
     _check_counts(others, examples.name, examples.split, len(examples.texts))
-    validation = options.validation_split
-    if validation is None and (tuned_on := _tuned_on(posterior, examples)) is not None and encoded.has_split(tuned_on):
-        validation = tuned_on
+    name = options.validation_split
+    if name is None and (tuned_on := _tuned_on(posterior, examples)) is not None and encoded.has_split(tuned_on):
+        name = tuned_on
+    validation, train = (None if split is None else encoded.read(split) for split in (name, options.train_split))
+    _check_splits(examples, validation, train)
     ood = None
     if options.ood is not None:
         if not encoded.takes_ood:
@@ -138,14 +143,24 @@ def _encoded(
         texts=examples.texts,
         rows=examples.rows,
         labels=encoded.task.labels(examples.rows, encoded.num_classes),
-        validation=None if validation is None else encoded.read(validation).rows,
-        train=None if options.train_split is None else encoded.read(options.train_split).rows,
+        validation=None if validation is None else validation.rows,
+        train=None if train is None else train.rows,
         ood_texts=None if ood is None else ood.texts,
         ood=None if ood is None else ood.rows,
         ood_name=None if ood is None else options.ood_name or f"{ood.name}, {ood.split}",
         data_collator=encoded.data_collator,
         clusters=examples.clusters,
     )
+
+
+def _check_splits(
+    examples: LabelledText | EncodedExamples,
+    validation: LabelledText | EncodedExamples | None,
+    train: LabelledText | EncodedExamples | None,
+) -> None:
+    """Check again what the command's names said: the only file has two names, and a part may be held out of it."""
+    fitted = {"--validation-split": validation, "--train-split": train}
+    check_apart(examples.split, {option: None if part is None else part.split for option, part in fitted.items()})
 
 
 def _inputs(row: Mapping[str, Any]) -> str:

@@ -21,8 +21,10 @@ class Options(PosteriorOptions):
 
     output: str = field(metadata={"help": "folder for the adapters, one without exported adapters"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the Hub"})
-    num_samples: int = field(default=8, metadata={"help": "number of draws, each an adapter"})
-    seed: int = field(default=0, metadata={"help": "of the draws"})
+    num_samples: int | None = field(
+        default=None, metadata={"help": "number of draws, each an adapter; default: that of the tuning, or 8"}
+    )
+    seed: int | None = field(default=None, metadata={"help": "of the draws; default: that of the tuning, or 0"})
     scale: float | None = field(default=None, metadata={"help": "factor of the covariance; default: the posterior's own"})
     with_heads: bool = field(
         default=False, metadata={"help": "export a head that was trained whole too, which few servers can load"}

@@ -10,6 +10,7 @@ from transformers import default_data_collator
 
 from swag_trainer.cli.classifier import class_names, find_task, load_classifier, tokenised
 from swag_trainer.cli.encoded import EncodedTask
+from swag_trainer.cli.split_names import check_apart
 from swag_trainer.cli.task_data import load_task_data
 from swag_trainer.cli.text_data import read_text
 from swag_trainer.errors import SwagError
@@ -58,6 +59,7 @@ def held_out_examples(options: Any, posterior: WeightPosterior) -> HeldOutExampl
     classifier = load_classifier(options, posterior=posterior, device=options.device)
     classes = class_names(classifier.model.config)
     train = None if options.train_split is None else read_text(options, options.train_split)
+    check_apart(data.split, {"--train-split": None if train is None else train.split})
 
     def encoded(texts: Any) -> list[dict[str, Any]]:
         return tokenised(classifier.tokenizer, classifier.model, texts.texts, texts.numbers(classes))
@@ -77,10 +79,12 @@ def _encoded(options: Any, encoded: EncodedTask) -> HeldOutExamples:
     if options.train_split is not None and not encoded.has_features:
         raise SwagError(f"--train-split is for the OOD score, and {encoded.task.name!r} has none: leave it out.")
     examples = encoded.read(options.split)
+    train = None if options.train_split is None else encoded.read(options.train_split)
+    check_apart(examples.split, {"--train-split": None if train is None else train.split})
     return HeldOutExamples(
         classifier=encoded.classifier,
         rows=examples.rows,
-        train_rows=None if options.train_split is None else encoded.read(options.train_split).rows,
+        train_rows=None if train is None else train.rows,
         num_classes=encoded.num_classes,
         name=examples.name,
         split=examples.split,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -18,12 +18,13 @@ from swag_trainer.cli.options import ClassifierOptions
 from swag_trainer.cli.prediction_formats import FORMATS, as_json_lines
 from swag_trainer.cli.prediction_input import examples_to_classify
 from swag_trainer.cli.prediction_journal import PARTIAL_SUFFIX, PredictionJournal
-from swag_trainer.cli.task_inputs import arguments_of, check_inputs, input_of, record_of, refuse_files
+from swag_trainer.cli.task_inputs import arguments_of, check_inputs, checked, input_of, record_of, refuse_files
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError, shortened
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions
+from swag_trainer.tasks import task_for
 from swag_trainer.tasks.base import Task
 
 # Keys of a prediction: a column of the input that is called so gets the prefix "input_".
@@ -143,10 +144,11 @@ def run(options: Options, out: TextIO) -> None:
     source = examples_to_classify(
         options.texts, options.file, options.dataset, split=options.split, text_column=options.text_column
     )
-    examples = _Examples(source)
     with prepared_outputs(files=[options.output], overwrite=options.overwrite or is_begun):
         posterior, task = find_task(options)
         check_inputs(task.name, options)
+        configured = task_for(posterior.record) if posterior.record.task == task.name else task
+        examples = _Examples(source, lambda example: checked(example, configured, options.text_column))
         asked |= arguments_of(task.name, options)
         if options.output is None:
             classifier = _classifier(options, posterior, task, asked)
@@ -164,14 +166,19 @@ def run(options: Options, out: TextIO) -> None:
 class _Examples:
     """Examples one after the other; those that cannot be read are left out and kept for a report.
 
+    Args:
+        source: The examples.
+        check: Returns an example, with its problem if it cannot be predicted.
+
     Attributes:
         num_usable: How many can be read; None where that is not known, as they are still coming.
         num_read: How many have come so far.
         problems: Those that cannot be read, so far.
     """
 
-    def __init__(self, source: Iterable[Example]) -> None:
-        self.num_usable = sum(each.problem is None for each in source) if isinstance(source, Sized) else None
+    def __init__(self, source: Iterable[Example], check: Callable[[Example], Example]) -> None:
+        source = list(map(check, source)) if isinstance(source, Sized) else map(check, source)
+        self.num_usable = sum(each.problem is None for each in source) if isinstance(source, list) else None
         self.num_read = 0
         self.problems: list[Example] = []
         self._source = iter(source)

@@ -46,7 +46,7 @@ class Questions(EncodedTask):
 
     def _question(self, row: Row, needs_labels: bool) -> Mapping[str, Any]:
         values, column = dict(row.values), self.options.text_column
-        if column is not None:
+        if column is not None and needs_labels:  # names a column of --dataset
             if column not in values:
                 refuse(row, f"it has no column {column!r}, but {sorted(map(str, values))}; --text-column names it.")
             values["question"] = values[column]

@@ -14,6 +14,7 @@ from swag_trainer.cli.tagged_text import TaggedText
 from swag_trainer.cli.text_pairs import TextPairs
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.tasks.base import Task
+from swag_trainer.tasks.generation import TextGeneration, refuse_classes
 from swag_trainer.tasks.image_classification import ImageClassification
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
@@ -40,7 +41,9 @@ def load_task_data(options: Any, posterior: WeightPosterior, task: Task) -> Enco
         task: What it is for.
 
     Raises:
-        SwagError: The model cannot be loaded.
+        SwagError: The model cannot be loaded, or the task has no classes.
     """
+    if task.name == TextGeneration.name:
+        refuse_classes()
     reader = _READERS.get(task.name)
     return None if reader is None else reader(options, load_pipeline(options, posterior, task, device=options.device))

@@ -10,13 +10,16 @@ from swag_trainer.cli.labelled_images import IMAGE_SUFFIXES
 from swag_trainer.cli.prediction_input import STANDARD_INPUT, refuse_paths
 from swag_trainer.cli.text_sources import Example
 from swag_trainer.errors import SwagError
+from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.image_classification import ImageClassification
-from swag_trainer.tasks.questions import question_text
+from swag_trainer.tasks.multiple_choice import MultipleChoice
+from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
+from swag_trainer.tasks.questions import ANSWER_KEY, ANSWER_NUMBERS, Question, question_text
 from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
 # Tasks whose input is a whole row of a file: the question and what stands beside it, such as its choices or its context.
-_QUESTIONS = {"swag-multiple-choice", "swag-multiple-choice-encoder", "swag-question-answering"}
+_QUESTIONS = {MultipleChoice.name, MultipleChoiceEncoder.name, "swag-question-answering"}
 # Options that pipelines of some tasks take under the same names.
 _PASSED_ON = ("candidate_labels", "hypothesis_template", "multi_label", "aggregation_strategy", "handle_impossible_answer")
 
@@ -67,13 +70,24 @@ def arguments_of(task: str, options: Any) -> dict[str, Any]:
 
 
 def input_of(task: str, example: Example, text_column: str | None) -> Any:
-    """Return what the pipeline is given for an example: its text, or for questions all of its row.
+    """Return what the pipeline is given for an example: its text, or for questions all of its row but the answer.
 
     A row's own question is the question, even where another column, such as "text", is usually the text; unless a column was named.
     """
     if task not in _QUESTIONS:
         return example.text
-    return {**example.others, "question": example.text if text_column else question_text(example.others, example.text)}
+    others = {name: value for name, value in example.others.items() if name not in (*ANSWER_NUMBERS, ANSWER_KEY)}
+    return {**others, "question": example.text if text_column else question_text(others, example.text)}
+
+
+def checked(example: Example, task: Task, text_column: str | None) -> Example:
+    """Return an example, with its problem where it is a multiple-choice question that cannot be answered: the others are."""
+    if example.problem is None and task.name in (MultipleChoice.name, MultipleChoiceEncoder.name):
+        try:
+            Question.from_row(input_of(task.name, example, text_column), max_choices=task.num_classes(None))
+        except SwagError as error:
+            return example._replace(problem=str(error))
+    return example
 
 
 def record_of(task: str, prediction: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.text_sources import Row, named_column, refuse
 from swag_trainer.errors import shortened
 from swag_trainer.prediction.lengths import count_truncated
+from swag_trainer.prediction.tokenizers import encoding_errors
 
 _PREMISES, _HYPOTHESES = ("premise", "sentence1", "text", "sentence"), ("hypothesis", "sentence2")
 
@@ -41,9 +42,10 @@ class TextPairs(EncodedTask):
         for row, label in self._classes.labelled(rows, needs_labels=needs_labels):
             pair = self._text(row, _PREMISES), self._text(row, _HYPOTHESES)
             alone = len(tokenizer("", pair[1])["input_ids"])
-            if limit is not None and alone > limit:
-                refuse(row, f"its hypothesis has {alone} tokens, and the model takes {limit}.")
-            example = tokenizer(*pair, truncation="only_first" if limit else False, max_length=limit)
+            if limit is not None and alone >= limit:
+                refuse(row, f"its hypothesis has {alone} tokens, and the model takes {limit} with its premise.")
+            with encoding_errors():
+                example = tokenizer(*pair, truncation="only_first" if limit else False, max_length=limit)
             num_truncated += count_truncated(example)
             encoded.append({**example, **({} if label is None else {"labels": label})})
             texts.append(" / ".join(pair))

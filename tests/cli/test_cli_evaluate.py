@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 from swag_trainer import SwagPosterior
 from swag_trainer.cli.main import main
+from swag_trainer.cli.split_names import check_apart
 from swag_trainer.evaluation.measurement import Measurement
 from swag_trainer.evaluation.methods import METHODS
 
@@ -103,6 +104,24 @@ def test_a_measurement_that_would_mean_nothing_is_refused(model, options, words,
     assert main(["evaluate", model, *DATA, *split, *options]) == 1
     shown = capsys.readouterr().err
     assert words in shown and "Traceback" not in shown
+
+
+def test_the_only_file_is_not_fitted_on_under_its_other_name(model, tmp_path, capsys):
+    # Red for: splits compared as they are named in the command, where all of the only file has its own name and parts of it are held out.
+    rows = [json.loads(line) for line in DEMO.read_text().splitlines()]
+    file = tmp_path / "data.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": row["text"], "label": row["intent"]}) + "\n" for row in rows if row["split"] == "train")
+    )
+    for command, option, split in (
+        ("evaluate", "--validation-split", "validation"),
+        ("evaluate", "--train-split", "train"),
+        ("tune", "--train-split", "train"),
+    ):
+        output = ["--output", str(tmp_path / "tuned")] if command == "tune" else []
+        assert main([command, model, "--dataset", str(file), "--split", "data", option, split, *output]) == 1
+        assert "which share examples" in capsys.readouterr().err
+    check_apart("train, a part held out", {"--train-split": "train, without a part held out", "--validation-split": None})
 
 
 def test_results_are_not_overwritten_unasked(model, tmp_path, capsys):

@@ -258,6 +258,17 @@ def test_a_rows_own_question_and_the_settings_of_the_posterior_are_used(tmp_path
     capsys.readouterr()
     found = predicted(capsys, run, "--file", data / "test.jsonl", "--scale", "0")
     assert found[0]["question"] == rows[0]["question"] and found[0]["choice"] == choose(own[0])[0]["choice"]
+    mixed = [rows[0] | {"answer": "B"}, rows[1] | {"choices": list("abcd")}, rows[2] | {"answer": 7}]
+    (data / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    assert main(["predict", run, "--file", str(data / "mixed.jsonl"), "--scale", "0", "--device", "cpu"]) == 1
+    shown = capsys.readouterr()  # an answer is not needed, and one question does not keep the others from being answered
+    assert [json.loads(line)["choice"] for line in shown.out.splitlines()] == [
+        choose(each)[0]["choice"] for each in (own[0], own[2])
+    ]
+    assert "1 of 3 examples have no prediction" in shown.err and "line 2 of" in shown.err and "4 choices" in shown.err
+    only = str(data / "mixed.jsonl")
+    assert main(["evaluate", run, "--dataset", only]) == 1
+    assert "All of the only file is --split train." in capsys.readouterr().err
 
 
 def test_an_image_processor_is_pushed_with_a_card_of_its_task(folders, hub, capsys):

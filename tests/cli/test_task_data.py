@@ -188,12 +188,16 @@ def test_pairs_of_nli_tune_and_measure_a_model_for_zero_shot_classification(fold
     again = measured(tmp_path, folders.nli, data, *task, "--methods", "SWA")
     assert "1 of 6 examples have no label" in capsys.readouterr().err
     assert again.metrics["SWA"]["nll"].value == found.metrics["SWA"]["nll"].value
+    others = [{**test[0], "sentence2": f"a {word} plot", "subject": "oos"} for word in ("late", "mild")]
+    lines_of(tmp_path / "other.jsonl", [*others, {**test[0], "sentence2": "a short end"}])  # a subject is no label
+    assert measured(tmp_path, folders.nli, data, *task, "--ood", str(tmp_path / "other.jsonl")).num_ood == 3
     other = [{**test[0], "sentence2": f"a {word} plot", "label": "oos"} for word in ("very bad", "so slow")]
     lines_of(tmp_path / "other.jsonl", [*other, {**test[0], "sentence2": "a short end"}])
     assert measured(tmp_path, folders.nli, data, *task, "--ood", str(tmp_path / "other.jsonl")).num_ood == 2
     for row, words in (
         ({"premise": "good", "label": 0}, "'hypothesis' or 'sentence2'"),
         ({"premise": "good", "hypothesis": "bad " * 80, "label": 0}, "its hypothesis has 83 tokens, and the model takes 64"),
+        ({"premise": "good", "hypothesis": "bad " * 61, "label": 0}, "its hypothesis has 64 tokens"),
     ):
         lines_of(data / "test.jsonl", [row])
         assert main(["evaluate", folders.nli, "--dataset", str(data), *task]) == 1
@@ -212,6 +216,9 @@ def test_labels_are_names_before_they_are_numbers():
     for value in (0, "0", 4, True, 1.0, None):
         with pytest.raises(SwagError, match="has the label"):
             stars.number(value, row)
+    signs = classes("-1", "0", "1")
+    found = signs.labelled([Row({"label": value}, "line 1") for value in ("-1", -1, "1")], needs_labels=True)
+    assert [number for _, number in found] == [0, 0, 2]  # none is taken for a label that is missing
     moods = classes("Good", "bad")
     assert [moods.number(value, row) for value in ("good", "BAD", 0, "1")] == [0, 1, 0, 1]
     with pytest.raises(SwagError, match="Every class would be taken for another one"):
