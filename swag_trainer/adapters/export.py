@@ -24,6 +24,7 @@ from swag_trainer.adapters.settings import loadable_settings
 from swag_trainer.errors import PosteriorFormatError, SwagError, shortened
 from swag_trainer.posterior.atomic import write_bytes
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.posterior.design import Design
 from swag_trainer.posterior.gaussian import checked_num_samples, checked_scale
 from swag_trainer.posterior.regular_file import read_json, shown
 from swag_trainer.posterior.saved_adapter import SavedAdapter
@@ -128,14 +129,15 @@ def export_adapters(
     posterior: WeightPosterior,
     folder: str | Path,
     *,
-    num_samples: int = 8,
-    seed: int = 0,
+    num_samples: int | None = None,
+    seed: int | None = None,
     scale: float | None = None,
+    design: Design | None = None,
     with_heads: bool = False,
 ) -> AdapterIndex:
     """Write each weight draw as a LoRA adapter that vLLM, TGI, LoRAX and plain PEFT load, the mean besides, and an index.
 
-    With the same ``num_samples``, ``seed`` and ``scale`` they are the draws of the pipeline. The adapters lie in folders called draw-0,
+    With the same ``num_samples``, ``seed``, ``scale`` and ``design`` they are the draws of the pipeline. The adapters lie in folders called draw-0,
     draw-1, ... and mean, the index in swag_adapters.json; `swag_trainer.serving.ServedPosterior` asks a server for all of them and averages.
 
     TGI and LoRAX ignore, without an error, a kind of module that some layers have an adapter for and others have not.
@@ -143,9 +145,11 @@ def export_adapters(
     Args:
         posterior: Of any kind, over the weights of a LoRA adapter.
         folder: Where to write; made if needed.
-        num_samples: S, how many draws; at scale 0 there is one, or one for each member of a mixture.
-        seed: Of the draws.
+        num_samples: S, how many draws; at scale 0 there is one, or one for each member of a mixture. Default: what the posterior was tuned
+            with, else 8.
+        seed: Of the draws. Default: what the posterior was tuned with, else 0.
         scale: Factor of the covariance; None for the posterior's own.
+        design: As in `Sampling`. Default: what the posterior was tuned with, else "matched".
         with_heads: Export a head in ``modules_to_save`` too, drawn like the rest. Plain PEFT loads it; of the servers few do, and some
             refuse the adapter.
 
@@ -160,19 +164,26 @@ def export_adapters(
     if (folder / INDEX_FILE).exists():
         raise SwagError(f"{str(folder)!r} holds exported adapters already: delete them, or choose another folder.")
     scale = posterior.scale if scale is None else checked_scale(scale)
-    tuning = posterior.tuning if scale == posterior.scale else None
+    tuned = posterior.tuning
+    if num_samples is None:
+        num_samples = 8 if tuned is None else tuned.num_samples
+    if seed is None:
+        seed = 0 if tuned is None else tuned.seed
+    if design is None:
+        design = "matched" if tuned is None else tuned.design
+    tuning = tuned if scale == posterior.scale else None
     if tuning is not None and tuning.dropout:
         raise SwagError(
             "The posterior was tuned with dropout while drawing, and no server drops out: its draws would not be those that were tuned. Tune "
             "without dropout, or pass another scale."
         )
     layout = _ServedLayout(posterior.adapter, with_heads=with_heads)
-    drawn = posterior.draw(checked_num_samples(num_samples) if scale else 1, seed=seed, scale=scale)
+    drawn = posterior.draw(checked_num_samples(num_samples) if scale else 1, seed=seed, scale=scale, design=design)
     center = posterior.mean_vector() if tuning is None else posterior.center(tuning.center)
     names = tuple(f"draw-{number}" for number in range(len(drawn.vectors)))
     vectors = dict(zip(names, drawn.vectors + (center - posterior.mean_vector()), strict=True))
     if drawn.members is None:
-        vectors[MEAN] = center
+        vectors[MEAN] = posterior.mean_vector()
     for name, vector in vectors.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         layout.adapter(posterior.layout.unflatten(vector)).write(folder / name)

@@ -79,12 +79,22 @@ def _quantile(sets: ConformalSets, probabilities: np.ndarray) -> ConformalQuanti
         method=sets.method,
         level=float(sets.level),
         quantile=sets.quantile if math.isfinite(sets.quantile) else None,
-        mean_size=float(sets.sets(probabilities).sum(axis=1).mean()),
+        mean_size=float((sets.sets(probabilities) & possible_labels(probabilities)).sum(axis=1).mean()),
         penalty=sets.penalty,
         regularised_rank=sets.regularised_rank,
     )
 
 
-def holds_every_label(record: ConformalQuantile, num_classes: int) -> bool:
-    """Return whether every set of the calibration examples holds every label, which is no information."""
-    return record.quantile is None or record.mean_size >= num_classes
+def possible_labels(probabilities: np.ndarray) -> np.ndarray:
+    """Return which labels an example can have: not a choice that a question does not have, whose probability is 0 but for rounding."""
+    return probabilities > np.finfo(np.float64).eps
+
+
+def holds_every_label(record: ConformalQuantile, num_labels: float) -> bool:
+    """Return whether every set of the calibration examples holds every label, which is no information.
+
+    Args:
+        record: The sets.
+        num_labels: How many labels these examples can have, on average.
+    """
+    return record.quantile is None or record.mean_size >= num_labels

@@ -28,6 +28,7 @@ from swag_trainer.calibration.thresholds import (
     calibrate_quantiles,
     calibrate_thresholds,
     holds_every_label,
+    possible_labels,
 )
 from swag_trainer.errors import DropoutError, NoDropoutError, SwagError
 from swag_trainer.metrics.scores import negative_log_likelihood
@@ -192,7 +193,7 @@ def tune(
     )
     _warn_where_not_better(tuning, posterior.title, chosen)
     _warn_at_the_edge(tuning, chosen.scale, scales)
-    _warn_of_empty_promises(tuning, task.num_classes(config))
+    _warn_of_empty_promises(tuning, float(possible_labels(probabilities).sum(axis=1).mean()))
     tuned = posterior.with_tuning(tuning, scale=chosen.scale)
     reading: dict[str, Any] = {"data_collator": data_collator, "batch_size": batch_size}
     if not events.exclusive:  # no class is the nearest
@@ -272,15 +273,15 @@ def _warn_at_the_edge(tuning: Tuning, scale: float, scales: Sequence[float]) -> 
         )
 
 
-def _warn_of_empty_promises(tuning: Tuning, num_classes: int) -> None:
+def _warn_of_empty_promises(tuning: Tuning, num_labels: float) -> None:
     levels = [
         f"{record.level:g}"
         for record in tuning.conformal
-        if record.method == DEFAULT_SETS and holds_every_label(record, num_classes)
+        if record.method == DEFAULT_SETS and holds_every_label(record, num_labels)
     ]
     if levels:
         warnings.warn(
-            f"Prediction sets for {' and '.join(levels)} hold all {num_classes} labels of every example of {tuning.dataset!r}, so they carry no "
+            f"Prediction sets for {' and '.join(levels)} hold all {num_labels:.3g} labels of every example of {tuning.dataset!r}, so they carry no "
             "information: the model is too often wrong for that level, or there are too few examples to promise it. Ask for a lower level, "
             "or tune with more examples.",
             UserWarning,

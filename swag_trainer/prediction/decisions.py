@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from swag_trainer.errors import SwagError
+from swag_trainer.errors import SwagError, shortened
 from swag_trainer.metrics.conformal import ConformalMethod, ConformalSets
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.posterior.tuning import CalibratedThreshold, Tuning
@@ -64,8 +65,9 @@ class PredictionOptions:
         if len(ways) > 1:
             raise SwagError(f"{ways[0]} and {ways[1]} both set when to abstain; pass one of them.")
         for name in (*_WAYS_TO_ABSTAIN, "ood", "prediction_set"):
-            if not 0 <= given.get(name, 0) <= 1:
-                raise SwagError(f"{name} is a fraction or a probability between 0 and 1, got {given[name]}.")
+            value = given.get(name, 0)
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise SwagError(f"{name} is a fraction or a probability between 0 and 1, got {shortened(repr(value))}.")
         checked_max_error(given.get("max_error"))
         asked = {name: given.pop(name) for name in Sampling.field_names() if name in given}
         Sampling().changed(asked)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 
@@ -30,8 +30,11 @@ class GeneratedTokens(ModelOutput):
     aleatoric: Tensor | None = None
 
 
-class TokenRecorder(StoppingCriteria):
-    """Scores each token when it has been chosen; it never stops anything.
+class RecordedCriteria(StoppingCriteriaList):
+    """The stopping criteria of a generation, which also score each token when it has been chosen, and count those of each sequence.
+
+    A sequence that is finished before others of its batch is followed by padding, which the tokens do not tell from an end that was
+    generated, or that a string or a function stopped it.
 
     Args:
         scores_of: Logits of the draws, shape (S, R, 1, V), and tokens, shape (R, 1) -> their scores, shapes (S, R, 1), (R, 1), (R, 1).
@@ -39,40 +42,27 @@ class TokenRecorder(StoppingCriteria):
     Attributes:
         logits: To be set to those that the next token is chosen from, before it is chosen.
         steps: The scores of the tokens so far.
+        lengths: How many tokens of each sequence were generated before it was finished, the last one included. Shape (R,).
     """
 
     def __init__(self, scores_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
+        super().__init__()
         self._scores_of = scores_of
-        self.logits = torch.empty(0)
+        self._finished = self.lengths = self.logits = torch.empty(0)
         self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def of(self, criteria: Iterable[StoppingCriteria]) -> Self:
+        """Return this with the criteria of the generation."""
+        self.extend(criteria)
+        return self
+
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Score the last token of each sequence; return that none is finished. Shape (R,), bool."""
+        """Score the last token of each sequence; return which sequences are finished. Shape (R,), bool."""
+        if not self.steps:
+            self._finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            self.lengths = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         self.steps.append(self._scores_of(self.logits, input_ids[:, -1:]))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def num_generated(tokens: Tensor, eos: int | Sequence[int] | None, pad: int | None) -> Tensor:
-    """Return how many tokens of each sequence were generated, up to the first one that ends a text.
-
-    A sequence that something else stopped (a string) in a batch whose others go on is followed by padding, which does not count.
-
-    Args:
-        tokens: Generated tokens, and padding behind the sequences that were finished earlier. Shape (R, T).
-        eos: The tokens that end a text.
-        pad: The padding token; None for the first of these.
-
-    Returns:
-        Shape (R,), at least 1 each.
-
-    >>> num_generated(torch.tensor([[5, 2, 0, 0], [5, 6, 0, 0], [5, 6, 7, 8]]), 2, 0).tolist()
-    [2, 2, 4]
-    """
-    ends = torch.tensor([eos] if isinstance(eos, int) else list(eos or ()), dtype=torch.long, device=tokens.device)
-    width = tokens.shape[1]
-    is_end = torch.isin(tokens, ends)
-    to_end = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, width)
-    if pad is None or pad in ends.tolist():
-        return to_end
-    places = torch.arange(1, width + 1, device=tokens.device)
-    return torch.minimum(to_end, (places * (tokens != pad)).amax(dim=1).clamp_min(1))
+        self.lengths = self.lengths + ~self._finished
+        stopped = super().__call__(input_ids, scores, **kwargs)
+        self._finished = self._finished | stopped
+        return stopped

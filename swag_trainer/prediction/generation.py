@@ -17,7 +17,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from swag_trainer.adapters.positions import num_positions
@@ -27,11 +26,12 @@ from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.blocks import DrawBlocks
 from swag_trainer.prediction.decoding_options import check_decoding, setting
 from swag_trainer.prediction.draw_logits import private_weights
-from swag_trainer.prediction.generated_tokens import GeneratedTokens, TokenRecorder, num_generated
+from swag_trainer.prediction.generated_tokens import GeneratedTokens, RecordedCriteria
 from swag_trainer.prediction.packed.chunks import CPU_TOKENS, OTHER_TOKENS
 from swag_trainer.prediction.packed.decoder import DrawDecoder, equal_lengths, in_pieces
 from swag_trainer.prediction.sampler import Sampling, SamplingChanges
 from swag_trainer.prediction.token_scores import TokenScores
+from swag_trainer.prediction.transformers_internals import replace_stopping_criteria
 from swag_trainer.tasks.generation import TextGeneration, check_causal_language_model
 
 # Logits of the vocabulary that are held at once when a text is scored: 256 MiB in float32, and as much again for each step on the way.
@@ -178,7 +178,7 @@ class TextGenerator:
         width = 1 if input_ids is None else input_ids.shape[1]
         most, longest = (setting(name, options, self.generation_config) for name in ("max_new_tokens", "max_length"))
         self._check_length((width + most if most else longest or width + 1) - 1)
-        recorder = TokenRecorder(self._scores_of)
+        recorder = RecordedCriteria(self._scores_of)
         base = self._decoder.base
         averaged = copy.copy(base)  # shares all modules; what is put into it stays out of the private copy
 
@@ -189,7 +189,7 @@ class TextGenerator:
             return CausalLMOutputWithPast(logits=self._average(logits), past_key_values=inputs.get("past_key_values"))
 
         averaged.forward = forward
-        options["stopping_criteria"] = StoppingCriteriaList([*(options.get("stopping_criteria") or ()), recorder])
+        replace_stopping_criteria(averaged, recorder.of)
         with self._running():
             ids, mask = (
                 value if value is None else (value.clone() if value.is_inference() else value).to(self._device)
@@ -197,9 +197,7 @@ class TextGenerator:
             )
             sequences = averaged.generate(ids, attention_mask=mask, **options)
         chosen, entropy, aleatoric = (torch.cat(parts, dim=-1) for parts in zip(*recorder.steps, strict=True))
-        eos, pad = (setting(name, options, self.generation_config) for name in ("eos_token_id", "pad_token_id"))
-        lengths = num_generated(sequences[:, sequences.shape[1] - chosen.shape[-1] :], eos, pad)
-        return GeneratedTokens(sequences, lengths, chosen.transpose(0, 1), entropy, aleatoric)
+        return GeneratedTokens(sequences, recorder.lengths, chosen.transpose(0, 1), entropy, aleatoric)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Sampler, SequentialSampler
@@ -29,6 +29,12 @@ class LoadsNoTokenizer:
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
+
+
+def replace_stopping_criteria(model: Any, replacement: Callable[[Any], Any]) -> None:
+    """Let ``model.generate`` stop by what a function makes of the criteria that it has put together, those of its arguments among them."""
+    own = model._get_stopping_criteria
+    model._get_stopping_criteria = lambda *args, **kwargs: replacement(own(*args, **kwargs))
 
 
 class EvaluatesInOrder(_Trainer):

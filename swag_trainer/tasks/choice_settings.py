@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from swag_trainer.errors import SwagError, shortened
@@ -18,6 +19,13 @@ PROMPTS: Mapping[tuple[Scoring, bool], str] = {
     ("letters", True): "{question}\n{choices}\nAnswer with the letter of the right choice.",
     ("answers", False): "Question: {question}\nAnswer:",
     ("answers", True): "{question}",
+}
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "scoring": (str,),
+    "prompt": (str, NoneType),
+    "chat": (bool, NoneType),
+    "inverse_temperature": (int, float),
+    "max_choices": (int,),
 }
 
 
@@ -46,9 +54,13 @@ class ChoiceSettings:
     max_choices: int = 5
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and name != "chat"):
+                raise SwagError(f"{name}={shortened(repr(value))} is no setting of multiple choice: it is of another type.")
         if self.scoring not in get_args(Scoring):
             raise SwagError(f"scoring must be one of {get_args(Scoring)}, got {self.scoring!r}.")
-        if isinstance(self.inverse_temperature, bool) or not 0 < self.inverse_temperature < float("inf"):
+        if not 0 < self.inverse_temperature < float("inf"):
             raise SwagError(f"inverse_temperature must be finite and > 0, got {self.inverse_temperature}.")
         if self.inverse_temperature != 1 and self.scoring == "letters":
             raise SwagError(
@@ -71,13 +83,25 @@ class ChoiceSettings:
         Raises:
             SwagError: A setting is unknown, of another type or out of range.
         """
-        kinds: dict[str, tuple[type, ...]] = {"prompt": (str,), "chat": (bool,), "max_choices": (int,)}
-        kinds |= {"scoring": (str,), "inverse_temperature": (int, float)}
         for name, value in settings.items():
-            optional = name in ("prompt", "chat") and value is None
-            if name not in kinds or not optional and (type(value) not in kinds[name]):
+            if name not in _KINDS or type(value) not in _KINDS[name]:
                 raise SwagError(f"The posterior's record states {name}={shortened(repr(value))} for multiple choice.")
         return cls(**settings)
+
+    def changed(self, changes: Mapping[str, Any]) -> ChoiceSettings:
+        """Return the settings with some of them changed. A prompt that is not among them must still fit the others.
+
+        With another scoring only ``max_choices`` stays; with or without a chat template, a prompt of `PROMPTS` becomes the other one.
+
+        Raises:
+            SwagError: A value is out of range.
+        """
+        kept = self
+        if changes.get("scoring", self.scoring) != self.scoring:
+            kept = ChoiceSettings(max_choices=self.max_choices)
+        elif changes.get("chat", self.chat) != self.chat and self.prompt in PROMPTS.values():
+            kept = replace(self, prompt=None)
+        return replace(kept, **changes)
 
     def as_record(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,9 @@ class WindowEncoder:
                 raise SwagError(f"{name} must be a whole number from {fewest}, got {shortened(repr(number))}.")
         if stride >= max_length:
             raise SwagError(f"Windows of {max_length} tokens cannot share stride={stride} of them.")
+        if tokenizer.truncation_side != "right":  # windows go from the context's beginning to its end
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.truncation_side = "right"
         self._tokenizer, self._length, self._stride = tokenizer, max_length, stride
         self._is_question_first = tokenizer.padding_side != "left"
 
@@ -98,7 +102,8 @@ class WindowEncoder:
             no_answer = self._no_answer(ids)
             answerable = [int(place in is_context or place == no_answer) for place in range(len(ids))]
             offsets = [
-                tuple(pair) if place in is_context else None for place, pair in enumerate(encoded["offset_mapping"][number])
+                _without_spaces(*pair, context) if place in is_context else None
+                for place, pair in enumerate(encoded["offset_mapping"][number])
             ]
             inputs = {name: list(encoded[name][number]) for name in names} | {ANSWERABLE: answerable}
             windows.append(ContextWindow(inputs, offsets, [own_places[index] for index in begins], no_answer))
@@ -138,6 +143,13 @@ class WindowEncoder:
     def _no_answer(self, ids: Sequence[int]) -> int:
         marks = (self._tokenizer.cls_token_id, self._tokenizer.bos_token_id)
         return next((ids.index(mark) for mark in marks if mark is not None and mark in ids), 0)
+
+
+def _without_spaces(first: int, last: int, context: str) -> tuple[int, int]:
+    """Return the characters of a token without the spaces around it, which byte-level tokenizers count to it; all of one of spaces."""
+    text = context[first:last]
+    begin = first + len(text) - len(text.lstrip())
+    return (begin, begin + len(text.strip())) if text.strip() else (first, last)
 
 
 def _most_context(counts: Sequence[int], stride: int) -> list[list[int]]:

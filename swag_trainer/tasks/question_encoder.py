@@ -78,7 +78,7 @@ class QuestionEncoder:
         else:
             separator = self._separators(text)[0]
             answers = [self._continuation(text, prompt, separator + choice) for choice in question.choices]
-            if not all(answers):
+            if not all(answers) or not all(map(str.strip, question.choices)):
                 raise SwagError(f"The question {shortened(repr(question.text))} has a choice without a token.")
             prompt = self._cut(prompt, max(map(len, answers)))
             numbers = [0] * len(prompt) + [place for place, answer in enumerate(answers, 1) for _ in answer]

@@ -29,7 +29,7 @@ class Question:
         """Read ``question``, ``choices`` and ``answer`` of a row, also as OpenBookQA, ARC, CommonsenseQA and MMLU have them on the Hub.
 
         ``choices`` is a list of texts, or ``{"text": [...], "label": [...]}``; the right one is a number in ``answer``, ``label`` or
-        ``labels``, or one of those labels in ``answerKey``.
+        ``labels``, or one of those labels in ``answerKey``, which are the letters A, B, ... for a list.
 
         Raises:
             SwagError: A column is missing or of another type; there are fewer than 2 choices or more than the settings allow.
@@ -48,7 +48,13 @@ class Question:
                 f"The question {shortened(repr(text))} has {len(choices)} choices; from 2 to max_choices={max_choices} are possible."
             )
         key = row.get(ANSWER_KEY)
-        if isinstance(key, str) and names is not None and key in names:
+        if key not in (None, ""):
+            names = list(LETTERS[: len(choices)]) if names is None else names
+            if not isinstance(names, (list, tuple)) or len(names) != len(choices) or key not in names:
+                raise SwagError(
+                    f"The question {shortened(repr(text))} has {ANSWER_KEY}={shortened(repr(key))}, and its {len(choices)} choices the labels "
+                    f"{shortened(repr(names))}; one of as many is needed."
+                )
             return cls(text, choices, list(names).index(key))
         answer = next((row[name] for name in ANSWER_NUMBERS if row.get(name) is not None), None)
         if answer is not None and (isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices)):

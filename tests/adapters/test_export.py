@@ -123,6 +123,20 @@ def letters_under(served, name, prompt):
     return logits.log_softmax(-1), tokenizer
 
 
+def test_the_defaults_are_the_draws_that_were_tuned_and_the_mean_is_the_mean(model, tmp_path):
+    # Red for: matched draws in the place of independent ones, as many as there always are; the last snapshot under the name of the mean.
+    chosen = Candidate("last", 1.0, False, 1.6, 0.5)
+    tuning = replace(TUNED, center="last", num_samples=5, seed=3, design="iid", candidates=[chosen])
+    posterior = posterior_of(model).with_tuning(tuning, scale=1.0)
+    index = export_adapters(posterior, tmp_path)
+    assert len(index.draws) == 5 and index.seed == 3
+    drawn = posterior.draw(5, seed=3, design="iid").vectors + (posterior.center("last") - posterior.mean_vector())
+    for name, vector in {**dict(zip(index.draws, drawn, strict=True)), "mean": posterior.mean_vector()}.items():
+        saved, expected = SavedAdapter.read(tmp_path / name).tensors, posterior.layout.unflatten(vector)
+        key = next(key for key in expected if key.endswith("layers.1.self_attn.q_proj.lora_A.weight"))
+        assert torch.equal(saved[key], expected[key]), name
+
+
 def test_plain_peft_loads_every_draw_and_their_average_is_that_of_the_pipeline(exported, served, pipelines):
     # Red for: a module's own alpha or rank lost, draws of another seed, a temperature that is left out, the mean among the draws.
     index = AdapterIndex.read(exported)

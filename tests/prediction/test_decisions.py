@@ -121,6 +121,7 @@ def test_options_of_the_constructor_hold_for_every_call_until_a_call_says_otherw
         ({"prediction_set": 0.8}, r"prediction_set=0\.8.*0\.9 \(aps\), 0\.9 \(lac\)"),
         ({"prediction_set": 0.9, "prediction_set_method": "best"}, "'best'"),
         ({"risk": 0.05, "coverage": 0.9}, "risk and coverage both"),
+        ({"coverage": "0.9"}, "coverage.*got '0.9'"),
         ({"abstain_below": 1.5}, "abstain_below.*got 1.5"),
         ({"abstain_below": -0.1}, "abstain_below.*got -0.1"),
         ({"risk": 5}, "risk.*got 5"),

@@ -5,7 +5,15 @@ import pytest
 import torch
 from generation_models import language_posterior, log_probabilities, mean_model, posterior_of
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StoppingCriteria,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
 
 from swag_trainer import MonteCarloPredictor, SwagError, TextGenerator, tune
 from swag_trainer.prediction.token_scores import TokenScores
@@ -112,6 +120,27 @@ def test_a_padded_prompt_is_continued_as_it_is_alone(made):
         length = int(alone.lengths[0])
         assert both.lengths[1] == length and both.sequences[1, 4 : 4 + length].tolist() == alone.sequences[0, 2:].tolist()
         torch.testing.assert_close(both.entropy[1, :length], alone.entropy[0], rtol=0, atol=1e-5)
+
+
+def test_a_text_that_something_stopped_has_its_length_in_every_batch(made):
+    # Red for: padding that is an end token counted as generated, where a function or a string and no token stopped the text.
+    class AtTheThird(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return input_ids[:, 1] == 8 if input_ids.shape[1] == 5 else input_ids[:, 1] == -1
+
+    generator = TextGenerator(*made("llama"), num_samples=3, seed=0)
+    prompts = torch.tensor([[7, 8], [3, 9]])
+    how = {"max_new_tokens": 6, "eos_token_id": [2, 13], "pad_token_id": 2, "stopping_criteria": [AtTheThird()]}
+    both, plain = generator.generate(prompts, **how), generator.generate(prompts, max_new_tokens=6, eos_token_id=None)
+    assert both.lengths[0] == 3 and both.sequences[0, 5:].unique().tolist() == [2]
+    ends = [index for index, token in enumerate(plain.sequences[1, 2:].tolist(), 1) if token in (2, 13)]
+    assert both.lengths[1] == (ends[0] if ends else 6)
+    assert torch.equal(both.sequences[0, :5], plain.sequences[0, :5])
+    alone = generator.generate(prompts[:1], **how)
+    assert alone.lengths.tolist() == [3]
+    torch.testing.assert_close(alone.draw_log_probabilities[0], both.draw_log_probabilities[0, :, :3], rtol=0, atol=1e-5)
+    returned = generator.generate(prompts, **how, do_sample=True, num_return_sequences=2)
+    assert returned.lengths.shape == (4,) and (returned.lengths[:2] <= 3).all()
 
 
 def test_draws_of_unequal_weight_and_a_temperature_count_in_every_mean(made, monkeypatch):

@@ -2,7 +2,7 @@
 
 import inspect
 
-from transformers import Pipeline, TextClassificationPipeline, Trainer, pipeline
+from transformers import GenerationMixin, Pipeline, TextClassificationPipeline, Trainer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -23,6 +23,7 @@ def test_the_names_are_those_of_this_release():
     assert list(inspect.signature(Trainer._get_eval_sampler).parameters) == ["self", "eval_dataset"]
     assert "sampler_fn=self._get_eval_sampler" in inspect.getsource(Trainer.get_eval_dataloader)
     assert "lengths" in inspect.signature(LengthGroupedSampler).parameters
+    assert "self._get_stopping_criteria(" in inspect.getsource(GenerationMixin.generate)
     for name in ("_sanitize_parameters", "preprocess", "_forward", "postprocess"):
         assert callable(getattr(Pipeline, name))
 

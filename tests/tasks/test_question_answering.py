@@ -14,7 +14,7 @@ from swag_trainer.adapters.weights import private_copy
 from swag_trainer.evaluation.measurement import measure
 from swag_trainer.evaluation.methods import predict_methods
 from swag_trainer.tasks import task_named
-from swag_trainer.tasks.context_windows import ANSWERABLE, END, START, WindowEncoder
+from swag_trainer.tasks.context_windows import ANSWERABLE, END, START, WindowEncoder, _without_spaces
 from swag_trainer.tasks.question_answering import QuestionAnswering
 
 TASK = QuestionAnswering()
@@ -40,9 +40,9 @@ def test_windows_cover_the_context_and_mark_the_answer(run):
     # Red for: a token that no window begins an answer at, or two; an answer that is marked in a window which cuts it off; no answer that is
     # marked at the question.
     tokenizer = run[2]
-    for side in ("right", "left"):
+    for side, truncated in (("right", "right"), ("left", "right"), ("right", "left")):
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.padding_side = side
+        tokenizer.padding_side, tokenizer.truncation_side = side, truncated
         encoder = WindowEncoder(tokenizer, max_length=LENGTH, stride=8)
         for example in examples():
             windows, rows = encoder(example["question"], example["context"]), encoder.training_rows(example)
@@ -66,6 +66,9 @@ def test_windows_cover_the_context_and_mark_the_answer(run):
         encoder.training_rows({**examples()[0], "answers": {"text": ["plot"], "answer_start": [3]}})
     with pytest.raises(SwagError, match='"answers" is'):
         encoder.training_rows({**examples()[0], "answers": "plot"})
+    assert tokenizer.truncation_side == "left"  # it is the user's
+    assert _without_spaces(0, 4, " Ada ") == (1, 4) and _without_spaces(0, 5, " Ada ") == (1, 4)
+    assert _without_spaces(0, 1, " Ada ") == (0, 1)
     spaced = {**examples()[0], "answers": {"text": [" film "], "answer_start": [3]}}
     assert encoder.training_rows(spaced) == encoder.training_rows(examples()[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from transformers import default_data_collator
 
 from swag_trainer.adapters.positions import longest_input
+from swag_trainer.errors import shortened
 from swag_trainer.posterior.base import WeightPosterior
+from swag_trainer.prediction.decisions import check_options
 from swag_trainer.prediction.loading import AutoSwagModelForMultipleChoice
 from swag_trainer.prediction.pipelines.choices import ChoicePipeline
 from swag_trainer.prediction.transformers_internals import register_pipeline
@@ -40,7 +43,8 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         model: The PEFT model. One that `transformers.pipeline` loads brings its posterior along.
         posterior: The posterior, of any kind, for a model that has none attached.
         tokenizer: As in `PosteriorPipeline`.
-        scoring, prompt, chat, inverse_temperature, max_choices: Fields of `ChoiceSettings`; for the constructor only.
+        scoring, prompt, chat, inverse_temperature, max_choices: Fields of `ChoiceSettings`; for the constructor only. Where questions are put or
+            scored in another way than a tuned posterior was tuned for, it predicts as if it had not been tuned, and warns.
         top_k: How many choices to return, the likeliest first: 1 for one prediction, None for a list of all. Also in a call.
         **kwargs: Options of `PredictionOptions`, in the constructor or in a call, and arguments of `transformers.Pipeline`.
 
@@ -60,10 +64,9 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         own = {name: kwargs.pop(name) for name in ChoiceSettings.names() if name in kwargs}
         super().__init__(model=model, posterior=posterior, tokenizer=tokenizer, **kwargs)
         record = self.posterior.record
-        recorded = record.task_settings if record.task == self.swag_task else {}
-        if "scoring" in own and own["scoring"] != recorded.get("scoring"):
-            recorded = {}  # a prompt for letters is none for answers
-        settings = ChoiceSettings.from_record({**recorded, **own})
+        recorded = ChoiceSettings.from_record(record.task_settings if record.task == self.swag_task else {})
+        settings = recorded.changed(own)
+        self._leave_out_tuning(recorded, own)
         if self.tokenizer.pad_token_id is None:  # padding is taken off again, so any token will do
             self.tokenizer = copy.deepcopy(self.tokenizer)
             self.tokenizer.pad_token_id = self.tokenizer.eos_token_id or 0
@@ -71,6 +74,21 @@ class SwagMultipleChoicePipeline(ChoicePipeline):
         self._encoder = QuestionEncoder(self.tokenizer, settings, max_length=longest_input(self.tokenizer, self.model))
         self.settings = self._encoder.settings
         self.data_collator = default_data_collator
+
+    def _leave_out_tuning(self, recorded: ChoiceSettings, own: Mapping[str, Any]) -> None:
+        """Predict without what was tuned, if that was for questions that are put or scored in another way."""
+        changed = [name for name in own if name != "max_choices" and own[name] not in (None, getattr(recorded, name))]
+        if self.posterior.tuning is None or not changed:
+            return
+        warnings.warn(
+            f"The posterior was tuned with {changed[0]}={shortened(repr(getattr(recorded, changed[0])))}, and {changed[0]}="
+            f"{shortened(repr(own[changed[0]]))} gives scores that mean something else: its temperature, thresholds and prediction sets are left "
+            "out.",
+            UserWarning,
+            stacklevel=4,
+        )
+        self.posterior = self.posterior.with_scale(self.posterior.scale)  # which drops them
+        check_options(self.options, self.posterior)
 
     def message(self, question: Mapping[str, Any]) -> str:
         """Return a question with its choices as a user puts it, without a chat template: what a chat interface is asked."""

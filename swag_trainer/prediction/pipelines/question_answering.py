@@ -83,6 +83,10 @@ class SwagQuestionAnsweringPipeline(PosteriorPipeline, ChunkPipeline):
         if inputs is None:
             is_one = isinstance(question, str) and isinstance(context, str)
             questions, contexts = ([question], [context]) if is_one else (question, context)
+            if not hasattr(questions, "__len__") or not hasattr(contexts, "__len__"):
+                raise SwagError(
+                    f"Questions and contexts are texts or lists of them, got {type(question).__name__} and {type(context).__name__}."
+                )
             if isinstance(contexts, str):
                 contexts = [contexts] * len(questions)
             if isinstance(questions, str) or len(questions) != len(contexts):

@@ -223,7 +223,13 @@ class SwagTextGenerationPipeline(PosteriorPipeline, TextGenerationPipeline):
     ) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt, and those of its continuation: as both are tokenised together, where the prompt's stay what they are."""
         if isinstance(prompt, (list, tuple)):
-            prompt = Chat(prompt)
+            try:
+                prompt = Chat(prompt)
+            except (LookupError, TypeError, ValueError) as error:
+                raise SwagError(
+                    f"A list is a chat of messages with a role and a content, got {shortened(repr(prompt))}. For several prompts pass a list of "
+                    "as many continuations."
+                ) from error
         self._check_prompt(prompt)
         if not isinstance(continuation, str):
             raise SwagError(f"A continuation is a text, got {type(continuation).__name__}.")

@@ -81,7 +81,7 @@ class SwagZeroShotClassificationPipeline(PosteriorPipeline, ZeroShotClassificati
         if other is not None:
             raise SwagError(f"{self.swag_task} makes pairs of its own, so there is no argument {other!r} of the tokenizer.")
         template = arguments.get("hypothesis_template", _TEMPLATE)
-        if not isinstance(template, str) or template.format("x") == template:
+        if not isinstance(template, str) or not _has_place(template):
             raise SwagError(
                 f"hypothesis_template is a text with {{}} in the place of the label, got {shortened(repr(template))}."
             )
@@ -113,6 +113,11 @@ class SwagZeroShotClassificationPipeline(PosteriorPipeline, ZeroShotClassificati
         limit = longest_input(self.tokenizer, self.model)
         cut: dict[str, Any] = {} if limit is None else {"truncation": "only_first", "max_length": limit}
         with self._tokenizer_lock, encoding_errors():
+            alone = len(self.tokenizer("", hypothesis)["input_ids"])
+            if limit is not None and alone >= limit:
+                raise SwagError(
+                    f"The hypothesis {shortened(repr(hypothesis))} has {alone} tokens, and the model takes {limit} with a text: shorten it."
+                )
             return self.tokenizer([[text, hypothesis]], return_tensors="pt", **cut)
 
     def _forward(self, model_inputs: Mapping[str, Any], options: PredictionOptions, link: Any = None) -> dict[str, Any]:
@@ -160,6 +165,14 @@ class SwagZeroShotClassificationPipeline(PosteriorPipeline, ZeroShotClassificati
                 f"{self.swag_task} compares pairs under the same draws of the weights: it has method='monte_carlo' and no max_error."
             )
         return super()._sanitize_parameters(**arguments)
+
+
+def _has_place(template: str) -> bool:
+    """Return whether a format string has one place, without a name, for a label."""
+    try:
+        return template.format("x") != template
+    except (LookupError, ValueError):
+        return False
 
 
 def _are_labels(given: Any) -> bool:

@@ -166,7 +166,8 @@ def test_a_posterior_without_a_task_is_asked_by_letters(run):
 
 
 def test_tuning_makes_sets_of_choices_of_the_question(run, tmp_path):
-    # Red for: the number of labels in a language model's config taken for that of choices; a set with a choice that there is not.
+    # Red for: the number of labels in a language model's config taken for that of choices; a set with a choice that there is not; a
+    # temperature and sets of one scoring used for another.
     encoder = QuestionEncoder(run[2], ANSWERS)
     tuned = tune(run[1], run[0], [encoder(row) for row in questions(60)], levels=(0.8,), risks=(), progress=False)
     assert tuned.tuning.num_examples == 60 and tuned.features is None
@@ -177,6 +178,14 @@ def test_tuning_makes_sets_of_choices_of_the_question(run, tmp_path):
         found = choose(row)["prediction_set"]
         assert set(found) <= set("ABCDE"[: len(row["choices"])]) and found
     assert choose(questions(1)[0], abstain_below=0.99)["label"] is None
+    same = chooser((run[0], tuned, run[2]), scoring="answers", chat=None, max_choices=4, prediction_set=0.8)
+    assert same.options.resolved(same.posterior).temperature == tuned.tuning.temperature
+    for changes in ({"scoring": "letters"}, {"prompt": "{question}"}, {"inverse_temperature": 3.0}):
+        with pytest.warns(UserWarning, match="The posterior was tuned with .* are left out"):
+            other = chooser((run[0], tuned, run[2]), **changes)
+        assert other.options.resolved(other.posterior).temperature == 1
+        with pytest.raises(SwagError, match="this posterior was not tuned"):
+            other(questions(1)[0], prediction_set=0.8)
     assert load_posterior(tmp_path / "tuned").record.task_settings["scoring"] == "answers"
 
 
@@ -212,6 +221,7 @@ def test_what_cannot_be_done_is_refused_before_a_question_is_read(run, arguments
         ("a text", "takes questions"),
         ({"question": "a"}, "A question is"),
         ({"question": "a", "choices": ["b"]}, "1 choices"),
+        ({"question": "a", "choices": ["b", " "]}, "a choice without a token"),
         ({"question": "a", "choices": list("bcdefg")}, "6 choices; from 2 to max_choices=5"),
         ({"question": "a", "choices": ["b", ""]}, "without a token"),
         ({"question": "a", "choices": ["b", "c"], "answer": 2}, "answer 2"),
@@ -258,6 +268,24 @@ def test_prompts_go_through_the_chat_template_where_there_is_one():
     assert encoder(row)["labels"] == 1
     hub_row = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     assert Question.from_row(hub_row, max_choices=4).answer == 1
+    assert Question.from_row({"question": "q", "choices": ["a", "b"], "answerKey": "B", "label": 0}, max_choices=4).answer == 1
+    assert Question.from_row({**hub_row, "answerKey": ""}, max_choices=4).answer is None
+    for changes in ({"answerKey": "C"}, {"choices": {"text": ["a", "b"], "label": ["A", "B", "C"]}}, {"answerKey": 1}):
+        with pytest.raises(SwagError, match="has answerKey="):  # the right choice would be one that there is not
+            Question.from_row({**hub_row, **changes}, max_choices=4)
+
+
+def test_a_prompt_is_not_kept_where_it_does_not_fit_the_other_settings():
+    # Red for: letters asked for behind "Answer with the letter of the right choice.", without the template that this is for.
+    recorded = ChoiceSettings().resolved(choice_tokenizer(chat=True))
+    assert recorded.prompt == PROMPTS["letters", True]
+    assert recorded.changed({"chat": False}).resolved(choice_tokenizer()).prompt == PROMPTS["letters", False]
+    assert recorded.changed({"max_choices": 3}) == replace(recorded, max_choices=3)
+    own = replace(recorded, prompt="{question} {choices}")
+    assert own.changed({"chat": False}).prompt == own.prompt and own.changed({"scoring": "answers"}).prompt is None
+    for wrong in ({"prompt": 3}, {"inverse_temperature": "2"}, {"max_choices": 4.0}, {"chat": 1}, {"scoring": None}):
+        with pytest.raises(SwagError, match="no setting of multiple choice"):
+            recorded.changed(wrong)
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(run, caplog):

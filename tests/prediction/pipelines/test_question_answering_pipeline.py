@@ -189,5 +189,7 @@ def test_what_is_no_question_is_refused_by_name(run):
         answer(question="was")
     with pytest.raises(SwagError, match="in one of the two ways"):
         answer(examples(), question="was", context="good")
+    with pytest.raises(SwagError, match="texts or lists of them, got int and str"):
+        answer(question=5, context="good")
     with pytest.raises(SwagError, match="As many contexts as questions"):
         answer(question=["was"], context=["good", "film"])

@@ -214,6 +214,7 @@ def test_prompts_models_and_posteriors_of_another_kind_are_refused(run):
         (lambda: generate(CHAT), "tokenizer with a chat template"),
         (lambda: generate.score(CHAT, "a"), "tokenizer with a chat template"),
         (lambda: generate.score("the film", 3), "a prompt and a text, or a list of each, got int"),
+        (lambda: generate.score(["the film"], "was"), "A list is a chat of messages"),
         (lambda: generate.score(["the film"], [3]), "A continuation is a text, got int"),
         (lambda: generate([3]), "takes a text, or a chat"),
         (lambda: generate.score(["the film"], ["was", "a"]), "1 prompts and 2 continuations"),

@@ -118,6 +118,8 @@ def test_what_cannot_be_done_is_refused_before_a_text_is_read(run, classify, tex
         ({"candidate_labels": LABELS, "method": "linearized"}, "method='monte_carlo'"),
         ({"candidate_labels": LABELS, "max_error": 0.01}, "no max_error"),
         ({"candidate_labels": LABELS, "hypothesis_template": "no place"}, "in the place of the label"),
+        ({"candidate_labels": LABELS, "hypothesis_template": "is {label}"}, "in the place of the label"),
+        ({"candidate_labels": LABELS, "hypothesis_template": "is {} {"}, "in the place of the label"),
         ({"candidate_labels": [1, 2]}, "candidate_labels are texts"),
         ({"candidate_labels": ""}, "candidate_labels are texts"),
         ({"candidate_labels": LABELS, "padding": True}, "no argument 'padding' of the tokenizer"),
