@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +11,7 @@ from typing import Any
 from datasets import concatenate_datasets, load_dataset
 
 from swag_trainer import SwagError
-from swag_trainer.cli.text_files import SUFFIXES, is_unicode, read_records
+from swag_trainer.cli.text_files import SUFFIXES, read_records, unicode_problem
 from swag_trainer.tasks.questions import Question
 
 Row = dict[str, Any]
@@ -126,7 +125,7 @@ def _of_file(path: Path, max_choices: int, limit: int | None) -> list[Row]:
         )
     records = list(islice(read_records(path), limit))
     for record in records:
-        problem = record.problem or _problem_of(record.values, max_choices)
+        problem = record.problem or unicode_problem(record.values) or _problem_of(record.values, max_choices)
         if problem is not None:
             raise SwagError(f"The question in line {record.line} of {str(path)!r} cannot be used: {problem}")
     if not records:
@@ -136,8 +135,6 @@ def _of_file(path: Path, max_choices: int, limit: int | None) -> list[Row]:
 
 def _problem_of(row: Mapping[str, Any], max_choices: int) -> str | None:
     """Return why a row is no question with a right choice; None where it is one."""
-    if not is_unicode(json.dumps(row, ensure_ascii=False)):
-        return "it holds half of a surrogate pair, such as half an emoji, which no encoding has."
     try:
         question = Question.from_row(row, max_choices=max_choices)
     except SwagError as error:

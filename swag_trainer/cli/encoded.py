@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from swag_trainer.cli.class_numbers import ClassNumbers
 from swag_trainer.cli.options import TextOptions
 from swag_trainer.cli.split_names import split_named
 from swag_trainer.cli.text_data import OUT_OF_SCOPE
-from swag_trainer.cli.text_files import is_unicode
+from swag_trainer.cli.text_files import unicode_problem
 from swag_trainer.cli.text_sources import LABEL_COLUMNS, Row, name_of_source, refuse, rows_by_split
 from swag_trainer.errors import SwagError
 
@@ -135,10 +134,8 @@ class EncodedTask(ABC):
         if not rows:
             raise SwagError(f"{source!r} has no examples in the split {name!r}.")
         for row in rows:
-            if row.problem is not None:
-                refuse(row, row.problem)
-            if not is_unicode(json.dumps(row.values, ensure_ascii=False, default=str)):
-                refuse(row, "it holds half of a surrogate pair, such as half an emoji, which no encoding has.")
+            if (problem := row.problem or unicode_problem(row.values)) is not None:
+                refuse(row, problem)
         if not needs_labels:
             rows = [row for row in rows if _is_out_of_scope(row)] or rows
         own = self.options.dataset_name if source == self.options.dataset else None

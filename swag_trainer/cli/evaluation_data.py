@@ -83,7 +83,6 @@ def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, 
     validation, train = (
         None if split is None else read_text(options, split) for split in (options.validation_split, options.train_split)
     )
-    _check_splits(examples, validation, train)
     ood = None if options.ood is None else read_ood(options.ood, options.ood_split or options.split)
     if ood is not None and set(ood.ood) & set(examples.texts):
         raise SwagError(
@@ -92,7 +91,7 @@ def _text(options: Any, posterior: WeightPosterior | None, others: Mapping[str, 
     if validation is None and (tuned_on := _tuned_on(posterior, examples)) is not None:
         part = read_text(options, "validation" if "," in tuned_on else tuned_on)  # a part held out has a description for a name
         validation = part if part.split == tuned_on else None
-        _check_splits(examples, validation, None)
+    _check_splits(examples, validation, train)
     loaded = load_any_classifier(options, posterior, device=options.device)
     classifier = loaded.named(options.labels, [part for part in (examples, validation, train) if part is not None])
     model, tokenizer = classifier.model, classifier.tokenizer

@@ -24,7 +24,7 @@ from swag_trainer.errors import SwagError, shortened
 from swag_trainer.evaluation.identity import identity
 from swag_trainer.posterior.base import WeightPosterior
 from swag_trainer.prediction.decisions import PredictionOptions
-from swag_trainer.tasks import task_for
+from swag_trainer.tasks import recorded_task
 from swag_trainer.tasks.base import Task
 
 # Keys of a prediction: a column of the input that is called so gets the prefix "input_".
@@ -147,8 +147,8 @@ def run(options: Options, out: TextIO) -> None:
     with prepared_outputs(files=[options.output], overwrite=options.overwrite or is_begun):
         posterior, task = find_task(options)
         check_inputs(task.name, options)
-        configured = task_for(posterior.record) if posterior.record.task == task.name else task
-        examples = _Examples(source, lambda example: checked(example, configured, options.text_column))
+        task = recorded_task(task.name, posterior.record)
+        examples = _Examples(source, lambda example: checked(example, task, options.text_column))
         asked |= arguments_of(task.name, options)
         if options.output is None:
             classifier = _classifier(options, posterior, task, asked)

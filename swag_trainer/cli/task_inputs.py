@@ -14,12 +14,14 @@ from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.image_classification import ImageClassification
 from swag_trainer.tasks.multiple_choice import MultipleChoice
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
+from swag_trainer.tasks.question_answering import QuestionAnswering
 from swag_trainer.tasks.questions import ANSWER_KEY, ANSWER_NUMBERS, Question, question_text
 from swag_trainer.tasks.token_classification import TokenClassification
 from swag_trainer.tasks.zero_shot import ZeroShotClassification
 
+_CHOICES = {MultipleChoice.name, MultipleChoiceEncoder.name}
 # Tasks whose input is a whole row of a file: the question and what stands beside it, such as its choices or its context.
-_QUESTIONS = {MultipleChoice.name, MultipleChoiceEncoder.name, "swag-question-answering"}
+_QUESTIONS = {*_CHOICES, QuestionAnswering.name}
 # Options that pipelines of some tasks take under the same names.
 _PASSED_ON = ("candidate_labels", "hypothesis_template", "multi_label", "aggregation_strategy", "handle_impossible_answer")
 
@@ -82,7 +84,7 @@ def input_of(task: str, example: Example, text_column: str | None) -> Any:
 
 def checked(example: Example, task: Task, text_column: str | None) -> Example:
     """Return an example, with its problem where it is a multiple-choice question that cannot be answered: the others are."""
-    if example.problem is None and task.name in (MultipleChoice.name, MultipleChoiceEncoder.name):
+    if example.problem is None and task.name in _CHOICES:
         try:
             Question.from_row(input_of(task.name, example, text_column), max_choices=task.num_classes(None))
         except SwagError as error:

@@ -81,6 +81,13 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def unicode_problem(values: Mapping[str, Any]) -> str | None:
+    """Return why the columns of an example cannot be written as UTF-8; None where they can."""
+    if is_unicode(json.dumps(values, ensure_ascii=False, default=str)):
+        return None
+    return "it holds half of a surrogate pair, such as half an emoji, which no encoding has."
+
+
 def _of_json_lines(text: str) -> Iterator[Record]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():

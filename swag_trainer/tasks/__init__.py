@@ -52,6 +52,15 @@ def task_for(record: PosteriorRecord) -> Task:
     return task_named(record.task).configured(record.task_settings)
 
 
+def recorded_task(name: str, record: PosteriorRecord) -> Task:
+    """Return a task by its name, with the settings in a posterior's record where that is for the same task.
+
+    Raises:
+        SwagError: As `task_for`.
+    """
+    return task_for(record) if record.task == name else task_named(name)
+
+
 def mark(model: Any, name: str, settings: Mapping[str, Any]) -> None:
     """Note in a base model's config which task it is trained for, and how; `task_of` and `settings_of` read it.
 

@@ -26,7 +26,7 @@ from swag_trainer.prediction.predictive import Predictive, RegressionPredictive
 from swag_trainer.prediction.predictor import MonteCarloPredictor
 from swag_trainer.prediction.tokenizers import check_tokens, encoding_errors
 from swag_trainer.prediction.transformers_internals import LoadsNoTokenizer, refuse_remote_code
-from swag_trainer.tasks import task_for, task_named
+from swag_trainer.tasks import recorded_task
 from swag_trainer.tasks.base import Link, Task
 
 logger = logging.getLogger(__name__)
@@ -173,8 +173,7 @@ class PosteriorPipeline(LoadsNoTokenizer, Pipeline):
 
     def predicted_task(self) -> Task:
         """Return the task, with the settings in the posterior's record where that is for the same task."""
-        record = self.posterior.record
-        return task_for(record) if record.task == self.swag_task else task_named(self.swag_task)
+        return recorded_task(self.swag_task, self.posterior.record)
 
     def _predictor_for(self, options: PredictionOptions, link: Link | None) -> MonteCarloPredictor:
         """Return the predictor, made anew only where draws or method are others than those of the last call."""

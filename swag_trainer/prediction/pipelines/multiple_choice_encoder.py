@@ -12,7 +12,7 @@ from swag_trainer.prediction.decisions import PredictionOptions
 from swag_trainer.prediction.loading import AutoSwagModelForMultipleChoiceEncoder
 from swag_trainer.prediction.pipelines.choices import ChoicePipeline
 from swag_trainer.prediction.transformers_internals import register_pipeline
-from swag_trainer.tasks import task_for
+from swag_trainer.tasks import recorded_task
 from swag_trainer.tasks.base import Task
 from swag_trainer.tasks.choice_pairs import ChoicePairCollator
 from swag_trainer.tasks.multiple_choice_encoder import MultipleChoiceEncoder
@@ -60,8 +60,7 @@ class SwagMultipleChoiceEncoderPipeline(ChoicePipeline):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, posterior=posterior, tokenizer=tokenizer, **kwargs)
-        record = self.posterior.record
-        task = task_for(record) if record.task == self.swag_task else MultipleChoiceEncoder()
+        task = recorded_task(self.swag_task, self.posterior.record)
         assert isinstance(task, MultipleChoiceEncoder)
         self._task = (task if max_choices is None else MultipleChoiceEncoder(max_choices)).for_model(self.model)
         if self.tokenizer.pad_token_id is None:
