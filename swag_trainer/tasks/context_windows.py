@@ -57,7 +57,7 @@ class WindowEncoder:
         if stride >= max_length:
             raise SwagError(f"Windows of {max_length} tokens cannot share stride={stride} of them.")
         if tokenizer.truncation_side != "right":  # windows go from the context's beginning to its end
-            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer = copy.copy(tokenizer)  # shares the vocabulary: the pipeline makes an encoder for each question
             tokenizer.truncation_side = "right"
         self._tokenizer, self._length, self._stride = tokenizer, max_length, stride
         self._is_question_first = tokenizer.padding_side != "left"
